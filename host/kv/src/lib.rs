@@ -1,0 +1,17 @@
+//! KV blocks as names and pages: who shares a prefix, which page holds it, what may be evicted.
+//!
+//! Called by a worker's step loop (the pool) and by routing (the index).
+//! **Invariant:** never sees a pointer, a device or a policy; pages are numbers here.
+
+mod index;
+mod name;
+mod page;
+mod pool;
+
+pub use index::{PrefixIndex, WORKERS_MAX};
+pub use name::{BlockName, Fingerprint, NameChain};
+pub use pool::{BlockPool, KvError, KvEvent, PoolStats, Sealed};
+
+/// The memory slot that holds one block. The executor turns it into an address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PageIdx(pub u32);

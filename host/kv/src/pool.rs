@@ -1,0 +1,340 @@
+//! The pages of one worker: which are free, which hold which block, which may be evicted.
+//!
+//! ```text
+//!            allocate            seal                release (last)
+//!   Free ──────────────► Writing ────► Sealed, held ◄──────────────► Sealed, evictable ──► Free
+//!     ▲                     │                          pin_prefix                     evicted
+//!     └────── release ──────┘
+//! ```
+//!
+//! Called by a worker's step loop; one owner, no locks.
+//! **Invariant:** resident blocks are closed under "parent of": a block never leaves before its children,
+//! so the resident part of a prompt is always a prefix. A held page is never evicted.
+
+use std::collections::BTreeSet;
+
+use rustc_hash::FxHashMap;
+
+use crate::page::{Page, State};
+use crate::{BlockName, PageIdx};
+
+/// Why the pool could not do what was asked.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KvError {
+    /// Pages are in use; the caller waits, preempts or sheds.
+    #[error("{wanted} pages wanted, {available} available")]
+    OutOfPages {
+        /// Pages asked for.
+        wanted: u32,
+        /// Pages that were free or evictable.
+        available: u32,
+    },
+}
+
+/// What became of a block that was sealed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sealed {
+    /// The page holds the block under its name; others find it.
+    Named,
+    /// Another page has the name already; this one stays private and is freed on release.
+    Duplicate(PageIdx),
+    /// The parent is not resident, so nobody could find the block; the page stays private.
+    Orphan,
+}
+
+/// A change of what is resident, for the index. Events of one pool are applied in order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KvEvent {
+    /// A block became resident; its parent is resident.
+    Stored {
+        /// The block.
+        name: BlockName,
+        /// The block before it, if it is not a first block.
+        parent: Option<BlockName>,
+    },
+    /// A block was evicted; none of its children is resident.
+    Removed {
+        /// The block.
+        name: BlockName,
+    },
+}
+
+/// Counts of a pool. `free + evictable + pinned == pages`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PoolStats {
+    /// Pages that exist.
+    pub pages: u32,
+    /// Pages that hold nothing.
+    pub free: u32,
+    /// Pages that hold a block which may be evicted, now or after its children.
+    pub evictable: u32,
+    /// Pages in use: being written, or sealed and held by a sequence or a descendant.
+    pub pinned: u32,
+    /// Named blocks, evictable or not.
+    pub resident: u32,
+    /// Blocks evicted since the start.
+    pub evictions: u64,
+}
+
+/// The pages of one worker.
+///
+/// Cost: O(log pages) for each page touched, O(1) where nothing becomes evictable.
+#[derive(Debug)]
+pub struct BlockPool {
+    pages: Vec<Page>,
+    block_tokens: u32,
+    /// Free pages; the last is handed out next.
+    free: Vec<u32>,
+    resident: FxHashMap<BlockName, u32>,
+    /// Pages that may be evicted now, least recently used first.
+    leaves: BTreeSet<(u64, u32)>,
+    /// Sealed pages that nobody holds.
+    evictable: u32,
+    clock: u64,
+    evictions: u64,
+    events: Vec<KvEvent>,
+    events_max: usize,
+}
+
+/// Fewest events kept for [`BlockPool::drain_events`]; chosen: a step of any worker makes far fewer, so
+/// reaching it (or four for each page) means that nobody drains.
+const EVENTS_MAX_MIN: usize = 1 << 20;
+
+impl BlockPool {
+    /// A pool of free pages.
+    pub fn new(pages: u32, block_tokens: u32) -> Self {
+        assert!(block_tokens > 0, "a block holds at least one token");
+        Self {
+            pages: vec![Page::free(); pages as usize],
+            block_tokens,
+            free: (0..pages).rev().collect(),
+            resident: FxHashMap::default(),
+            leaves: BTreeSet::new(),
+            evictable: 0,
+            clock: 0,
+            evictions: 0,
+            events: Vec::new(),
+            events_max: EVENTS_MAX_MIN.max(pages as usize * 4),
+        }
+    }
+
+    /// Tokens a page holds.
+    pub fn block_tokens(&self) -> u32 {
+        self.block_tokens
+    }
+
+    /// How many leading blocks are resident.
+    ///
+    /// Cost: O(log names), since residents form prefixes.
+    pub fn resident_prefix(&self, names: &[BlockName]) -> usize {
+        names.partition_point(|name| self.resident.contains_key(name))
+    }
+
+    /// Pins the leading resident blocks, and gives their pages in order. Each is released once.
+    pub fn pin_prefix(&mut self, names: &[BlockName]) -> Vec<PageIdx> {
+        self.clock += 1;
+        let leading = names.iter().map_while(|name| self.resident.get(name).copied());
+        let pages: Vec<u32> = leading.collect();
+        for &page in &pages {
+            // Hold first: the eviction order finds a page by the time it was used.
+            self.hold(page);
+            self.page_mut(page).used = self.clock;
+        }
+        pages.into_iter().map(PageIdx).collect()
+    }
+
+    /// Takes `count` pages to write, each with one reference; evicts as needed.
+    ///
+    /// Errors: [`KvError::OutOfPages`]; nothing has been evicted then.
+    pub fn allocate(&mut self, count: u32) -> Result<Vec<PageIdx>, KvError> {
+        let available = self.available();
+        if count > available {
+            return Err(KvError::OutOfPages { wanted: count, available });
+        }
+        while self.free.len() < count as usize {
+            self.evict_one();
+        }
+        let taken = self.free.split_off(self.free.len() - count as usize);
+        for &page in &taken {
+            let page = self.page_mut(page);
+            assert!(page.state == State::Free, "a page of the free list is free");
+            assert!(!page.held(), "a free page is held by nobody");
+            *page = Page { state: State::Writing, refs: 1, ..Page::free() };
+        }
+        Ok(taken.into_iter().rev().map(PageIdx).collect())
+    }
+
+    /// Names a full block, so that others find it. Its parent is the block before it, `None` for a first one.
+    pub fn seal(&mut self, page: PageIdx, name: BlockName, parent: Option<BlockName>) -> Sealed {
+        let this = page.0;
+        assert!(self.page(this).state == State::Writing, "a page is sealed once, after it was written");
+        assert!(self.page(this).refs > 0, "a page is sealed by a sequence that has it");
+        assert!(parent != Some(name), "a block is not its own parent");
+        if let Some(&other) = self.resident.get(&name) {
+            return Sealed::Duplicate(PageIdx(other));
+        }
+        let parent_page = match parent {
+            None => None,
+            Some(parent) => match self.resident.get(&parent) {
+                Some(&found) => Some(found),
+                None => return Sealed::Orphan,
+            },
+        };
+        let clock = self.clock;
+        let entry = self.page_mut(this);
+        entry.state = State::Sealed(name);
+        entry.parent = parent_page;
+        entry.used = clock;
+        self.resident.insert(name, this);
+        if let Some(up) = parent_page {
+            self.leaves.remove(&(self.page(up).used, up));
+            self.page_mut(up).children += 1;
+            self.hold_for_child(up);
+        }
+        self.record(KvEvent::Stored { name, parent });
+        Sealed::Named
+    }
+
+    /// Drops one reference of each page. Named blocks become evictable with the last one, others are freed.
+    pub fn release(&mut self, pages: &[PageIdx]) {
+        self.clock += 1;
+        let clock = self.clock;
+        for &PageIdx(this) in pages {
+            let page = self.page_mut(this);
+            assert!(page.refs > 0, "a page is released once for each pin or allocation");
+            page.refs -= 1;
+            match page.state {
+                State::Free => unreachable!("a free page has no reference"),
+                State::Writing if page.refs == 0 => {
+                    *page = Page::free();
+                    self.free.push(this);
+                }
+                State::Writing => {}
+                State::Sealed(_) => {
+                    page.used = clock;
+                    if !page.held() {
+                        self.let_go(this);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Pages that [`BlockPool::allocate`] could give.
+    pub fn available(&self) -> u32 {
+        self.free.len() as u32 + self.evictable
+    }
+
+    /// Counts, at no cost.
+    pub fn stats(&self) -> PoolStats {
+        let pages = self.pages.len() as u32;
+        let free = self.free.len() as u32;
+        PoolStats {
+            pages,
+            free,
+            evictable: self.evictable,
+            pinned: pages - free - self.evictable,
+            resident: self.resident.len() as u32,
+            evictions: self.evictions,
+        }
+    }
+
+    /// What changed since the last call, in order. The step loop drains once a step.
+    pub fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> + '_ {
+        self.events.drain(..)
+    }
+
+    /// Adds a reference of a sequence.
+    fn hold(&mut self, this: u32) {
+        let was_held = self.page(this).held();
+        self.page_mut(this).refs += 1;
+        if !was_held {
+            self.take_up(this);
+        }
+    }
+
+    /// Adds the hold of a child that is held.
+    fn hold_for_child(&mut self, this: u32) {
+        let was_held = self.page(this).held();
+        self.page_mut(this).held_children += 1;
+        if !was_held {
+            self.take_up(this);
+        }
+    }
+
+    /// A sealed page got its first holder: it, and ancestors held by nobody else, stop being evictable.
+    fn take_up(&mut self, first: u32) {
+        let mut this = first;
+        loop {
+            let page = self.page(this);
+            let (used, parent) = (page.used, page.parent);
+            self.evictable -= 1;
+            self.leaves.remove(&(used, this));
+            let Some(up) = parent else { return };
+            let was_held = self.page(up).held();
+            self.page_mut(up).held_children += 1;
+            if was_held {
+                return;
+            }
+            this = up;
+        }
+    }
+
+    /// A sealed page lost its last holder: it, and ancestors held by nobody else, become evictable.
+    fn let_go(&mut self, first: u32) {
+        let mut this = first;
+        loop {
+            let page = self.page(this);
+            let (used, parent, leaf) = (page.used, page.parent, page.evictable_leaf());
+            self.evictable += 1;
+            if leaf {
+                self.leaves.insert((used, this));
+            }
+            let Some(up) = parent else { return };
+            let page = self.page_mut(up);
+            page.held_children -= 1;
+            if page.held() {
+                return;
+            }
+            this = up;
+        }
+    }
+
+    /// Frees the least recently used leaf; its parent may become one.
+    fn evict_one(&mut self) {
+        let (_, this) = self.leaves.pop_first().expect("evictable pages always end in a leaf");
+        let page = std::mem::replace(self.page_mut(this), Page::free());
+        assert!(page.evictable_leaf(), "a page in the eviction order is an evictable leaf");
+        let State::Sealed(name) = page.state else { unreachable!("an evictable page is sealed") };
+        let removed = self.resident.remove(&name);
+        assert!(removed == Some(this), "a sealed page is resident under its name");
+        self.evictable -= 1;
+        self.evictions += 1;
+        self.free.push(this);
+        if let Some(up) = page.parent {
+            let parent = self.page_mut(up);
+            parent.children -= 1;
+            let used = parent.used;
+            if parent.evictable_leaf() {
+                self.leaves.insert((used, up));
+            }
+        }
+        self.record(KvEvent::Removed { name });
+    }
+
+    fn record(&mut self, event: KvEvent) {
+        assert!(self.events.len() < self.events_max, "the step loop drains events");
+        self.events.push(event);
+    }
+
+    fn page(&self, page: u32) -> &Page {
+        &self.pages[page as usize]
+    }
+
+    fn page_mut(&mut self, page: u32) -> &mut Page {
+        &mut self.pages[page as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests;
