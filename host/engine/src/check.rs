@@ -1,0 +1,107 @@
+//! Whether a step plan or a transfer can be run as given. Called by every executor, first of all.
+
+use std::ops::Range;
+
+use crate::{Caps, EngineError, Fence, Row, StepPlan, Xfer};
+
+/// Checks everything that a pass relies on.
+///
+/// Errors: [`EngineError::Plan`], naming the row and the numbers.
+pub(crate) fn plan(caps: &Caps, plan: &StepPlan<'_>) -> Result<(), EngineError> {
+    let mut next = 0;
+    let mut drawn = vec![false; plan.samples.len()];
+    let mut written = Vec::new();
+    for (index, row) in plan.rows.iter().enumerate() {
+        let refuse = |reason: String| Err(EngineError::Plan(format!("row {index}: {reason}")));
+        if row.tokens.start != next || row.tokens.end <= next || row.tokens.end as usize > plan.tokens.len() {
+            return refuse(format!("tokens {:?} do not follow {next} of {}", row.tokens, plan.tokens.len()));
+        }
+        next = row.tokens.end;
+        if let Err(reason) = check_row(caps, plan, row) {
+            return refuse(reason);
+        }
+        written.extend(written_pages(caps, plan, row).map(|page| (page, index)));
+        match row.sample.map(|sample| drawn.get_mut(sample as usize)) {
+            None => {}
+            Some(Some(drawn)) if !*drawn => *drawn = true,
+            Some(_) => return refuse(format!("sample {:?} is missing or taken", row.sample)),
+        }
+    }
+    if next as usize != plan.tokens.len() {
+        return Err(EngineError::Plan(format!("tokens {next}.. of {} have no row", plan.tokens.len())));
+    }
+    if let Some(sample) = drawn.iter().position(|drawn| !drawn) {
+        return Err(EngineError::Plan(format!("sample {sample} has no row")));
+    }
+    // Two rows writing one slot would race.
+    written.sort_unstable();
+    match written.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        Some(pair) => Err(EngineError::Plan(format!(
+            "page {} is written by row {} and row {}",
+            pair[0].0, pair[0].1, pair[1].1
+        ))),
+        None => check_samples(caps, plan),
+    }
+}
+
+/// Checks that moves stay within the pages, and that their fence was given out before `last`.
+///
+/// Errors: [`EngineError::Plan`]; nothing has been moved then.
+pub(crate) fn moves(caps: &Caps, moves: &[Xfer], (after, last): (Fence, Fence)) -> Result<(), EngineError> {
+    if after > last {
+        return Err(EngineError::Plan(format!("fence {} was never given out", after.0)));
+    }
+    let pages = moves.iter().flat_map(|Xfer::Copy { from, to }| [from, to]);
+    match pages.into_iter().find(|page| page.0 >= caps.kv.pages) {
+        Some(page) => Err(EngineError::Plan(format!("page {} of {}", page.0, caps.kv.pages))),
+        None => Ok(()),
+    }
+}
+
+fn check_row(caps: &Caps, plan: &StepPlan<'_>, row: &Row) -> Result<(), String> {
+    let end = u64::from(row.position) + u64::from(row.tokens.end - row.tokens.start);
+    if end > u64::from(caps.context_max) {
+        return Err(format!("ends at position {end} of {}", caps.context_max));
+    }
+    let tokens = &plan.tokens[to_usize(&row.tokens)];
+    if let Some(token) = tokens.iter().find(|token| **token >= caps.vocab) {
+        return Err(format!("token {token} of {}", caps.vocab));
+    }
+    let Some(pages) = plan.pages.get(to_usize(&row.pages)) else {
+        return Err(format!("pages {:?} of {}", row.pages, plan.pages.len()));
+    };
+    let needed = end.div_ceil(u64::from(caps.kv.block_tokens));
+    if (pages.len() as u64) < needed {
+        return Err(format!("{} pages where {needed} hold {end} tokens", pages.len()));
+    }
+    match pages[..needed as usize].iter().find(|page| page.0 >= caps.kv.pages) {
+        Some(page) => Err(format!("page {} of {}", page.0, caps.kv.pages)),
+        None => Ok(()),
+    }
+}
+
+fn written_pages(caps: &Caps, plan: &StepPlan<'_>, row: &Row) -> impl Iterator<Item = u32> {
+    let last = row.position + (row.tokens.end - row.tokens.start) - 1;
+    let blocks = row.position / caps.kv.block_tokens..last / caps.kv.block_tokens + 1;
+    plan.pages[to_usize(&row.pages)][to_usize(&blocks)].iter().map(|page| page.0)
+}
+
+fn check_samples(caps: &Caps, plan: &StepPlan<'_>) -> Result<(), EngineError> {
+    for (index, spec) in plan.samples.iter().enumerate() {
+        if let Some((token, _)) = spec.params.logit_bias.iter().find(|(token, _)| *token >= caps.vocab) {
+            return Err(EngineError::Plan(format!(
+                "sample {index}: bias on token {token} of {}",
+                caps.vocab
+            )));
+        }
+        if spec.prompt_len as usize > spec.history.len() {
+            let (prompt, history) = (spec.prompt_len, spec.history.len());
+            return Err(EngineError::Plan(format!("sample {index}: prompt of {prompt} in {history} tokens")));
+        }
+    }
+    Ok(())
+}
+
+fn to_usize(range: &Range<u32>) -> Range<usize> {
+    range.start as usize..range.end as usize
+}

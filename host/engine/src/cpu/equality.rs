@@ -1,0 +1,181 @@
+//! A row's logits are the same bits, however the step loop cuts and mixes its work.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::testing::{TestRow, run};
+use crate::{CpuConfig, CpuExec, EngineError, Executor, Fence, Isa, Model, ModelConfig, Sampled, Xfer};
+
+/// Large enough that products and attention run on several threads; widths that fill no panel.
+fn model() -> Arc<Model> {
+    let shape = ModelConfig {
+        architecture: "Qwen3ForCausalLM".to_owned(),
+        hidden: 144,
+        layers: 2,
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 48,
+        ffn: 350,
+        vocab: 1000,
+        ..ModelConfig::llama_135m()
+    };
+    Arc::new(Model::random(shape, 5).unwrap())
+}
+
+fn exec(model: &Arc<Model>, isa: Isa, threads: usize, block_tokens: u32) -> Option<CpuExec> {
+    let config = CpuConfig { threads, pages: 100, block_tokens, context_max: 0, isa };
+    match CpuExec::new(Arc::clone(model), config) {
+        Ok(exec) => Some(exec),
+        Err(EngineError::Config(_)) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn tokens(seed: u32, count: u32) -> Vec<u32> {
+    (0..count).map(|i| (i * i * 7 + i * 13 + seed * 101) % 1000).collect()
+}
+
+fn pages(from: u32) -> Vec<u32> {
+    (from..from + 25).collect()
+}
+
+/// All of one sequence in one step, alone.
+fn plain(exec: &mut CpuExec, tokens: &[u32]) -> Sampled {
+    run(exec, &[TestRow { tokens, position: 0, pages: pages(0) }]).unwrap().remove(0)
+}
+
+#[test]
+fn chunks_of_any_size_give_the_bits_of_one_pass() {
+    let model = model();
+    let tokens = tokens(1, 300);
+    for isa in [Isa::Avx512Bf16, Isa::Avx2, Isa::Portable] {
+        let Some(mut exec) = exec(&model, isa, 2, 16) else { continue };
+        let whole = plain(&mut exec, &tokens);
+        for chunk in [1, 7, 16, 100, 129] {
+            let mut last = None;
+            for (index, part) in tokens.chunks(chunk).enumerate() {
+                let row = TestRow { tokens: part, position: (index * chunk) as u32, pages: pages(30) };
+                last = run(&mut exec, &[row]).unwrap().pop();
+            }
+            assert_eq!(last.as_ref(), Some(&whole), "{isa:?}, chunks of {chunk}");
+        }
+    }
+}
+
+#[test]
+fn threads_and_page_sizes_change_no_bit() {
+    let model = model();
+    let tokens = tokens(2, 200);
+    for isa in [Isa::Avx512Bf16, Isa::Avx2, Isa::Portable] {
+        let Some(mut one) = exec(&model, isa, 1, 16) else { continue };
+        let whole = plain(&mut one, &tokens);
+        for (threads, block_tokens) in [(2, 16), (3, 32), (1, 9), (4, 128)] {
+            let mut exec = exec(&model, isa, threads, block_tokens).unwrap();
+            assert_eq!(plain(&mut exec, &tokens), whole, "{isa:?}, {threads} threads, {block_tokens} a page");
+        }
+    }
+}
+
+#[test]
+fn a_prefix_hit_gives_the_bits_of_the_plain_run() {
+    let model = model();
+    let mut exec = exec(&model, Isa::Auto, 2, 16).unwrap();
+    let (first, mut second) = (tokens(3, 100), tokens(3, 64));
+    second.extend(tokens(4, 70));
+    let whole = plain(&mut exec, &second);
+    run(&mut exec, &[TestRow { tokens: &first, position: 0, pages: pages(30) }]).unwrap();
+    // Four blocks of the first sequence, one of them moved, then the second's own.
+    exec.transfer(&[Xfer::Copy { from: kv::PageIdx(31), to: kv::PageIdx(90) }], Fence(0)).unwrap();
+    let shared: Vec<u32> = [30, 90, 32, 33].into_iter().chain(60..70).collect();
+    let hit = run(&mut exec, &[TestRow { tokens: &second[64..], position: 64, pages: shared }]).unwrap();
+    assert_eq!(hit[0], whole);
+}
+
+#[test]
+fn stale_bytes_in_a_page_change_nothing() {
+    let model = model();
+    let mut exec = exec(&model, Isa::Auto, 1, 16).unwrap();
+    let short = tokens(6, 37);
+    let fresh = plain(&mut exec, &short);
+    plain(&mut exec, &tokens(7, 300));
+    assert_eq!(plain(&mut exec, &short), fresh);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever shares the step, a row gives the bits that it gives alone.
+    #[test]
+    fn a_batch_gives_every_row_its_own_bits(
+        lengths in proptest::collection::vec((0u32..60, 1u32..40), 1..9), threads in 1usize..4
+    ) {
+        let model = model();
+        let mut exec = exec(&model, Isa::Auto, threads, 16).unwrap();
+        let sequences: Vec<Vec<u32>> = (0..).zip(&lengths).map(|(i, (past, new))| tokens(i, past + new)).collect();
+        let alone: Vec<Sampled> = sequences.iter().map(|tokens| plain(&mut exec, tokens)).collect();
+        let place = |index: usize| (index as u32 * 8..index as u32 * 8 + 8).collect::<Vec<u32>>();
+        for (index, (tokens, (past, _))) in sequences.iter().zip(&lengths).enumerate() {
+            if *past > 0 {
+                let row = TestRow { tokens: &tokens[..*past as usize], position: 0, pages: place(index) };
+                run(&mut exec, &[row]).unwrap();
+            }
+        }
+        let rows: Vec<TestRow<'_>> = sequences.iter().zip(&lengths).enumerate().map(|(index, (tokens, (past, _)))| {
+            TestRow { tokens: &tokens[*past as usize..], position: *past, pages: place(index) }
+        }).collect();
+        prop_assert_eq!(run(&mut exec, &rows).unwrap(), alone);
+    }
+}
+
+/// A step that cannot be run is refused before anything is computed, with the numbers.
+fn check_refused(row: TestRow<'_>, reason: &str) {
+    let mut exec = exec(&model(), Isa::Auto, 1, 16).unwrap();
+    let error = run(&mut exec, &[row]).unwrap_err();
+    assert_eq!(error.to_string(), format!("step plan refused: {reason}"));
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_is_refused() {
+    check_refused(TestRow { tokens: &[3, 1000], position: 0, pages: pages(0) }, "row 0: token 1000 of 1000");
+}
+
+#[test]
+fn a_page_table_that_is_too_short_is_refused() {
+    let row = TestRow { tokens: &[1, 2], position: 15, pages: vec![4] };
+    check_refused(row, "row 0: 1 pages where 2 hold 17 tokens");
+}
+
+#[test]
+fn a_page_that_does_not_exist_is_refused() {
+    check_refused(TestRow { tokens: &[1], position: 0, pages: vec![100] }, "row 0: page 100 of 100");
+}
+
+#[test]
+fn a_position_past_the_context_is_refused() {
+    let row = TestRow { tokens: &[1, 2], position: 8191, pages: pages(0) };
+    check_refused(row, "row 0: ends at position 8193 of 8192");
+}
+
+#[test]
+fn a_row_without_tokens_is_refused() {
+    check_refused(
+        TestRow { tokens: &[], position: 0, pages: pages(0) },
+        "row 0: tokens 0..0 do not follow 0 of 0",
+    );
+}
+
+#[test]
+fn two_rows_writing_one_page_are_refused() {
+    let mut exec = exec(&model(), Isa::Auto, 1, 16).unwrap();
+    let row = |position| TestRow { tokens: &[1], position, pages: vec![7] };
+    let error = run(&mut exec, &[row(0), row(1)]).unwrap_err();
+    assert_eq!(error.to_string(), "step plan refused: page 7 is written by row 0 and row 1");
+}
+
+#[test]
+fn a_ticket_is_given_out_once() {
+    let mut exec = exec(&model(), Isa::Auto, 1, 16).unwrap();
+    run(&mut exec, &[]).unwrap();
+    assert!(exec.poll(crate::Ticket(1), true).is_err());
+}

@@ -1,0 +1,39 @@
+//! Model execution: one [`Executor`] owns one device, its weights and its KV pages.
+//!
+//! Called by a worker's step loop, from one OS thread. `CpuExec` computes, `SimExec` only costs.
+//! **Invariant:** never calls a policy and never decides who runs; it computes the plan it is given.
+
+mod error;
+mod plan;
+mod sampling;
+
+mod config;
+mod family;
+mod files;
+mod model;
+mod rope;
+
+mod check;
+mod cpu;
+mod sample;
+mod sim;
+
+mod clock;
+mod exp;
+mod memory;
+mod pack;
+
+#[cfg(test)]
+mod loading;
+
+pub use config::ModelConfig;
+pub use cpu::{CpuConfig, CpuExec, Isa, peak_bf16_flops};
+pub use error::EngineError;
+pub use files::ModelFiles;
+pub use model::Model;
+pub use plan::{
+    Caps, Executor, Fence, KvShape, Row, SampleSpec, Sampled, StepOut, StepPlan, Ticket, TokenLogprob, Xfer,
+};
+pub use rope::{Rope, RopeScaling};
+pub use sampling::SamplingParams;
+pub use sim::{Pace, SimConfig, SimExec};

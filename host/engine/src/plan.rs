@@ -1,0 +1,142 @@
+//! The contract between a step loop and an executor.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use kv::{Fingerprint, PageIdx};
+
+use crate::{EngineError, SamplingParams};
+
+/// One device with its weights and KV pages; it runs the steps that it is given, in order.
+///
+/// One OS thread owns an executor. A ticket is polled until it gives its [`StepOut`]; a fence orders
+/// block moves with steps without ever blocking compute.
+pub trait Executor: Send {
+    /// What this executor can do; constant over its life.
+    fn caps(&self) -> &Caps;
+
+    /// Starts one forward pass over a batch.
+    ///
+    /// Errors: [`EngineError::Plan`] when a row leaves its page table, the context or the vocabulary;
+    /// nothing has been computed then.
+    fn submit(&mut self, plan: &StepPlan<'_>) -> Result<Ticket, EngineError>;
+
+    /// The result of a submitted step; `None` when it still runs and `block` is false.
+    fn poll(&mut self, ticket: Ticket, block: bool) -> Result<Option<StepOut>, EngineError>;
+
+    /// Moves blocks, after `after` has passed; the returned fence passes when all of them have.
+    fn transfer(&mut self, moves: &[Xfer], after: Fence) -> Result<Fence, EngineError>;
+}
+
+/// What an executor can do.
+#[derive(Clone, Debug)]
+pub struct Caps {
+    /// Name for logs and metrics, such as `cpu-avx512bf16`.
+    pub name: String,
+    /// Layout of its KV pages.
+    pub kv: KvShape,
+    /// Most tokens of one sequence, prompt and output together.
+    pub context_max: u32,
+    /// Number of token ids.
+    pub vocab: u32,
+    /// What its KV bytes depend on besides tokens.
+    pub fingerprint: Fingerprint,
+}
+
+/// Layout of KV pages: `[page][layer][K|V][kv_head][slot][head_dim]`, contiguous, in bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Pages that exist.
+    pub pages: u32,
+    /// Tokens a page holds (`slot` runs over them).
+    pub block_tokens: u32,
+    /// Bytes of one page, over all layers.
+    pub page_bytes: u64,
+}
+
+/// One forward pass: rows of new tokens, each over the KV of its own sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct StepPlan<'a> {
+    /// The sequences of this step, prefill chunks and decode steps mixed.
+    pub rows: &'a [Row],
+    /// New tokens of all rows, one after the other.
+    pub tokens: &'a [u32],
+    /// Page tables of all rows, one after the other.
+    pub pages: &'a [PageIdx],
+    /// How to draw the next token, for the rows that want one.
+    pub samples: &'a [SampleSpec<'a>],
+}
+
+/// One sequence's part of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its new tokens, a range of [`StepPlan::tokens`]. KV of every one is written.
+    pub tokens: Range<u32>,
+    /// Position of the first new token; KV of all earlier positions is in the pages.
+    pub position: u32,
+    /// Its page table, a range of [`StepPlan::pages`]: entry `i` holds positions
+    /// `i * block_tokens ..`. It covers at least the last new token.
+    pub pages: Range<u32>,
+    /// Which of [`StepPlan::samples`] draws from the last token's logits, if any.
+    pub sample: Option<u32>,
+}
+
+/// How one row's next token is drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleSpec<'a> {
+    /// Temperature, cuts, penalties, seed, logprobs.
+    pub params: &'a SamplingParams,
+    /// All tokens of the sequence so far, prompt then output, the last new token included.
+    pub history: &'a [u32],
+    /// How many of `history` are prompt.
+    pub prompt_len: u32,
+}
+
+/// Names a submitted step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(pub u64);
+
+/// A point in an executor's order of work; `Fence(0)` has always passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fence(pub u64);
+
+/// A move of one block's bytes.
+#[derive(Clone, Copy, Debug)]
+pub enum Xfer {
+    /// Within the executor's memory.
+    Copy {
+        /// Page read.
+        from: PageIdx,
+        /// Page written.
+        to: PageIdx,
+    },
+}
+
+/// What a step computed.
+#[derive(Clone, Debug, Default)]
+pub struct StepOut {
+    /// One entry for each of [`StepPlan::samples`], in order.
+    pub sampled: Vec<Sampled>,
+    /// Time the step took: measured, or virtual in a simulation.
+    pub took: Duration,
+}
+
+/// A drawn token.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub token: u32,
+    /// Its natural log-probability under the unscaled model distribution; 0 unless asked for.
+    pub logprob: f32,
+    /// The most likely alternatives, best first; empty unless asked for.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// A token with its natural log-probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability.
+    pub logprob: f32,
+}

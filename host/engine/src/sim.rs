@@ -1,0 +1,318 @@
+//! The simulated executor: costs time, computes nothing, and still depends on its KV.
+//!
+//! In place of keys and values, a page holds one hash for each slot: the hash of all tokens up to it.
+//! A step reads the hash before its first token and chains its own on, so the drawn token depends on
+//! exactly what a model's would. A step loop that mixes up pages draws other tokens, and one that
+//! reads a slot that was never written is refused.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Duration;
+
+use kv::{Fingerprint, PageIdx};
+
+use crate::clock::Stopwatch;
+use crate::model::mix;
+use crate::{
+    Caps, EngineError, Executor, Fence, KvShape, Row, SampleSpec, Sampled, StepOut, StepPlan, Ticket,
+    TokenLogprob, Xfer, check,
+};
+
+/// What a simulated device has, and what its time costs.
+#[derive(Clone, Debug)]
+pub struct SimConfig {
+    /// KV pages.
+    pub pages: u32,
+    /// Tokens a page holds.
+    pub block_tokens: u32,
+    /// Most tokens of one sequence.
+    pub context_max: u32,
+    /// Number of token ids.
+    pub vocab: u32,
+    /// Ids that it draws; leave out special tokens, and the end token with them.
+    pub tokens: Range<u32>,
+    /// Bytes that one token of KV would take; only reported, in [`KvShape::page_bytes`].
+    pub kv_bytes_per_token: u64,
+    /// Cost of any step.
+    pub step_us: f64,
+    /// Cost of each token of a row that has several.
+    pub prefill_us_per_token: f64,
+    /// Cost of each row that has one token.
+    pub decode_us_per_row: f64,
+    /// Whether the cost is waited for.
+    pub pace: Pace,
+}
+
+impl Default for SimConfig {
+    fn default() -> Self {
+        Self {
+            pages: 4096,
+            block_tokens: 16,
+            context_max: 32_768,
+            vocab: 32_000,
+            tokens: 1000..31_000,
+            kv_bytes_per_token: 131_072,
+            step_us: 0.0,
+            prefill_us_per_token: 0.0,
+            decode_us_per_row: 0.0,
+            pace: Pace::Virtual,
+        }
+    }
+}
+
+/// Whether simulated time passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// A step is done at once; its cost stands in [`StepOut::took`].
+    Virtual,
+    /// A step is done after its cost has passed.
+    Real,
+}
+
+/// A simulated device.
+pub struct SimExec {
+    config: SimConfig,
+    caps: Caps,
+    /// Hash of the tokens up to each slot, [pages, block_tokens]; 0 where nothing was written.
+    slots: Vec<u64>,
+    clock: Stopwatch,
+    /// When the device has done all that was submitted, since `clock` started.
+    busy_until: Duration,
+    steps: u64,
+    fences: u64,
+    done: VecDeque<Step>,
+}
+
+struct Step {
+    ticket: Ticket,
+    due: Duration,
+    out: StepOut,
+}
+
+impl SimExec {
+    /// A device with empty pages.
+    ///
+    /// Cost: 8 bytes a slot, taken when first used; a step takes less than 1 us a row and 5 ns a token.
+    /// Errors: [`EngineError::Config`] for no pages, or when `tokens` is empty or leaves the vocabulary.
+    pub fn new(config: SimConfig) -> Result<Self, EngineError> {
+        let SimConfig { pages, block_tokens, vocab, ref tokens, .. } = config;
+        if pages == 0 || block_tokens == 0 {
+            return Err(EngineError::Config(format!("{pages} pages of {block_tokens} tokens hold nothing")));
+        }
+        if tokens.is_empty() || tokens.end > vocab {
+            return Err(EngineError::Config(format!("tokens {tokens:?} are none of {vocab}")));
+        }
+        let page_bytes = config.kv_bytes_per_token * u64::from(block_tokens);
+        Ok(Self {
+            caps: Caps {
+                name: "sim".to_owned(),
+                kv: KvShape { pages, block_tokens, page_bytes },
+                context_max: config.context_max,
+                vocab,
+                fingerprint: Fingerprint(mix(u64::from(vocab))),
+            },
+            slots: vec![0; pages as usize * block_tokens as usize],
+            clock: Stopwatch::start(),
+            busy_until: Duration::ZERO,
+            steps: 0,
+            fences: 0,
+            done: VecDeque::new(),
+            config,
+        })
+    }
+
+    fn cost(&self, plan: &StepPlan<'_>) -> Duration {
+        let mut cost_us = self.config.step_us;
+        for row in plan.rows {
+            cost_us += match row.tokens.len() {
+                1 => self.config.decode_us_per_row,
+                tokens => self.config.prefill_us_per_token * tokens as f64,
+            };
+        }
+        Duration::from_nanos((cost_us * 1000.0) as u64)
+    }
+
+    fn slot(&self, plan: &StepPlan<'_>, row: &Row, position: u32) -> usize {
+        let block_tokens = self.config.block_tokens;
+        let page = plan.pages[(row.pages.start + position / block_tokens) as usize];
+        page.0 as usize * block_tokens as usize + (position % block_tokens) as usize
+    }
+
+    /// The hash of a row's tokens before this step.
+    fn history(&self, plan: &StepPlan<'_>, row: &Row) -> Result<u64, EngineError> {
+        let Some(last) = row.position.checked_sub(1) else { return Ok(START) };
+        match self.slots[self.slot(plan, row, last)] {
+            0 => Err(EngineError::Plan(format!(
+                "KV of position {last} was never written, in page {}",
+                plan.pages[(row.pages.start + last / self.config.block_tokens) as usize].0
+            ))),
+            hash => Ok(hash),
+        }
+    }
+
+    fn draw(&self, hash: u64, spec: &SampleSpec<'_>) -> Sampled {
+        let seed = if spec.params.temperature > 0.0 { spec.params.seed } else { 0 };
+        let Range { start, end } = self.config.tokens;
+        let token = start + (mix(hash ^ mix(seed)) % u64::from(end - start)) as u32;
+        let reported = spec.params.logprobs.is_some_and(|count| count > 0);
+        let top = if reported { vec![TokenLogprob { token, logprob: 0.0 }] } else { Vec::new() };
+        Sampled { token, logprob: 0.0, top }
+    }
+}
+
+/// The hash of no tokens.
+const START: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Executor for SimExec {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn submit(&mut self, plan: &StepPlan<'_>) -> Result<Ticket, EngineError> {
+        check::plan(&self.caps, plan)?;
+        let histories: Vec<u64> =
+            plan.rows.iter().map(|row| self.history(plan, row)).collect::<Result<_, _>>()?;
+        let mut sampled = vec![Sampled::default(); plan.samples.len()];
+        for (row, mut hash) in plan.rows.iter().zip(histories) {
+            let tokens = &plan.tokens[row.tokens.start as usize..row.tokens.end as usize];
+            for (position, token) in (row.position..).zip(tokens) {
+                hash = mix(hash.wrapping_add(START) ^ u64::from(*token)).max(1);
+                let slot = self.slot(plan, row, position);
+                self.slots[slot] = hash;
+            }
+            if let Some(sample) = row.sample {
+                sampled[sample as usize] = self.draw(hash, &plan.samples[sample as usize]);
+            }
+        }
+        let took = self.cost(plan);
+        if self.config.pace == Pace::Real {
+            self.busy_until = self.busy_until.max(self.clock.elapsed()) + took;
+        }
+        self.steps += 1;
+        let ticket = Ticket(self.steps);
+        self.done.push_back(Step { ticket, due: self.busy_until, out: StepOut { sampled, took } });
+        Ok(ticket)
+    }
+
+    fn poll(&mut self, ticket: Ticket, block: bool) -> Result<Option<StepOut>, EngineError> {
+        let Some(at) = self.done.iter().position(|step| step.ticket == ticket) else {
+            return Err(EngineError::Plan(format!("ticket {} is not outstanding", ticket.0)));
+        };
+        if self.config.pace == Pace::Real {
+            let left = self.done[at].due.saturating_sub(self.clock.elapsed());
+            if !left.is_zero() && !block {
+                return Ok(None);
+            }
+            std::thread::sleep(left);
+        }
+        Ok(self.done.remove(at).map(|step| step.out))
+    }
+
+    fn transfer(&mut self, moves: &[Xfer], after: Fence) -> Result<Fence, EngineError> {
+        check::moves(&self.caps, moves, (after, Fence(self.fences)))?;
+        let page = self.config.block_tokens as usize;
+        let start = |index: &PageIdx| index.0 as usize * page;
+        for Xfer::Copy { from, to } in moves {
+            self.slots.copy_within(start(from)..start(from) + page, start(to));
+        }
+        self.fences += 1;
+        Ok(Fence(self.fences))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SamplingParams;
+
+    fn sim(pace: Pace) -> SimExec {
+        let costs = SimConfig {
+            step_us: 100.0,
+            prefill_us_per_token: 10.0,
+            decode_us_per_row: 3.0,
+            ..SimConfig::default()
+        };
+        SimExec::new(SimConfig { pages: 8, pace, ..costs }).unwrap()
+    }
+
+    /// Runs `tokens` at `position` over `pages`, and gives the drawn token.
+    fn step(
+        exec: &mut SimExec,
+        tokens: &[u32],
+        position: u32,
+        pages: &[u32],
+    ) -> Result<StepOut, EngineError> {
+        let pages: Vec<PageIdx> = pages.iter().copied().map(PageIdx).collect();
+        let params = SamplingParams::default();
+        let row =
+            Row { tokens: 0..tokens.len() as u32, position, pages: 0..pages.len() as u32, sample: Some(0) };
+        let plan = StepPlan {
+            rows: &[row],
+            tokens,
+            pages: &pages,
+            samples: &[SampleSpec { params: &params, history: tokens, prompt_len: 0 }],
+        };
+        let ticket = exec.submit(&plan)?;
+        Ok(exec.poll(ticket, true)?.unwrap())
+    }
+
+    fn tokens(count: u32) -> Vec<u32> {
+        (0..count).map(|i| i * 31 % 997).collect()
+    }
+
+    #[test]
+    fn chunks_and_prefix_hits_draw_what_one_pass_draws() {
+        let mut exec = sim(Pace::Virtual);
+        let tokens = tokens(40);
+        let whole = step(&mut exec, &tokens, 0, &[0, 1, 2]).unwrap().sampled;
+        step(&mut exec, &tokens[..17], 0, &[3, 4, 5]).unwrap();
+        assert_eq!(step(&mut exec, &tokens[17..], 17, &[3, 4, 5]).unwrap().sampled, whole);
+        assert_eq!(step(&mut exec, &tokens[32..], 32, &[0, 4, 6]).unwrap().sampled, whole);
+    }
+
+    #[test]
+    fn another_page_draws_another_token() {
+        let mut exec = sim(Pace::Virtual);
+        let tokens = tokens(40);
+        let whole = step(&mut exec, &tokens, 0, &[0, 1, 2]).unwrap().sampled;
+        step(&mut exec, &tokens[1..33], 0, &[3, 4, 5]).unwrap();
+        assert_ne!(step(&mut exec, &tokens[32..], 32, &[0, 4, 6]).unwrap().sampled, whole);
+    }
+
+    #[test]
+    fn reading_a_slot_never_written_is_refused() {
+        let mut exec = sim(Pace::Virtual);
+        step(&mut exec, &tokens(16), 0, &[0]).unwrap();
+        let error = step(&mut exec, &[1], 17, &[0, 1]).unwrap_err();
+        assert_eq!(error.to_string(), "step plan refused: KV of position 16 was never written, in page 1");
+    }
+
+    #[test]
+    fn a_copied_page_serves_like_its_source() {
+        let mut exec = sim(Pace::Virtual);
+        let first = step(&mut exec, &tokens(16), 0, &[0]).unwrap().sampled;
+        exec.transfer(&[Xfer::Copy { from: PageIdx(0), to: PageIdx(7) }], Fence(0)).unwrap();
+        assert_eq!(step(&mut exec, &tokens(16)[15..], 15, &[7]).unwrap().sampled, first);
+    }
+
+    #[test]
+    fn costs_add_up_and_pass_at_the_real_pace_only() {
+        let took = step(&mut sim(Pace::Virtual), &tokens(20), 0, &[0, 1]).unwrap().took;
+        assert_eq!(took, Duration::from_micros(300));
+        let mut exec = sim(Pace::Real);
+        let start = exec.clock.elapsed();
+        step(&mut exec, &tokens(20), 0, &[0, 1]).unwrap();
+        assert_eq!(step(&mut exec, &[1], 20, &[0, 1]).unwrap().took, Duration::from_micros(103));
+        assert!(exec.clock.elapsed() - start >= Duration::from_micros(403));
+    }
+
+    #[test]
+    fn only_tokens_of_the_given_range_are_drawn() {
+        let mut exec = SimExec::new(SimConfig { tokens: 5..9, vocab: 10, ..SimConfig::default() }).unwrap();
+        for token in 0..10 {
+            let drawn = step(&mut exec, &[token], 0, &[0]).unwrap().sampled[0].token;
+            assert!((5..9).contains(&drawn));
+        }
+        assert!(SimExec::new(SimConfig { tokens: 5..5, ..SimConfig::default() }).is_err());
+    }
+}
