@@ -1,0 +1,147 @@
+//! The laws of answers: what a policy says is checked before anything acts on it.
+//!
+//! **Invariant:** an answer that passes is safe to act on, whoever gave it.
+
+use crate::slot::{Hints, Value};
+
+/// Longest session or parent name, in bytes.
+pub const SESSION_BYTES_MAX: usize = 256;
+/// Longest class, name or text of an attribute, in bytes.
+pub const CLASS_BYTES_MAX: usize = 64;
+/// Most attributes.
+pub const ATTRIBUTES_MAX: usize = 16;
+/// Longest text of an attribute, in bytes.
+pub const TEXT_BYTES_MAX: usize = 256;
+
+/// One flag a candidate.
+pub(crate) fn filter(keep: &[bool], rows: usize) -> Result<(), String> {
+    match keep.len() == rows {
+        true => Ok(()),
+        false => Err(format!("{} flags for {rows} candidates", keep.len())),
+    }
+}
+
+/// One finite number a candidate, clamped into [0, 1]. Returns how many were clamped.
+pub(crate) fn scores(scores: &mut [f32], rows: usize) -> Result<u64, String> {
+    if scores.len() != rows {
+        return Err(format!("{} scores for {rows} candidates", scores.len()));
+    }
+    let mut clipped = 0;
+    for (row, score) in scores.iter_mut().enumerate() {
+        if !score.is_finite() {
+            return Err(format!("score {score} for candidate {row}"));
+        }
+        let within = score.clamp(0.0, 1.0);
+        clipped += u64::from(within != *score);
+        *score = within;
+    }
+    Ok(clipped)
+}
+
+/// A row that is there.
+pub(crate) fn pick(row: u32, rows: usize) -> Result<(), String> {
+    match (row as usize) < rows {
+        true => Ok(()),
+        false => Err(format!("row {row} of {rows} candidates")),
+    }
+}
+
+/// A complete permutation. `seen` is scratch.
+pub(crate) fn order(order: &[u32], rows: usize, seen: &mut Vec<bool>) -> Result<(), String> {
+    if order.len() != rows {
+        return Err(format!("an order of {} for {rows} waiting sequences", order.len()));
+    }
+    seen.clear();
+    seen.resize(rows, false);
+    for row in order {
+        match seen.get_mut(*row as usize) {
+            Some(seen) if !*seen => *seen = true,
+            Some(_) => return Err(format!("row {row} twice")),
+            None => return Err(format!("row {row} of {rows} waiting sequences")),
+        }
+    }
+    Ok(())
+}
+
+/// Names and texts of bounded length, finite numbers.
+pub(crate) fn hints(hints: &Hints) -> Result<(), String> {
+    let bounded = |what: &str, text: &str, max: usize| match text.len() <= max {
+        true => Ok(()),
+        false => Err(format!("{what} of {} bytes; at most {max}", text.len())),
+    };
+    bounded("a session", hints.session.as_deref().unwrap_or_default(), SESSION_BYTES_MAX)?;
+    bounded("a parent", hints.parent.as_deref().unwrap_or_default(), SESSION_BYTES_MAX)?;
+    bounded("a class", hints.class.as_deref().unwrap_or_default(), CLASS_BYTES_MAX)?;
+    if hints.priority.is_some_and(|priority| !priority.is_finite()) {
+        return Err("a priority that is no number".to_owned());
+    }
+    if hints.attributes.len() > ATTRIBUTES_MAX {
+        return Err(format!("{} attributes; at most {ATTRIBUTES_MAX}", hints.attributes.len()));
+    }
+    for (name, value) in &hints.attributes {
+        bounded("the name of an attribute", name, CLASS_BYTES_MAX)?;
+        match value {
+            Value::Text(text) => bounded("an attribute", text, TEXT_BYTES_MAX)?,
+            Value::Number(number) if !number.is_finite() => {
+                return Err(format!("attribute `{name}` is no number"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn scores_outside_the_range_are_clamped_and_counted() {
+        let mut answer = [-1.0, 0.25, 7.0];
+        assert_eq!(scores(&mut answer, 3), Ok(2));
+        assert_eq!(answer, [0.0, 0.25, 1.0]);
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_is_refused() {
+        for score in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(scores(&mut [0.5, score], 2).is_err());
+        }
+    }
+
+    #[test]
+    fn a_missing_or_spare_element_is_refused() {
+        assert!(scores(&mut [0.5], 2).is_err());
+        assert!(filter(&[true; 3], 2).is_err());
+        assert!(order(&[0], 2, &mut vec![]).is_err());
+        assert!(pick(2, 2).is_err());
+    }
+
+    #[test]
+    fn long_names_and_wild_numbers_in_hints_are_refused() {
+        let text = |bytes: usize| "x".repeat(bytes);
+        let check = |hints: Hints, fits: bool| assert_eq!(super::hints(&hints).is_ok(), fits, "{hints:?}");
+        check(Hints { session: Some(text(SESSION_BYTES_MAX)), ..Hints::default() }, true);
+        check(Hints { session: Some(text(SESSION_BYTES_MAX + 1)), ..Hints::default() }, false);
+        check(Hints { class: Some(text(CLASS_BYTES_MAX + 1)), ..Hints::default() }, false);
+        check(Hints { priority: Some(f32::NAN), ..Hints::default() }, false);
+        let attribute = |value| Hints { attributes: vec![("a".to_owned(), value)], ..Hints::default() };
+        check(attribute(Value::Flag(true)), true);
+        check(attribute(Value::Number(f64::NAN)), false);
+        check(attribute(Value::Text(text(TEXT_BYTES_MAX + 1))), false);
+        let many = vec![("a".to_owned(), Value::Flag(true)); ATTRIBUTES_MAX + 1];
+        check(Hints { attributes: many, ..Hints::default() }, false);
+    }
+
+    proptest! {
+        /// An order passes if and only if sorting it gives 0, 1, 2, ….
+        #[test]
+        fn an_order_passes_if_it_is_a_permutation(answer in prop::collection::vec(0u32..6, 0..6)) {
+            let mut sorted = answer.clone();
+            sorted.sort_unstable();
+            let complete = sorted.iter().enumerate().all(|(row, value)| row as u32 == *value);
+            prop_assert_eq!(order(&answer, answer.len(), &mut vec![]).is_ok(), complete);
+        }
+    }
+}

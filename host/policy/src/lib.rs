@@ -1,0 +1,42 @@
+//! Policies: typed slots, sandboxed components, ordered chains, and generations that swap whole.
+//!
+//! Called by `serve` for each decision. The only crate that knows wasmtime.
+//! **Invariant:** never touches a request or an engine, only views; a policy's failure is counted and
+//! answered by the built-in of its slot, never handed to a request.
+
+mod slot;
+mod table;
+
+mod builtin;
+mod check;
+mod error;
+mod spec;
+mod stats;
+
+mod bindings;
+mod catalogue;
+mod chain;
+mod clock;
+mod describe;
+mod generation;
+mod instance;
+mod prepare;
+mod report;
+mod runtime;
+mod sandbox;
+mod seat;
+mod trial;
+
+pub use builtin::{BestOfTwo, FirstCome, NAME as BUILTIN, OverlapMinusLoad};
+pub use catalogue::{CATALOGUE, builtin_component, builtin_plugin, default_chain};
+pub use chain::{HintsDecision, RouteDecision, ScheduleDecision};
+pub use check::{ATTRIBUTES_MAX, CLASS_BYTES_MAX, SESSION_BYTES_MAX, TEXT_BYTES_MAX};
+pub use error::{PolicyError, PrepareError, Rejected, Stage};
+pub use generation::{Generation, GenerationId, Generations};
+pub use report::{CallReport, GenerationReport, GenerationState, LinkReport, PluginCounts, PluginReport};
+pub use runtime::{Digest, Runtime, RuntimeConfig};
+pub use sandbox::PolicyMetric;
+pub use slot::*;
+pub use spec::{ChainSpec, Limits, OnFailure, PluginSpec};
+pub use stats::{CallTimes, Outcome, SlotCounts};
+pub use table::{Schema, Table};

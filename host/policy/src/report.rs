@@ -1,0 +1,262 @@
+//! What operators see: generations and where they stand, plugins and what they did.
+//!
+//! **Invariant:** a counter of a plugin's name never falls, whatever is swapped.
+
+use crate::generation::{Generation, GenerationId};
+use crate::runtime::Digest;
+use crate::sandbox::PolicyMetric;
+use crate::seat::Seat;
+use crate::slot::Slot;
+use crate::stats::{Counts, Outcome, SlotCounts, Stats};
+use serde::Serialize;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Weak};
+
+/// Generations remembered by name.
+const RECORDS_MAX: usize = 64;
+
+/// Where a generation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GenerationState {
+    /// New requests use it.
+    Active,
+    /// Requests that began under it still run.
+    Draining,
+    /// Nobody uses it; it is kept for a roll back.
+    Ready,
+    /// It is gone.
+    Retired,
+}
+
+/// One generation.
+#[derive(Clone, Debug, Serialize)]
+pub struct GenerationReport {
+    /// Its number.
+    pub id: GenerationId,
+    /// Where it stands.
+    pub state: GenerationState,
+    /// When it was made, in milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    /// What made it: `start`, `chain`, or a plugin and where it came from.
+    pub reason: String,
+    /// Its plugins by slot, in order.
+    pub chains: BTreeMap<Slot, Vec<LinkReport>>,
+    /// Requests that hold it.
+    pub pinned_requests: usize,
+}
+
+/// One plugin in one slot of a chain.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinkReport {
+    /// Its name in the configuration.
+    pub plugin: String,
+    /// Its own version.
+    pub version: String,
+    /// Its weight, if it scores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f32>,
+    /// Its component.
+    pub digest: Digest,
+}
+
+/// One plugin of the active generation.
+#[derive(Clone, Debug, Serialize)]
+pub struct PluginReport {
+    /// Its name in the configuration.
+    pub name: String,
+    /// What the component calls itself.
+    pub component: String,
+    /// Its own version.
+    pub version: String,
+    /// The slots that it exports.
+    pub slots: Vec<Slot>,
+    /// Its component.
+    pub digest: Digest,
+    /// Where that came from.
+    pub origin: String,
+    /// The generation that brought it.
+    pub generation: GenerationId,
+    /// What became of its calls since then.
+    pub calls: BTreeMap<Slot, CallReport>,
+    /// What it counts itself.
+    pub metrics: BTreeMap<String, PolicyMetric>,
+}
+
+/// A plugin's calls in one slot.
+#[derive(Clone, Debug, Serialize)]
+pub struct CallReport {
+    /// Calls by outcome; none are left out that happened.
+    pub outcomes: BTreeMap<Outcome, u64>,
+    /// Answers that were clamped into range.
+    pub clipped: u64,
+    /// Median call time in microseconds.
+    pub time_us_p50: f64,
+    /// 99th percentile of call times in microseconds.
+    pub time_us_p99: f64,
+}
+
+impl CallReport {
+    fn new(counts: &SlotCounts) -> Self {
+        let outcomes = Outcome::ALL.into_iter().map(|outcome| (outcome, counts.of(outcome)));
+        Self {
+            outcomes: outcomes.filter(|(_, count)| *count > 0).collect(),
+            clipped: counts.clipped,
+            time_us_p50: counts.times.quantile_us(0.5),
+            time_us_p99: counts.times.quantile_us(0.99),
+        }
+    }
+}
+
+/// All counters of one plugin's name.
+#[derive(Clone, Debug, Default)]
+pub struct PluginCounts {
+    /// By slot, those that were called or missed a call.
+    pub slots: BTreeMap<Slot, SlotCounts>,
+}
+
+/// The generations that are kept, and what is known of the others.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    // The way back: the last one is active.
+    trail: Vec<Arc<Generation>>,
+    records: VecDeque<Record>,
+    tallies: BTreeMap<String, Tally>,
+    last_id: u64,
+}
+
+struct Record {
+    report: GenerationReport,
+    generation: Weak<Generation>,
+}
+
+/// The counters of a plugin's name: those of the seats that still count, and the sum of the others.
+#[derive(Default)]
+struct Tally {
+    past: Counts,
+    live: Vec<Arc<Stats>>,
+}
+
+impl Tally {
+    fn add(&mut self, stats: &Arc<Stats>) {
+        if !self.live.iter().any(|live| Arc::ptr_eq(live, stats)) {
+            self.live.push(stats.clone());
+        }
+    }
+
+    fn read(&mut self) -> Counts {
+        let (live, gone) = std::mem::take(&mut self.live)
+            .into_iter()
+            .partition::<Vec<_>, _>(|stats| Arc::strong_count(stats) > 1);
+        gone.iter().for_each(|stats| self.past.add(stats.read()));
+        self.live = live;
+        let mut sum = self.past.clone();
+        self.live.iter().for_each(|stats| sum.add(stats.read()));
+        sum
+    }
+}
+
+impl Ledger {
+    pub(crate) fn next_id(&self) -> GenerationId {
+        GenerationId(self.last_id + 1)
+    }
+
+    /// Notes a new generation, which is active from here on.
+    pub(crate) fn activated(&mut self, generation: &Arc<Generation>) {
+        self.last_id = generation.id().0;
+        for (name, seat) in generation.seats() {
+            self.tallies.entry(name.clone()).or_default().add(&seat.stats);
+        }
+        let report = describe(generation);
+        self.records.push_back(Record { report, generation: Arc::downgrade(generation) });
+        if self.records.len() > RECORDS_MAX {
+            self.records.pop_front();
+        }
+        self.trail.push(generation.clone());
+    }
+
+    /// Lets go of the oldest generations beyond so many.
+    pub(crate) fn keep(&mut self, max: usize) {
+        let spare = self.trail.len().saturating_sub(max);
+        self.trail.drain(..spare);
+    }
+
+    /// Leaves the active generation for the one before it.
+    pub(crate) fn roll_back(&mut self) -> Option<Arc<Generation>> {
+        if self.trail.len() < 2 {
+            return None;
+        }
+        self.trail.pop();
+        self.trail.last().cloned()
+    }
+
+    pub(crate) fn history(&self, active: &Arc<Generation>) -> Vec<GenerationReport> {
+        self.records.iter().map(|record| self.state_of(record, active)).collect()
+    }
+
+    fn state_of(&self, record: &Record, active: &Arc<Generation>) -> GenerationReport {
+        let is =
+            |generation: &Arc<Generation>| std::ptr::eq(record.generation.as_ptr(), Arc::as_ptr(generation));
+        let is_active = is(active);
+        let kept = self.trail.iter().filter(|generation| is(generation)).count();
+        // The swap holds the active one too; every other holder is a request.
+        let holders = record.generation.strong_count();
+        let pinned_requests = holders.saturating_sub(kept + usize::from(is_active));
+        let state = match (is_active, pinned_requests, kept) {
+            (true, _, _) => GenerationState::Active,
+            (false, 0, 0) => GenerationState::Retired,
+            (false, 0, _) => GenerationState::Ready,
+            _ => GenerationState::Draining,
+        };
+        GenerationReport { state, pinned_requests, ..record.report.clone() }
+    }
+
+    pub(crate) fn plugins(&self, active: &Generation) -> Vec<PluginReport> {
+        let report = |(name, seat): (&String, &Arc<Seat>)| PluginReport {
+            name: name.clone(),
+            component: seat.described.name.clone(),
+            version: seat.described.version.clone(),
+            slots: seat.described.slots.clone(),
+            digest: seat.compiled.digest,
+            origin: seat.spec.origin.clone(),
+            generation: seat.generation(),
+            calls: seat.stats.read().used().map(|(slot, counts)| (slot, CallReport::new(&counts))).collect(),
+            metrics: seat.metrics.lock().clone(),
+        };
+        active.seats().iter().map(report).collect()
+    }
+
+    pub(crate) fn counts(&mut self) -> BTreeMap<String, PluginCounts> {
+        let read = |(name, tally): (&String, &mut Tally)| {
+            (name.clone(), PluginCounts { slots: tally.read().used().collect() })
+        };
+        self.tallies.iter_mut().map(read).collect()
+    }
+}
+
+fn describe(generation: &Generation) -> GenerationReport {
+    let chain = generation.chain();
+    let link = |seat: &Arc<Seat>, weight: Option<f32>| LinkReport {
+        plugin: seat.name.to_string(),
+        version: seat.described.version.clone(),
+        weight,
+        digest: seat.compiled.digest,
+    };
+    let links = |seats: &[Arc<Seat>]| seats.iter().map(|seat| link(seat, None)).collect::<Vec<_>>();
+    let chains = BTreeMap::from([
+        (Slot::Hints, links(&chain.hints)),
+        (Slot::Filter, links(&chain.filter)),
+        (Slot::Score, chain.score.iter().map(|(seat, weight)| link(seat, Some(*weight))).collect()),
+        (Slot::Pick, links(chain.pick.as_slice())),
+        (Slot::Schedule, links(chain.schedule.as_slice())),
+        (Slot::Observe, links(&chain.observe)),
+    ]);
+    GenerationReport {
+        id: generation.id(),
+        state: GenerationState::Active,
+        created_ms: generation.created_ms(),
+        reason: generation.reason().to_owned(),
+        chains,
+        pinned_requests: 0,
+    }
+}

@@ -1,0 +1,117 @@
+//! The plugins that come with the host, as components.
+
+use crate::support::{Route, Schedule, frame, observe, start};
+use pointsman_sdk::testing::RouteCase;
+use policy::{CATALOGUE, ChainSpec, Frame, HintsView, Slot, builtin_plugin, default_chain};
+
+#[test]
+fn every_plugin_of_the_catalogue_answers_the_slot_in_its_name() {
+    let generations = start(default_chain());
+    assert_eq!(generations.plugins().len(), CATALOGUE.len());
+    for plugin in generations.plugins() {
+        assert_eq!(plugin.component, plugin.name);
+        let slot = match plugin.name.split('-').next() {
+            Some("hints") => Slot::Hints,
+            Some("route") => Slot::Score,
+            Some("pick") => Slot::Pick,
+            Some("schedule") => Slot::Schedule,
+            other => panic!("no slot is called {other:?}"),
+        };
+        assert!(plugin.slots.contains(&slot), "{} answers {slot}", plugin.name);
+    }
+}
+
+#[test]
+fn the_default_chain_weighs_overlap_against_load() {
+    let generations = start(default_chain());
+    let route = Route::new(&[0.0; 3], frame(1))
+        .number("overlap_tokens", &[0.0, 900.0, 0.0])
+        .number("queued_tokens", &[500.0, 500.0, 0.0]);
+    let decision = generations.active().route(&route.view()).expect("a decision");
+    assert_eq!((decision.candidate, &*decision.decided_by), (1, "pick-max-score"));
+    let route = route.number("overlap_tokens", &[0.0, 100.0, 0.0]);
+    assert_eq!(generations.active().route(&route.view()).expect("a decision").candidate, 2);
+}
+
+#[test]
+fn a_session_returns_to_the_worker_that_served_it() {
+    let generations = start(default_chain());
+    let mut route = Route::new(&[0.0; 4], frame(1));
+    route.request.ids_mut(0)[0] = 77;
+    observe(&generations, frame(1), &[(3, 77)]);
+    let decision = generations.active().route(&route.view()).expect("a decision");
+    assert_eq!(decision.candidate, 2, "worker 3 is in row 2: {decision:?}");
+}
+
+#[test]
+fn hints_of_a_caller_become_typed() {
+    let generations = start(default_chain());
+    let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let headers = [text("x-claude-code-session-id", "s1"), text("x-claude-code-request-class", "subagent")];
+    let extensions = [text("nvext", r#"{"agent_hints":{"priority":5,"osl":80}}"#)];
+    let view = HintsView {
+        frame: frame(1),
+        protocol: "anthropic-messages",
+        headers: &headers,
+        extensions: &extensions,
+        prompt_tokens: 10,
+        output_tokens_max: None,
+    };
+    let decision = generations.active().hints(&view).expect("hints");
+    assert_eq!(decision.by.len(), 1);
+    assert_eq!(decision.hints.session.as_deref(), Some("s1"));
+    assert_eq!(decision.hints.class.as_deref(), Some("subagent"));
+    assert_eq!(decision.hints.priority, Some(5.0));
+    assert_eq!(decision.hints.expected_output_tokens, Some(80));
+}
+
+#[test]
+fn each_worker_has_a_scheduler_of_its_own() {
+    let generations = start(default_chain());
+    let mut schedule = Schedule::new(3, Frame { now_ms: 1_000, seed: 1 });
+    // Strict tiers: the last arrival has the highest.
+    schedule.waiting.numbers_mut(6).copy_from_slice(&[0.0, 0.0, 2.0]);
+    for worker in [0, 1] {
+        let decision = generations.active().schedule(worker, &schedule.view());
+        assert_eq!((decision.order[0], &*decision.decided_by), (2, "schedule-agent-priority"));
+    }
+    let beyond = generations.active().schedule(7, &schedule.view());
+    assert_eq!((beyond.order, &*beyond.decided_by), (vec![0, 1, 2], policy::BUILTIN));
+}
+
+#[test]
+fn a_plugin_decides_the_same_natively_and_in_the_sandbox() {
+    let spec = ChainSpec {
+        plugins: [("it".to_owned(), builtin_plugin("route-least-load").expect("it is built in"))].into(),
+        score: vec![("it".to_owned(), 1.0)],
+        ..ChainSpec::default()
+    };
+    let generations = start(spec);
+    for seed in 0..50u32 {
+        let rows = 1 + (seed as usize % 7);
+        let cells = |salt: u32| -> Vec<f32> {
+            (0..rows as u32).map(|row| ((seed * 31 + row * 17 + salt) % 97) as f32).collect()
+        };
+        let (queued, active) = (cells(1), cells(2));
+        let route = Route::new(&vec![0.0; rows], frame(1));
+        let route = route.number("queued_tokens", &queued).number("active_tokens", &active);
+        let case =
+            RouteCase::new(rows).candidates("queued_tokens", &queued).candidates("active_tokens", &active);
+        let mut native = pointsman_sdk::testing::policy::<route_least_load::LeastLoad>("{}");
+        let decision = generations.active().route(&route.view()).expect("a decision");
+        assert_eq!(Some(decision.scores), case.score(&mut native), "seed {seed}");
+    }
+}
+
+/// The SDK names the same columns as the host.
+#[test]
+fn host_and_sdk_agree_on_the_columns() {
+    let check = |host: &policy::Schema, sdk: pointsman_sdk::Columns| {
+        assert_eq!((host.numbers, host.ids), (sdk.numbers, sdk.ids));
+    };
+    check(&policy::ROUTE_REQUEST, pointsman_sdk::REQUEST);
+    check(&policy::ROUTE_CANDIDATE, pointsman_sdk::CANDIDATE);
+    check(&policy::SCHEDULE_BUDGET, pointsman_sdk::BUDGET);
+    check(&policy::SCHEDULE_SEQUENCE, pointsman_sdk::SEQUENCE);
+    check(&policy::OBSERVE_OUTCOME, pointsman_sdk::OUTCOME);
+}
