@@ -1,0 +1,331 @@
+//! An answer on its way out: tokens of each choice become text, reasoning and calls.
+//!
+//! **Invariant:** an answer holds its request's seat and its generation until it is dropped, and tells
+//! `observe` exactly one end.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use engine::Sampled;
+use policy::Generation;
+use tokio::sync::mpsc;
+
+use crate::app::{App, Seat};
+use crate::ctx::Moment;
+use crate::observe::{self, Outcome};
+use crate::prompt::{Detokenizer, OutputEvent, OutputParser, StopMatcher};
+use crate::request::Refusal;
+use crate::route::Routed;
+use crate::worker::{Event, Finish, SequenceHints};
+
+/// Chosen: what one body frame carries at most; a reader that lags is not sent more at once.
+const EVENTS_PER_DELTA_MAX: usize = 64;
+
+/// What a choice gained.
+#[derive(Debug, Default)]
+pub struct Delta {
+    /// Number of the choice.
+    pub choice: u32,
+    /// Reasoning, text and calls in order.
+    pub pieces: Vec<OutputEvent>,
+    /// Tokens behind the text of `pieces`, if asked for.
+    pub logprobs: Vec<Sampled>,
+    /// Why the choice ended, if it did.
+    pub finish: Option<FinishReason>,
+}
+
+/// Why a choice ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop string did.
+    Stop,
+    /// The output limit.
+    Length,
+    /// It ended in tool calls.
+    ToolCalls,
+}
+
+/// Tokens counted over all choices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt, cached ones included.
+    pub prompt_tokens: u32,
+    /// Prompt tokens that did not have to be computed.
+    pub cached_tokens: u32,
+    /// Tokens of the output.
+    pub completion_tokens: u32,
+    /// Those of them that were reasoning.
+    pub reasoning_tokens: u32,
+}
+
+/// What stays the same for the whole answer.
+pub struct Pinned {
+    /// The host.
+    pub app: Arc<App>,
+    /// The place in the house.
+    pub seat: Seat,
+    /// The generation that decides everything about this request.
+    pub generation: Arc<Generation>,
+    /// Its hints, as numbers.
+    pub hints: SequenceHints,
+    /// Where it was sent, and by whom.
+    pub routed: Routed,
+    /// The request's id.
+    pub id: String,
+    /// When it came in.
+    pub arrived: Moment,
+}
+
+/// An answer, choice by choice, as it is computed.
+pub struct Answer {
+    /// What stays the same.
+    pub pinned: Pinned,
+    choices: Vec<Choice>,
+    usage: Usage,
+    first_token: Option<Moment>,
+    last_token: Moment,
+    ended: bool,
+}
+
+/// One choice's way from tokens to pieces.
+pub struct Choice {
+    events: mpsc::Receiver<Event>,
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    parser: OutputParser,
+    logprobs_wanted: bool,
+    logprobs: Vec<Sampled>,
+    /// What the host wrote on the model's behalf, not handed out yet.
+    forced: Vec<OutputEvent>,
+    calls: u32,
+    done: bool,
+}
+
+impl Choice {
+    /// A choice whose events come through `events`.
+    pub fn new(
+        events: mpsc::Receiver<Event>,
+        detokenizer: Detokenizer,
+        stop: StopMatcher,
+        parser: OutputParser,
+        logprobs_wanted: bool,
+    ) -> Self {
+        Self {
+            events,
+            detokenizer,
+            stop,
+            parser,
+            logprobs_wanted,
+            logprobs: Vec::new(),
+            forced: Vec::new(),
+            calls: 0,
+            done: false,
+        }
+    }
+
+    /// The same, with an output that begins with what the host wrote on the model's behalf.
+    pub fn beginning_with(mut self, text: &str) -> Self {
+        self.forced = self.parser.push(text);
+        self.calls = count_calls(&self.forced);
+        self
+    }
+
+    fn token(&mut self, sampled: Sampled, delta: &mut Delta) {
+        let safe = self.stop.push(self.detokenizer.push(sampled.token));
+        if self.logprobs_wanted {
+            self.logprobs.push(sampled);
+        }
+        self.text(&safe.text, delta);
+        if safe.matched {
+            self.end(Finish::Stop, delta);
+        }
+    }
+
+    fn text(&mut self, text: &str, delta: &mut Delta) {
+        let pieces = self.parser.push(text);
+        self.take(pieces, delta);
+    }
+
+    fn take(&mut self, pieces: Vec<OutputEvent>, delta: &mut Delta) {
+        if pieces.iter().any(|p| matches!(p, OutputEvent::Text(_))) {
+            delta.logprobs.append(&mut self.logprobs);
+        } else if !pieces.is_empty() {
+            // Log-probabilities are reported for the message's text alone.
+            self.logprobs.clear();
+        }
+        self.calls += count_calls(&pieces);
+        delta.pieces.extend(pieces);
+    }
+
+    fn end(&mut self, finish: Finish, delta: &mut Delta) {
+        if !self.stop.matched() {
+            let safe = self.stop.push(self.detokenizer.finish());
+            self.text(&safe.text, delta);
+            let held = self.stop.finish();
+            self.text(&held, delta);
+        }
+        let pieces = self.parser.finish();
+        self.take(pieces, delta);
+        delta.finish = Some(match finish {
+            Finish::Length => FinishReason::Length,
+            Finish::Stop if self.calls > 0 => FinishReason::ToolCalls,
+            Finish::Stop => FinishReason::Stop,
+        });
+        self.done = true;
+        // Nothing more is wanted of the worker.
+        self.events.close();
+    }
+}
+
+impl Answer {
+    /// An answer that has not begun.
+    pub fn new(pinned: Pinned, choices: Vec<Choice>, prompt_tokens: u32) -> Self {
+        let usage = Usage { prompt_tokens, ..Usage::default() };
+        Self { pinned, choices, usage, first_token: None, last_token: Moment::ZERO, ended: false }
+    }
+
+    /// Tokens so far.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// The next gain of any choice; `None` when all have ended.
+    pub async fn next(&mut self) -> Option<Result<Delta, Refusal>> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Delta, Refusal>>> {
+        if self.choices.iter().all(|c| c.done) {
+            self.finish();
+            return Poll::Ready(None);
+        }
+        for i in 0..self.choices.len() {
+            let pieces = std::mem::take(&mut self.choices[i].forced);
+            let mut delta = Delta { choice: i as u32, pieces, ..Delta::default() };
+            for _ in 0..EVENTS_PER_DELTA_MAX {
+                if self.choices[i].done {
+                    break;
+                }
+                match self.choices[i].events.poll_recv(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(event) => {
+                        if let Err(refusal) = self.take_event(i, event, &mut delta) {
+                            self.fail();
+                            return Poll::Ready(Some(Err(refusal)));
+                        }
+                    }
+                }
+            }
+            if !delta.pieces.is_empty() || delta.finish.is_some() {
+                return Poll::Ready(Some(Ok(delta)));
+            }
+        }
+        Poll::Pending
+    }
+
+    fn take_event(&mut self, choice: usize, event: Option<Event>, delta: &mut Delta) -> Result<(), Refusal> {
+        let now = self.pinned.app.ctx.now();
+        match event {
+            Some(Event::Tokens { sampled, cached_tokens }) => {
+                self.usage.cached_tokens = self.usage.cached_tokens.max(cached_tokens);
+                self.last_token = now;
+                if self.first_token.is_none() {
+                    self.first_token = Some(now);
+                    self.tell(policy::Event::FirstToken);
+                }
+                let choice = &mut self.choices[choice];
+                for token in sampled {
+                    if choice.done {
+                        break; // A stop string ended it; what follows was never asked for.
+                    }
+                    self.usage.completion_tokens += 1;
+                    self.usage.reasoning_tokens += u32::from(choice.parser.in_reasoning());
+                    choice.token(token, delta);
+                }
+            }
+            Some(Event::Finished { finish, cached_tokens }) => {
+                self.usage.cached_tokens = self.usage.cached_tokens.max(cached_tokens);
+                self.last_token = now;
+                self.choices[choice].end(finish, delta);
+            }
+            Some(Event::Failed(reason)) => return Err(Refusal::Internal(reason)),
+            None => return Err(Refusal::Internal("the worker stopped".into())),
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.tell(policy::Event::Finished);
+            self.account("ok");
+        }
+    }
+
+    fn fail(&mut self) {
+        for choice in &mut self.choices {
+            choice.done = true;
+        }
+        if !std::mem::replace(&mut self.ended, true) {
+            self.tell(policy::Event::Failed);
+            self.account("failed");
+        }
+    }
+
+    fn ttft_ms(&self) -> f32 {
+        self.first_token.map_or(0.0, |at| at.saturating_sub(self.pinned.arrived).as_secs_f32() * 1e3)
+    }
+
+    fn itl_ms(&self) -> f32 {
+        let span = self.first_token.map_or(Moment::ZERO, |first| self.last_token.saturating_sub(first));
+        span.as_secs_f32() * 1e3 / self.usage.completion_tokens.saturating_sub(1).max(1) as f32
+    }
+
+    fn tell(&self, event: policy::Event) {
+        let pinned = &self.pinned;
+        let outcome = Outcome {
+            ttft_ms: self.ttft_ms(),
+            itl_ms: self.itl_ms(),
+            prompt_tokens: self.usage.prompt_tokens,
+            cached_tokens: self.usage.cached_tokens,
+            output_tokens: self.usage.completion_tokens,
+            worker: pinned.app.workers[pinned.routed.worker].id,
+            sequence: crate::ctx::name_id(&pinned.id),
+        };
+        observe::tell(&pinned.generation, event, &outcome, &pinned.hints, pinned.app.frame());
+    }
+
+    fn account(&self, outcome: &'static str) {
+        let pinned = &self.pinned;
+        let took = pinned.app.ctx.now().saturating_sub(pinned.arrived);
+        pinned.app.metrics.request_ended(outcome, &self.usage, took);
+        if let Some(first) = self.first_token {
+            pinned.app.metrics.first_token(first.saturating_sub(pinned.arrived));
+        }
+        tracing::info!(
+            request = %pinned.id,
+            worker = %pinned.app.workers[pinned.routed.worker].name,
+            generation = pinned.generation.id().0,
+            decided_by = %pinned.routed.decided_by,
+            prompt_tokens = self.usage.prompt_tokens,
+            prefix_hit_tokens = self.usage.cached_tokens,
+            output_tokens = self.usage.completion_tokens,
+            ttft_ms = self.ttft_ms(),
+            took_ms = took.as_secs_f32() * 1e3,
+            outcome,
+            "request finished"
+        );
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.tell(policy::Event::Failed);
+            self.account("client_left");
+        }
+    }
+}
+
+fn count_calls(pieces: &[OutputEvent]) -> u32 {
+    pieces.iter().filter(|p| matches!(p, OutputEvent::CallStart { .. })).count() as u32
+}

@@ -1,0 +1,115 @@
+//! The protocol endpoints: bytes to requests, answers to bytes.
+//!
+//! **Invariant:** everything protocol-shaped is in this folder; the journey sees only `Request` and `Answer`.
+
+pub mod admin;
+pub mod chat;
+pub mod error;
+mod fields;
+mod reply;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, Request as HttpRequest, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::json;
+
+pub use reply::reply;
+
+use crate::app::App;
+use crate::journey::journey;
+use crate::request::Refusal;
+
+/// The API's routes.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*model}", get(model))
+        .route("/health", get(|| async { "ok\n" }))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .method_not_allowed_fallback(unknown_path)
+        .fallback(unknown_path)
+        .with_state(app)
+}
+
+async fn chat_completions(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
+    journey(Arc::clone(&app), call).await.unwrap_or_else(|refusal| {
+        app.metrics.request_refused(error::status(&refusal).as_u16());
+        tracing::debug!(error = %refusal, "request refused");
+        refusal.into_response()
+    })
+}
+
+async fn unknown_path(uri: Uri) -> Refusal {
+    Refusal::UnknownPath(uri.path().to_owned())
+}
+
+fn model_card(app: &App) -> serde_json::Value {
+    json!({
+        "id": app.model.name,
+        "object": "model",
+        "created": app.ctx.started_unix_s(),
+        "owned_by": "pointsman",
+        "max_model_len": app.context_max,
+        "context_length": app.context_max,
+    })
+}
+
+async fn models(State(app): State<Arc<App>>) -> impl IntoResponse {
+    json_reply(&json!({ "object": "list", "data": [model_card(&app)] }))
+}
+
+async fn model(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Refusal> {
+    let model = uri.path().trim_start_matches("/v1/models/");
+    if model == app.model.name {
+        return Ok(json_reply(&model_card(&app)));
+    }
+    Err(Refusal::UnknownModel { model: model.chars().take(128).collect(), served: app.model.name.clone() })
+}
+
+/// Whether new requests would be taken: the model is loaded before we listen, so only a drain says no.
+async fn ready(State(app): State<Arc<App>>) -> Response {
+    match app.draining() {
+        false => "ready\n".into_response(),
+        true => (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response(),
+    }
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let text = app.metrics.render(&app);
+    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+        .into_response()
+}
+
+/// A JSON answer.
+pub(crate) fn json_reply(value: &serde_json::Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+/// What parsing needs to know of this host.
+pub fn rules(app: &App) -> chat::Rules<'_> {
+    chat::Rules {
+        model: &app.model.name,
+        vocab: app.vocab,
+        sampling: &app.model.sampling,
+        limits: &app.config.limits,
+        hints: &app.config.hints,
+    }
+}
+
+/// Headers and body of a call, the body within its limit.
+pub async fn read(call: HttpRequest<Body>, max: usize) -> Result<(HeaderMap, Bytes), Refusal> {
+    let (parts, body) = call.into_parts();
+    match Limited::new(body, max).collect().await {
+        Ok(collected) => Ok((parts.headers, collected.to_bytes())),
+        Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => Err(Refusal::TooLarge { max }),
+        Err(e) => Err(Refusal::Json(format!("the body ended early: {e}"))),
+    }
+}

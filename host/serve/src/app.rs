@@ -1,0 +1,263 @@
+//! The host's parts, wired: model, workers, policies, limits. Owns start and drain.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use engine::{CpuConfig, CpuExec, Executor, Model, Pace, SimConfig, SimExec};
+use kv::PrefixIndex;
+use parking_lot::Mutex;
+use policy::{GenerationId, Generations, PrepareError, Runtime, RuntimeConfig};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::config::{Config, ConfigError, Device, chain_spec};
+use crate::ctx::Ctx;
+use crate::model::{ModelError, ServedModel};
+use crate::request::Refusal;
+use crate::telemetry::Metrics;
+use crate::worker::{Parts, Worker};
+
+/// When a refused caller should come again. Chosen: a request of an agent takes about this long.
+const RETRY_AFTER_S: u32 = 1;
+
+/// One host.
+pub struct App {
+    /// The configuration that it was started with.
+    pub config: Config,
+    /// Where the configuration came from, for reloads.
+    pub config_path: Option<PathBuf>,
+    /// Clock, seeds, tasks.
+    pub ctx: Ctx,
+    /// What is served.
+    pub model: ServedModel,
+    /// Longest prompt and output together.
+    pub context_max: u32,
+    /// Number of its token ids.
+    pub vocab: u32,
+    /// What its KV depends on besides tokens.
+    pub fingerprint: kv::Fingerprint,
+    /// What computes it.
+    pub workers: Vec<Worker>,
+    /// Which worker has which block.
+    pub prefixes: Arc<PrefixIndex>,
+    /// Who decides.
+    pub generations: Arc<Generations>,
+    /// Counters.
+    pub metrics: Metrics,
+    seats: Arc<Semaphore>,
+    sequences: AtomicU64,
+    draining: AtomicBool,
+    reloading: Mutex<()>,
+}
+
+/// Why a host cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The executor.
+    #[error(transparent)]
+    Engine(#[from] engine::EngineError),
+    /// The policy runtime.
+    #[error(transparent)]
+    Policy(#[from] policy::PolicyError),
+    /// The first policy chain.
+    #[error("policy chain: {0}")]
+    Chain(#[from] PrepareError),
+    /// A thread.
+    #[error("cannot start a worker: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Why a new configuration did not become active.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The chain.
+    #[error(transparent)]
+    Chain(#[from] PrepareError),
+}
+
+/// A request's place in the house, held until its answer is out.
+#[derive(Debug)]
+pub struct Seat(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+impl App {
+    /// Loads the model, prepares the first generation, starts the workers.
+    pub fn start(config: Config, config_path: Option<PathBuf>) -> Result<Arc<Self>, StartError> {
+        let ctx = Ctx::system();
+        let model = ServedModel::load(&config.model)?;
+        let executors = executors(&config, &model)?;
+        let context_max = executors.iter().map(|e| context(e.caps())).min().unwrap_or(0);
+        let fingerprint = executors.first().map_or(kv::Fingerprint(0), |e| e.caps().fingerprint);
+        let vocab = executors.iter().map(|e| e.caps().vocab).min().unwrap_or(0);
+        let runtime = Runtime::new(RuntimeConfig::default())?;
+        let generations = Generations::start(runtime, chain_spec(&config)?, config.engine.workers)?;
+        let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
+        let mut workers = Vec::new();
+        for (index, executor) in executors.into_iter().enumerate() {
+            let parts = Parts {
+                index,
+                name: format!("worker-{index}"),
+                executor,
+                prefixes: Arc::clone(&prefixes),
+                generations: Arc::clone(&generations),
+                schedule: config.schedule.clone(),
+                ctx: ctx.clone(),
+            };
+            workers.push(Worker::start(parts).map_err(StartError::Thread)?);
+        }
+        Ok(Arc::new(Self {
+            seats: Arc::new(Semaphore::new(config.limits.requests_max)),
+            sequences: AtomicU64::new(1),
+            draining: AtomicBool::new(false),
+            reloading: Mutex::new(()),
+            metrics: Metrics::new(),
+            config,
+            config_path,
+            ctx,
+            model,
+            context_max,
+            fingerprint,
+            vocab,
+            workers,
+            prefixes,
+            generations,
+        }))
+    }
+
+    /// The one bounded permit of a request, taken before anything is parsed.
+    pub fn enter(&self) -> Result<Seat, Refusal> {
+        if self.draining() {
+            return Err(Refusal::Draining);
+        }
+        Arc::clone(&self.seats).try_acquire_owned().map(Seat).map_err(|_| Refusal::Overloaded {
+            running: self.config.limits.requests_max,
+            retry_after_s: RETRY_AFTER_S,
+        })
+    }
+
+    /// Requests in the house.
+    pub fn requests_running(&self) -> usize {
+        self.config.limits.requests_max - self.seats.available_permits()
+    }
+
+    /// A number for a sequence, growing with time.
+    pub fn next_sequence(&self) -> u64 {
+        self.sequences.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The clock and a seed for one policy decision.
+    pub fn frame(&self) -> policy::Frame {
+        policy::Frame { now_ms: self.ctx.unix_ms(), seed: self.ctx.seed() }
+    }
+
+    /// Whether new requests are refused because the host stops.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Refuses new requests from here on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Reads the configuration file again and makes its chain the active one. Blocks; the other tables
+    /// take effect at the next start.
+    pub fn reload(&self) -> Result<Option<GenerationId>, ReloadError> {
+        let Some(path) = &self.config_path else { return Ok(None) };
+        let _one_at_a_time = self.reloading.lock();
+        let config = Config::load(path)?;
+        let without_chain =
+            |c: &Config| Config { plugins: Default::default(), chain: Default::default(), ..c.clone() };
+        if without_chain(&config) != without_chain(&self.config) {
+            tracing::warn!("only `plugins` and `chain` are reloaded; other changes need a restart");
+        }
+        Ok(Some(self.generations.apply(chain_spec(&config)?)?))
+    }
+
+    /// Stops the workers once their sequences have ended.
+    pub fn stop(&self) {
+        for worker in &self.workers {
+            worker.stop();
+        }
+    }
+
+    /// How long a stop waits for running requests.
+    pub fn drain_limit(&self) -> Duration {
+        Duration::from_secs(self.config.limits.drain_seconds)
+    }
+}
+
+/// The longest sequence: the model's limit, or what fits the KV pages.
+fn context(caps: &engine::Caps) -> u32 {
+    let held = caps.kv.pages.saturating_mul(caps.kv.block_tokens);
+    if held < caps.context_max {
+        tracing::warn!(tokens = held, wanted = caps.context_max, "KV memory shortens the context");
+    }
+    caps.context_max.min(held)
+}
+
+fn executors(config: &Config, model: &ServedModel) -> Result<Vec<Box<dyn Executor>>, StartError> {
+    let weights = match config.engine.device {
+        Device::Cpu => Some(Arc::new(Model::load(&model.files)?)),
+        Device::Sim => None,
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = match config.engine.threads_per_worker {
+        0 => (cores / config.engine.workers).max(1),
+        n => n,
+    };
+    let memory = config.kv.memory_mib_per_worker << 20;
+    let block_tokens = config.kv.block_tokens;
+    (0..config.engine.workers)
+        .map(|_| -> Result<Box<dyn Executor>, StartError> {
+            let Some(weights) = &weights else {
+                return Ok(Box::new(SimExec::new(sim_config(config, model))?));
+            };
+            let page_bytes = page_bytes(weights, block_tokens);
+            let cpu = CpuConfig {
+                threads,
+                pages: u32::try_from(memory / page_bytes).unwrap_or(u32::MAX).max(1),
+                block_tokens,
+                context_max: config.model.context_tokens_max,
+                ..CpuConfig::default()
+            };
+            Ok(Box::new(CpuExec::new(Arc::clone(weights), cpu)?))
+        })
+        .collect()
+}
+
+fn sim_config(config: &Config, model: &ServedModel) -> SimConfig {
+    let sim = &config.engine.sim;
+    let block_tokens = config.kv.block_tokens;
+    // A simulated page costs no memory; as many as a model of 64 KiB a token would have.
+    let pages = (config.kv.memory_mib_per_worker << 20) / (u64::from(block_tokens) << 16);
+    SimConfig {
+        pages: u32::try_from(pages)
+            .unwrap_or(u32::MAX)
+            .max(config.model.context_tokens_max.div_ceil(block_tokens)),
+        block_tokens,
+        context_max: config.model.context_tokens_max,
+        vocab: model.tokenizer.vocab_size(),
+        tokens: model.tokenizer.text_tokens(),
+        step_us: sim.step_us,
+        prefill_us_per_token: sim.prefill_us_per_token,
+        decode_us_per_row: sim.decode_us_per_row,
+        pace: Pace::Real,
+        ..SimConfig::default()
+    }
+}
+
+/// Bytes of one KV page: keys and values of all layers, in bf16.
+fn page_bytes(model: &Model, block_tokens: u32) -> u64 {
+    let shape = &model.config;
+    (shape.layers * 2 * shape.kv_heads * shape.head_dim * 2) as u64 * u64::from(block_tokens)
+}

@@ -1,0 +1,126 @@
+//! The command line: `serve`, `demo`, `config`, `plugin`, `generations`.
+//!
+//! **Invariant:** the only module, with the demo, that prints to the terminal.
+#![allow(clippy::print_stdout, reason = "this is what the command line is for")]
+
+mod demo;
+mod operate;
+mod run;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, REFERENCE};
+
+/// An LLM inference host for agents, whose decisions are WebAssembly plugins.
+#[derive(Debug, Parser)]
+#[command(name = "pointsman", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model: the API on 127.0.0.1:8080, the admin API on 127.0.0.1:8081.
+    Serve(ServeArgs),
+    /// Serve the embedded model, run a short agent session against it, and go on serving.
+    Demo(ServeArgs),
+    /// Check a configuration file, or print the reference one.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// List, swap and roll back plugins of a running host.
+    Plugin(operate::PluginArgs),
+    /// Show the generations of a running host.
+    Generations(operate::Admin),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// Configuration file; every key is optional.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Address of the API.
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Address of the admin API.
+    #[arg(long)]
+    admin_listen: Option<SocketAddr>,
+    /// Hugging Face model folder, or `embedded`.
+    #[arg(long)]
+    model: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say whether a configuration file is right, and what is wrong with it.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Print every key with its default and a comment.
+    Default,
+}
+
+impl ServeArgs {
+    /// The configuration: the file's, overruled by flags.
+    pub(super) fn config(&self) -> anyhow::Result<Config> {
+        let mut config = match &self.config {
+            Some(path) => Config::load(path)?,
+            None => Config::parse("")?,
+        };
+        if let Some(listen) = self.listen {
+            config.listen.api = listen;
+        }
+        if let Some(listen) = self.admin_listen {
+            config.listen.admin = listen;
+        }
+        if let Some(model) = &self.model {
+            config.model.source.clone_from(model);
+        }
+        Ok(config)
+    }
+}
+
+/// Runs one command. Errors go to standard error, with their causes.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too, and are no failure.
+            let _ = error.print();
+            return ExitCode::from(u8::from(error.use_stderr()) * 2);
+        }
+    };
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pointsman: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(args) => run::serve(&args),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Config(ConfigCommand::Check { file }) => {
+            let config = Config::load(&file)?;
+            // Plugin files are part of what can be wrong.
+            let chain = crate::config::chain_spec(&config)?;
+            println!("{}: ok ({} plugins)", file.display(), chain.plugins.len());
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Default) => {
+            print!("{REFERENCE}");
+            Ok(())
+        }
+        Command::Plugin(args) => run::block_on(operate::plugin(args))?,
+        Command::Generations(admin) => run::block_on(operate::generations(admin))?,
+    }
+}

@@ -1,0 +1,60 @@
+//! `pointsman serve`: start, wait for a signal, drain.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::ServeArgs;
+use crate::app::App;
+use crate::config::Config;
+use crate::server::Server;
+use crate::{reload, telemetry};
+
+/// Runs a future to its end on a runtime of its own.
+pub(super) fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    Ok(runtime.block_on(future))
+}
+
+/// Loads, listens, says where.
+pub(super) async fn start(config: Config, path: Option<PathBuf>) -> anyhow::Result<Server> {
+    telemetry::init_logs(&config.telemetry.log).map_err(anyhow::Error::msg)?;
+    let app = tokio::task::spawn_blocking(move || App::start(config, path)).await??;
+    Ok(Server::start(app).await?)
+}
+
+pub(super) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    block_on(async {
+        let server = start(args.config()?, args.config.clone()).await?;
+        let app = &server.app;
+        println!("model   {} ({} tokens of context)", app.model.name, app.context_max);
+        println!("api     http://{}/v1", server.api);
+        println!("admin   http://{}/admin/v1", server.admin);
+        until_stopped(server).await
+    })?
+}
+
+/// Serves until SIGINT or SIGTERM, reloading on SIGHUP; then drains.
+pub(super) async fn until_stopped(server: Server) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let _watch = reload::watch(&server.app);
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            _ = hangup.recv() => reload::reload(Arc::clone(&server.app)).await,
+        }
+    }
+    tracing::info!(requests = server.app.requests_running(), "draining");
+    let limit = server.app.drain_limit();
+    if !server.stop().await {
+        anyhow::bail!("requests were still running after {} s; they were cut off", limit.as_secs());
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! One request, from its bytes to its last token. Read this first.
+//!
+//! Each line of [`journey`] is a module; the comment beside it says what may happen there.
+//! **Invariant:** a request is decided by one generation of policies, the one that was active when it came
+//! in, and holds one seat from before it is parsed until its answer is out.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::Request as HttpRequest;
+use axum::response::Response;
+use engine::SamplingParams;
+use policy::Hints;
+use tokio::sync::mpsc;
+
+use crate::answer::{Answer, Choice, Pinned};
+use crate::api::{self, chat};
+use crate::app::{App, Seat};
+use crate::ctx::{Moment, name_id};
+use crate::prompt::{Detokenizer, OutputParser, StopMatcher};
+use crate::request::{Prompt, Refusal, Request};
+use crate::route::{self, Routed};
+use crate::worker::{SequenceHints, Start};
+use crate::{hints, render};
+
+/// `POST /v1/chat/completions`. A star marks a policy slot.
+pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response, Refusal> {
+    let arrived = app.ctx.now();
+    let seat = app.enter()?; //                                                   429 before anybody pays
+    let (headers, body) = api::read(call, app.config.limits.body_bytes_max).await?; // 413
+    let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //  400, naming the field
+    let prompt = render::prompt(&app, &request)?; //                              template, tokens, block names
+    let generation = app.generations.active(); //                                 pinned from here to the end
+    let wishes = hints::interpret(&generation, &request, &prompt, app.frame())?; // * no answer: no hints
+    let routed = choose(&app, &generation, &prompt, &wishes)?; //                 * no answer: the built-in
+    let pinned = pin(&app, seat, generation, (&request, &wishes, routed), arrived);
+    let answer = start(pinned, &request, &prompt)?; //      [ schedule* → kv → engine ]↺ on the worker's thread
+    Ok(api::reply(answer, &request).await) //                                     text, calls, usage, sse
+}
+
+fn choose(
+    app: &App,
+    generation: &policy::Generation,
+    prompt: &Prompt,
+    wishes: &Hints,
+) -> Result<Routed, Refusal> {
+    let numbers = hints::numbers(wishes);
+    let parent = wishes.parent.as_deref().map_or(0, name_id);
+    let fleet = (app.workers.as_slice(), app.prefixes.as_ref());
+    route::choose(generation, fleet, (prompt, &numbers, parent), app.config.kv.block_tokens, app.frame())
+}
+
+fn pin(
+    app: &Arc<App>,
+    seat: Seat,
+    generation: Arc<policy::Generation>,
+    (request, wishes, routed): (&Request, &Hints, Routed),
+    arrived: Moment,
+) -> Pinned {
+    tracing::debug!(
+        request = %request.id,
+        worker = %app.workers[routed.worker].name,
+        generation = generation.id().0,
+        decided_by = %routed.decided_by,
+        overlap_tokens = routed.overlap_tokens,
+        "request routed"
+    );
+    let hints = hints::numbers(wishes);
+    Pinned { app: Arc::clone(app), seat, generation, hints, routed, id: request.id.clone(), arrived }
+}
+
+/// Starts a sequence for each choice on the chosen worker.
+fn start(pinned: Pinned, request: &Request, prompt: &Prompt) -> Result<Answer, Refusal> {
+    let app = Arc::clone(&pinned.app);
+    let worker = &app.workers[pinned.routed.worker];
+    let room = app.context_max - prompt.tokens.len() as u32;
+    let limit = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default).min(room);
+    let mut choices = Vec::with_capacity(request.choices as usize);
+    for number in 0..request.choices {
+        // Room for every token and the end: the worker never waits for a reader.
+        let (events, received) = mpsc::channel(limit as usize + 1);
+        let begun = worker.submit(Start {
+            id: app.next_sequence(),
+            tokens: Arc::clone(&prompt.tokens),
+            blocks: Arc::clone(&prompt.blocks),
+            sampling: choice_sampling(&request.sampling, number),
+            output_tokens_max: limit,
+            stop_tokens: Arc::clone(&app.model.stop_tokens),
+            hints: sequence_hints(pinned.hints, limit),
+            arrived: pinned.arrived,
+            events,
+        });
+        if !begun {
+            return Err(Refusal::Draining);
+        }
+        choices.push(choice(&app, request, prompt, received));
+    }
+    Ok(Answer::new(pinned, choices, prompt.tokens.len() as u32))
+}
+
+fn choice(
+    app: &App,
+    request: &Request,
+    prompt: &Prompt,
+    events: mpsc::Receiver<crate::worker::Event>,
+) -> Choice {
+    let parser = OutputParser::new(request.tools.is_some(), prompt.in_reasoning);
+    let detokenizer = Detokenizer::new(Arc::clone(&app.model.tokenizer));
+    let stop = StopMatcher::new(&request.stop);
+    Choice::new(events, detokenizer, stop, parser, request.sampling.logprobs.is_some())
+        .beginning_with(&prompt.forced)
+}
+
+fn choice_sampling(sampling: &SamplingParams, number: u32) -> SamplingParams {
+    let mut own = sampling.clone();
+    own.seed = own.seed.wrapping_add(number.into());
+    own
+}
+
+/// A caller that expects more than its limit expects its limit.
+fn sequence_hints(hints: SequenceHints, limit: u32) -> SequenceHints {
+    SequenceHints { expected_output_tokens: hints.expected_output_tokens.min(limit), ..hints }
+}

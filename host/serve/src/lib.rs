@@ -1,0 +1,28 @@
+//! The `pointsman` host: everything a request meets. Read [`journey`] first.
+//!
+//! **Invariant:** the only crate that knows HTTP; sees policies as slots and devices as `Executor`.
+
+pub mod journey;
+
+pub mod answer;
+pub mod api;
+pub mod app;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod ctx;
+pub mod hints;
+pub mod model;
+pub mod observe;
+pub mod prompt;
+pub mod reload;
+pub mod render;
+pub mod request;
+pub mod route;
+pub mod server;
+pub mod telemetry;
+pub mod worker;
+
+/// Compiling components takes hundreds of megabytes for a moment; this allocator gives them back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -1,0 +1,170 @@
+//! The served model: its files, its name, and what it takes to speak with it.
+//!
+//! **Invariant:** everything a request needs of the model is compiled once, here, at start.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engine::{ModelFiles, SamplingParams};
+use serde_json::Value;
+
+use crate::config;
+use crate::prompt::{ChatTemplate, PromptError, Tokenizer};
+
+/// Name of the model that is part of the binary.
+pub const EMBEDDED: &str = "tiny-agent";
+
+macro_rules! embedded {
+    ($file:literal) => {
+        include_bytes!(concat!("../../../examples/models/tiny-agent/", $file))
+    };
+}
+
+/// A model ready to be served.
+pub struct ServedModel {
+    /// Name that callers use.
+    pub name: String,
+    /// Weights and architecture.
+    pub files: ModelFiles,
+    /// Text to tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Messages to text.
+    pub template: ChatTemplate,
+    /// Tokens that end an output.
+    pub stop_tokens: Arc<[u32]>,
+    /// What the model's authors say of sampling.
+    pub sampling: SamplingParams,
+}
+
+/// Why a model cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Weights or architecture.
+    #[error(transparent)]
+    Engine(#[from] engine::EngineError),
+    /// Tokenizer or template.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file has not the form it should have.
+    #[error("{path}: {reason}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The small files of a model folder, as bytes; absent ones are empty.
+struct Texts {
+    folder: PathBuf,
+    tokenizer: Vec<u8>,
+    tokenizer_config: Vec<u8>,
+    generation_config: Vec<u8>,
+    config: Vec<u8>,
+    template: Vec<u8>,
+}
+
+impl ServedModel {
+    /// Loads what the configuration names.
+    pub fn load(config: &config::Model) -> Result<Self, ModelError> {
+        if config.source == "embedded" {
+            return Self::embedded(config);
+        }
+        let folder = Path::new(&config.source);
+        let files = ModelFiles::open(folder)?;
+        let texts = Texts {
+            folder: folder.to_owned(),
+            tokenizer: read(folder, "tokenizer.json")?,
+            tokenizer_config: read_if_there(folder, "tokenizer_config.json")?,
+            generation_config: read_if_there(folder, "generation_config.json")?,
+            config: read(folder, "config.json")?,
+            template: read_if_there(folder, "chat_template.jinja")?,
+        };
+        let folder_name = folder.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_str()?.to_owned()));
+        Self::assemble(config, folder_name.unwrap_or_else(|| "model".into()), files, &texts)
+    }
+
+    fn embedded(config: &config::Model) -> Result<Self, ModelError> {
+        let files = ModelFiles::embedded(EMBEDDED, embedded!("config.json"), embedded!("model.safetensors"))?;
+        let texts = Texts {
+            folder: PathBuf::from(EMBEDDED),
+            tokenizer: embedded!("tokenizer.json").to_vec(),
+            tokenizer_config: embedded!("tokenizer_config.json").to_vec(),
+            generation_config: embedded!("generation_config.json").to_vec(),
+            config: embedded!("config.json").to_vec(),
+            template: Vec::new(),
+        };
+        Self::assemble(config, EMBEDDED.into(), files, &texts)
+    }
+
+    fn assemble(
+        config: &config::Model,
+        folder_name: String,
+        files: ModelFiles,
+        texts: &Texts,
+    ) -> Result<Self, ModelError> {
+        let json = |file: &str, bytes: &[u8]| parse(&texts.folder.join(file), bytes);
+        let tokenizer_config = json("tokenizer_config.json", &texts.tokenizer_config)?;
+        let generation_config = json("generation_config.json", &texts.generation_config)?;
+        let model_config = json("config.json", &texts.config)?;
+        let tokenizer = Tokenizer::from_bytes(&texts.folder.join("tokenizer.json"), &texts.tokenizer)?;
+        let stop_tokens = tokenizer.stop_tokens(&generation_config, &model_config, &tokenizer_config);
+        let jinja =
+            (!texts.template.is_empty()).then(|| String::from_utf8_lossy(&texts.template).into_owned());
+        let template = ChatTemplate::from_config(&texts.folder, &tokenizer_config, jinja, tokenizer.guard())?;
+        Ok(Self {
+            name: if config.name.is_empty() { folder_name } else { config.name.clone() },
+            files,
+            tokenizer: Arc::new(tokenizer),
+            template,
+            stop_tokens: stop_tokens.into(),
+            sampling: sampling(&generation_config),
+        })
+    }
+}
+
+/// Defaults of the model's `generation_config.json`. `do_sample: false` asks for greedy decoding.
+fn sampling(generation_config: &Value) -> SamplingParams {
+    let number = |name: &str| generation_config[name].as_f64().map(|n| n as f32);
+    let default = SamplingParams::default();
+    let greedy = generation_config["do_sample"] == Value::Bool(false);
+    SamplingParams {
+        temperature: if greedy { 0.0 } else { number("temperature").unwrap_or(default.temperature) },
+        top_k: generation_config["top_k"].as_u64().map_or(default.top_k, |k| k as u32),
+        top_p: number("top_p").unwrap_or(default.top_p),
+        min_p: number("min_p").unwrap_or(default.min_p),
+        repetition_penalty: number("repetition_penalty").unwrap_or(default.repetition_penalty),
+        ..default
+    }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(bytes)
+        .map_err(|e| ModelError::Malformed { path: path.to_owned(), reason: e.to_string() })
+}
+
+fn read(folder: &Path, file: &str) -> Result<Vec<u8>, ModelError> {
+    let path = folder.join(file);
+    std::fs::read(&path).map_err(|source| ModelError::Read { path, source })
+}
+
+fn read_if_there(folder: &Path, file: &str) -> Result<Vec<u8>, ModelError> {
+    match read(folder, file) {
+        Err(ModelError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Ok(Vec::new())
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,47 @@
+//! The `observe` slot: tells policies what became of a request.
+
+use policy::{Event, Frame, Generation, OBSERVE_OUTCOME, ObserveView, Table};
+
+use crate::worker::SequenceHints;
+
+/// How a request went, as far as it got.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outcome {
+    /// Time to first token.
+    pub ttft_ms: f32,
+    /// Mean time between tokens.
+    pub itl_ms: f32,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Those found in the cache.
+    pub cached_tokens: u32,
+    /// Tokens of the output so far.
+    pub output_tokens: u32,
+    /// Id of the worker.
+    pub worker: u64,
+    /// Id of the sequence.
+    pub sequence: u64,
+}
+
+/// Tells the chain that a request was pinned to.
+pub fn tell(generation: &Generation, event: Event, outcome: &Outcome, hints: &SequenceHints, frame: Frame) {
+    let mut table = Table::new(&OBSERVE_OUTCOME, 1);
+    let numbers = [
+        event as u8 as f32,
+        outcome.ttft_ms,
+        outcome.itl_ms,
+        outcome.prompt_tokens as f32,
+        outcome.cached_tokens as f32,
+        outcome.output_tokens as f32,
+        if event == Event::Finished { 1.0 } else { 0.0 },
+    ];
+    assert_eq!(numbers.len(), OBSERVE_OUTCOME.numbers.len(), "one value for each column of the contract");
+    for (column, value) in numbers.into_iter().enumerate() {
+        table.numbers_mut(column)[0] = value;
+    }
+    let ids = [outcome.worker, hints.session, outcome.sequence, hints.class];
+    for (column, id) in ids.into_iter().enumerate() {
+        table.ids_mut(column)[0] = id;
+    }
+    generation.observe(&ObserveView { frame, outcomes: &table });
+}

@@ -1,0 +1,25 @@
+//! Between the API's messages and tokens: templates, tokenizing, and what comes back out of a model.
+//!
+//! ```text
+//! messages ─canonical─► template ─► text ─tokenizer─► tokens ─► engine
+//! engine ─► tokens ─detokenize─► text ─stop─► text ─output─► reasoning | text | calls
+//! ```
+//!
+//! Called by the journey once a request, and for each token of an answer.
+//! **Invariant:** pure functions of their inputs: no clock, no I/O, no policy.
+
+mod canonical;
+mod detokenize;
+mod error;
+mod output;
+mod stop;
+mod stop_tokens;
+mod template;
+mod tokenizer;
+
+pub use detokenize::{Detokenizer, Specials};
+pub use error::PromptError;
+pub use output::{OutputEvent, OutputParser};
+pub use stop::{Safe, StopMatcher};
+pub use template::{ChatTemplate, RenderInput, TemplateSource};
+pub use tokenizer::{Guard, Tokenizer};

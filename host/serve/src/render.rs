@@ -1,0 +1,73 @@
+//! A request's messages become a prompt: text, tokens, block names.
+//!
+//! **Invariant:** the same messages always give the same tokens, so that turn N+1 has turn N as a prefix.
+
+use kv::BlockName;
+
+use crate::app::App;
+use crate::prompt::{PromptError, RenderInput};
+use crate::request::{Prompt, Refusal, Request, ToolChoice};
+use crate::worker::NO_SALT;
+
+/// Chosen: longer texts would hold up other requests of this thread for more than a millisecond.
+const INLINE_BYTES_MAX: usize = 64 << 10;
+
+/// Renders, tokenises and names. Text beyond a few pages moves this thread's other work elsewhere first.
+pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
+    let forced = forced_call(&request.tool_choice);
+    let guarded = forced_call(&guarded_choice(app, &request.tool_choice));
+    let input = RenderInput {
+        messages: &request.messages,
+        tools: request.tools.as_deref(),
+        add_generation_prompt: true,
+        extra: &request.template_args,
+        now_unix_ms: app.ctx.unix_ms(),
+    };
+    let mut text = app.model.template.render(&input).map_err(refuse)?;
+    let in_reasoning = text.trim_end().ends_with("<think>");
+    text.push_str(&guarded);
+    let tokens = if text.len() > INLINE_BYTES_MAX {
+        tokio::task::block_in_place(|| app.model.tokenizer.encode_prompt(&text))
+    } else {
+        app.model.tokenizer.encode_prompt(&text)
+    };
+    let max = app.context_max as usize;
+    if tokens.is_empty() {
+        return Err(Refusal::field("messages", "`messages` render to an empty prompt"));
+    }
+    if tokens.len() >= max {
+        return Err(Refusal::TooLong { tokens: tokens.len(), max });
+    }
+    let blocks = block_names(app, &tokens);
+    Ok(Prompt { tokens: tokens.into(), blocks: blocks.into(), forced, in_reasoning })
+}
+
+fn block_names(app: &App, tokens: &[u32]) -> Vec<BlockName> {
+    BlockName::names(app.fingerprint, NO_SALT, tokens, app.config.kv.block_tokens as usize)
+}
+
+/// The beginning of a call, written on the model's behalf: it then has no way but to make the call.
+fn forced_call(choice: &ToolChoice) -> String {
+    match choice {
+        ToolChoice::None | ToolChoice::Auto => String::new(),
+        ToolChoice::Required => "<tool_call>\n{\"name\": \"".into(),
+        ToolChoice::Named(name) => {
+            format!("<tool_call>\n{{\"name\": {}, \"arguments\": ", serde_json::Value::from(name.as_str()))
+        }
+    }
+}
+
+/// The same choice, its name marked where it spells a special token.
+fn guarded_choice(app: &App, choice: &ToolChoice) -> ToolChoice {
+    match choice {
+        ToolChoice::Named(name) => ToolChoice::Named(app.model.tokenizer.guard().text(name).into_owned()),
+        other => other.clone(),
+    }
+}
+
+fn refuse(error: PromptError) -> Refusal {
+    match error {
+        PromptError::Refused { param, message } => Refusal::Field { param, message },
+        other => Refusal::Internal(other.to_string()),
+    }
+}

@@ -1,0 +1,141 @@
+//! The words of a request's path: what was asked, and why it may be refused.
+
+use std::sync::Arc;
+
+use engine::SamplingParams;
+use serde_json::Value;
+
+/// One API call, parsed and checked; the protocol it came by is behind it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Minted by the host; in logs, in the response and in its header.
+    pub id: String,
+    /// Protocol, as hint policies see it.
+    pub protocol: &'static str,
+    /// Messages in the shape that chat templates read.
+    pub messages: Vec<Value>,
+    /// Tools in the shape that chat templates read.
+    pub tools: Option<Vec<Value>>,
+    /// Which tool the answer has to call.
+    pub tool_choice: ToolChoice,
+    /// Extra variables for the chat template.
+    pub template_args: serde_json::Map<String, Value>,
+    /// How tokens are drawn; each choice adds its number to the seed.
+    pub sampling: SamplingParams,
+    /// Output limit that the caller named.
+    pub output_tokens_max: Option<u32>,
+    /// Stop strings; never empty strings.
+    pub stop: Vec<String>,
+    /// Answers wanted.
+    pub choices: u32,
+    /// Whether to stream, and whether the stream ends with usage.
+    pub stream: Stream,
+    /// Allow-listed headers, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// Extension objects as JSON text.
+    pub extensions: Vec<(String, String)>,
+}
+
+/// How the answer travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// In one piece.
+    No,
+    /// As events.
+    Events,
+    /// As events, the last of them with usage.
+    EventsWithUsage,
+}
+
+/// What the caller wants of tools.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// No calls: markup is text.
+    None,
+    /// The model decides.
+    Auto,
+    /// Some tool must be called.
+    Required,
+    /// This tool must be called.
+    Named(String),
+}
+
+/// A rendered prompt.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// Its tokens.
+    pub tokens: Arc<[u32]>,
+    /// Names of its full blocks.
+    pub blocks: Arc<[kv::BlockName]>,
+    /// Output that the host wrote on the model's behalf, to force a tool call.
+    pub forced: String,
+    /// Whether the prompt ends inside a reasoning section.
+    pub in_reasoning: bool,
+}
+
+/// Why a request is refused. `api/error.rs` gives each its status.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// The body is not a JSON object.
+    #[error("request body is not valid JSON: {0}")]
+    Json(String),
+    /// A field has a value that cannot be used.
+    #[error("{message}")]
+    Field {
+        /// Path of the field, such as `messages[2].content`.
+        param: String,
+        /// What is wrong and what would be right, naming the field.
+        message: String,
+    },
+    /// The body is larger than allowed.
+    #[error("request body is larger than {max} bytes")]
+    TooLarge {
+        /// The limit.
+        max: usize,
+    },
+    /// The prompt leaves no room for an output token.
+    #[error(
+        "this model's maximum context length is {max} tokens, but the prompt has {tokens} tokens; shorten the messages"
+    )]
+    TooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Context of the model.
+        max: usize,
+    },
+    /// There is no such model.
+    #[error("the model `{model}` does not exist; this host serves `{served}`")]
+    UnknownModel {
+        /// What was asked for.
+        model: String,
+        /// What there is.
+        served: String,
+    },
+    /// There is no such path.
+    #[error("unknown path {0}; see GET /v1/models and POST /v1/chat/completions")]
+    UnknownPath(String),
+    /// The house is full.
+    #[error("{running} requests are being served, which is the limit; retry after {retry_after_s} s")]
+    Overloaded {
+        /// Requests in the house.
+        running: usize,
+        /// When to come again.
+        retry_after_s: u32,
+    },
+    /// The host is shutting down.
+    #[error("the host is shutting down")]
+    Draining,
+    /// A policy whose failure strategy is `reject` failed.
+    #[error("{0}")]
+    Policy(String),
+    /// Our own fault.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Refusal {
+    /// A refusal of one field.
+    pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Field { param: param.into(), message: message.into() }
+    }
+}

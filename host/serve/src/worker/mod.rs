@@ -1,0 +1,147 @@
+//! A worker: one executor, its KV pages, its waiting and running sequences, its own OS thread.
+//!
+//! The journey starts sequences here and receives their tokens; routing reads the published [`Load`].
+//! **Invariant:** only the worker's thread touches its executor and its pool; everybody else sees numbers.
+
+mod order;
+mod sequence;
+mod step;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use engine::Executor;
+use kv::{BlockPool, PrefixIndex};
+use parking_lot::Mutex;
+use policy::Generations;
+
+pub(crate) use sequence::NO_SALT;
+pub use sequence::{Event, Finish, SequenceHints, Start};
+use step::StepLoop;
+
+use crate::config::Schedule;
+use crate::ctx::{Ctx, name_id};
+
+/// What a worker is made of.
+pub struct Parts {
+    /// Its place in the list of workers and in the prefix index.
+    pub index: usize,
+    /// Name in logs, metrics and response headers.
+    pub name: String,
+    /// The device.
+    pub executor: Box<dyn Executor>,
+    /// Who has which block.
+    pub prefixes: Arc<PrefixIndex>,
+    /// Asked for the order of waiting sequences.
+    pub generations: Arc<Generations>,
+    /// Budgets of a step.
+    pub schedule: Schedule,
+    /// Clock and seeds.
+    pub ctx: Ctx,
+}
+
+/// The handle of a running worker.
+pub struct Worker {
+    /// Its place in the list of workers.
+    pub index: usize,
+    /// Its name.
+    pub name: Arc<str>,
+    /// A stable id for policies.
+    pub id: u64,
+    /// What it published last.
+    pub load: Arc<Load>,
+    starts: Mutex<Option<mpsc::Sender<Start>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A worker's load, published after each step for routing and metrics.
+#[derive(Debug, Default)]
+pub struct Load {
+    /// Sequences sent and not yet received by the step loop.
+    pub in_transit: AtomicU32,
+    /// Prompt tokens of those.
+    pub in_transit_tokens: AtomicU64,
+    /// Sequences waiting.
+    pub waiting: AtomicU32,
+    /// Tokens that waiting and running sequences have yet to prefill.
+    pub queued_tokens: AtomicU64,
+    /// Sequences running.
+    pub running: AtomicU32,
+    /// Tokens of running sequences.
+    pub active_tokens: AtomicU64,
+    /// Pages that exist.
+    pub pages: AtomicU32,
+    /// Pages referenced by running sequences.
+    pub pages_pinned: AtomicU32,
+    /// Pages that hold a cached block nobody references.
+    pub pages_cached: AtomicU32,
+    /// Blocks evicted so far.
+    pub evictions: AtomicU64,
+    /// Sequences put back to waiting for want of pages.
+    pub preemptions: AtomicU64,
+    /// Steps so far.
+    pub steps: AtomicU64,
+    /// Smoothed time to first token, in microseconds.
+    pub ttft_us_ewma: AtomicU64,
+    /// Smoothed time between tokens, in microseconds.
+    pub itl_us_ewma: AtomicU64,
+    /// Whether the last step failed.
+    pub unhealthy: AtomicBool,
+}
+
+impl Worker {
+    /// Starts the worker's thread.
+    pub fn start(parts: Parts) -> std::io::Result<Self> {
+        let caps = parts.executor.caps();
+        let load = Arc::new(Load::default());
+        load.pages.store(caps.kv.pages, Ordering::Relaxed);
+        let pool = BlockPool::new(caps.kv.pages, caps.kv.block_tokens);
+        let (starts, received) = mpsc::channel();
+        let (index, name) = (parts.index, parts.name.clone());
+        let step_loop = StepLoop::new(parts, pool, Arc::clone(&load), received);
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || step_loop.run())?;
+        Ok(Self {
+            index,
+            id: name_id(&name),
+            name: name.into(),
+            load,
+            starts: Mutex::new(Some(starts)),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Hands a sequence over; its events come through its channel. False once the worker has stopped.
+    pub fn submit(&self, start: Start) -> bool {
+        let tokens = start.tokens.len() as u64;
+        let starts = self.starts.lock();
+        let Some(sender) = starts.as_ref() else { return false };
+        self.load.in_transit.fetch_add(1, Ordering::Relaxed);
+        self.load.in_transit_tokens.fetch_add(tokens, Ordering::Relaxed);
+        sender.send(start).is_ok()
+    }
+
+    /// Lets the step loop finish what it has and joins its thread.
+    pub fn stop(&self) {
+        drop(self.starts.lock().take());
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!(worker = %self.name, "worker thread panicked");
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Moves a smoothed value towards `sample` by an eighth of the way.
+fn smooth(ewma: &AtomicU64, sample: u64) {
+    let old = ewma.load(Ordering::Relaxed);
+    let new = if old == 0 { sample } else { old - old / 8 + sample / 8 };
+    ewma.store(new, Ordering::Relaxed);
+}

@@ -1,0 +1,213 @@
+//! One sequence on its worker: its tokens, its pages, and how far they are computed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Sampled, SamplingParams};
+use kv::{BlockName, BlockPool, Fingerprint, NameChain, PageIdx};
+use tokio::sync::mpsc;
+
+use crate::ctx::Moment;
+
+/// What a worker needs to start a sequence.
+#[derive(Debug)]
+pub struct Start {
+    /// Unique over the host; grows with time.
+    pub id: u64,
+    /// The prompt; never empty.
+    pub tokens: Arc<[u32]>,
+    /// Names of the prompt's full blocks.
+    pub blocks: Arc<[BlockName]>,
+    /// How tokens are drawn.
+    pub sampling: SamplingParams,
+    /// Output limit; at least 1, and within the context.
+    pub output_tokens_max: u32,
+    /// Tokens that end the output; they are not reported.
+    pub stop_tokens: Arc<[u32]>,
+    /// What scheduling wants to know.
+    pub hints: SequenceHints,
+    /// When the request came in.
+    pub arrived: Moment,
+    /// Where events go; dropping the receiver cancels the sequence.
+    pub events: mpsc::Sender<Event>,
+}
+
+/// Bounded hints of a sequence, as numbers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SequenceHints {
+    /// Id of the session, or 0.
+    pub session: u64,
+    /// Id of the class, or 0.
+    pub class: u64,
+    /// Head start in seconds.
+    pub priority: f32,
+    /// Strict tier.
+    pub strict_tier: u32,
+    /// Milliseconds from arrival, or 0 for none.
+    pub deadline_ms: u32,
+    /// Expected output tokens, or 0 for unknown.
+    pub expected_output_tokens: u32,
+}
+
+/// What becomes of a sequence, in order: tokens, then one end.
+#[derive(Debug)]
+pub enum Event {
+    /// The next tokens: one, unless they come faster than they are worth sending alone.
+    Tokens {
+        /// The tokens, in order.
+        sampled: Vec<Sampled>,
+        /// Prompt tokens that did not have to be computed.
+        cached_tokens: u32,
+    },
+    /// The end.
+    Finished {
+        /// Why.
+        finish: Finish,
+        /// Prompt tokens that did not have to be computed.
+        cached_tokens: u32,
+    },
+    /// The executor failed.
+    Failed(String),
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token or a stop string.
+    Stop,
+    /// The output limit.
+    Length,
+}
+
+/// A sequence in a worker's hands.
+pub(super) struct Sequence {
+    pub(super) start: Start,
+    /// Prompt, then output.
+    pub(super) history: Vec<u32>,
+    /// Leading tokens whose KV is in `pages`.
+    pub(super) computed: usize,
+    pub(super) pages: Vec<PageIdx>,
+    /// Prompt tokens found in the cache when the sequence was first started.
+    pub(super) cached_tokens: Option<u32>,
+    /// Tokens drawn and not sent yet.
+    outbox: Vec<Sampled>,
+    /// When tokens were sent last.
+    sent: Option<Moment>,
+    /// Names of all full blocks of `history`.
+    names: Vec<BlockName>,
+    chain: NameChain,
+    /// Leading pages that have their name.
+    sealed: usize,
+}
+
+impl Sequence {
+    pub(super) fn new(start: Start, fingerprint: Fingerprint, block_tokens: usize) -> Self {
+        assert!(!start.tokens.is_empty(), "a prompt has at least one token");
+        let names = start.blocks.to_vec();
+        let mut chain = NameChain::after(fingerprint, NO_SALT, block_tokens, names.last().copied());
+        for &token in &start.tokens[names.len() * block_tokens..] {
+            let full = chain.push(token);
+            assert!(full.is_none(), "the prompt's full blocks all have a name");
+        }
+        Self {
+            history: start.tokens.to_vec(),
+            start,
+            computed: 0,
+            pages: Vec::new(),
+            cached_tokens: None,
+            outbox: Vec::new(),
+            sent: None,
+            names,
+            chain,
+            sealed: 0,
+        }
+    }
+
+    pub(super) fn prompt_len(&self) -> usize {
+        self.start.tokens.len()
+    }
+
+    pub(super) fn output_len(&self) -> usize {
+        self.history.len() - self.prompt_len()
+    }
+
+    /// Tokens without KV. One of them is left to a decode step; more is prefill.
+    pub(super) fn left(&self) -> usize {
+        self.history.len() - self.computed
+    }
+
+    pub(super) fn cancelled(&self) -> bool {
+        self.start.events.is_closed()
+    }
+
+    /// Takes what the cache holds of this sequence. The last token is always computed: its logits are
+    /// what the sequence waits for.
+    pub(super) fn take_cached(&mut self, pool: &mut BlockPool, block_tokens: usize) {
+        assert!(self.pages.is_empty() && self.computed == 0, "only a sequence without pages looks for them");
+        let usable = ((self.history.len() - 1) / block_tokens).min(self.names.len());
+        self.pages = pool.pin_prefix(&self.names[..usable]);
+        self.sealed = self.pages.len();
+        self.computed = self.sealed * block_tokens;
+        if self.cached_tokens.is_none() {
+            self.cached_tokens = Some(self.computed as u32);
+        }
+    }
+
+    /// Gives all pages back; whatever was sealed stays findable.
+    pub(super) fn release(&mut self, pool: &mut BlockPool) {
+        pool.release(&self.pages);
+        self.pages.clear();
+        self.computed = 0;
+        self.sealed = 0;
+    }
+
+    /// Notes that `count` more tokens have KV, and names the blocks that this completed.
+    pub(super) fn advance(&mut self, count: usize, pool: &mut BlockPool, block_tokens: usize) {
+        self.computed += count;
+        assert!(self.computed <= self.history.len(), "KV exists only for tokens that exist");
+        while self.sealed < self.computed / block_tokens {
+            let i = self.sealed;
+            let parent = i.checked_sub(1).map(|p| self.names[p]);
+            pool.seal(self.pages[i], self.names[i], parent);
+            self.sealed += 1;
+        }
+    }
+
+    /// Appends an output token, and sends it unless the last one was sent a moment ago.
+    pub(super) fn push(&mut self, sampled: Sampled, now: Moment) {
+        self.history.push(sampled.token);
+        if let Some(name) = self.chain.push(sampled.token) {
+            self.names.push(name);
+        }
+        self.outbox.push(sampled);
+        if self.sent.is_none_or(|sent| now.saturating_sub(sent) >= SEND_EVERY) {
+            self.sent = Some(now);
+            self.flush();
+        }
+    }
+
+    /// Sends what was drawn and not sent yet. The channel has room for every token there can be; an error
+    /// means that the client left, which the next step notices.
+    pub(super) fn flush(&mut self) {
+        if !self.outbox.is_empty() {
+            let event = Event::Tokens {
+                sampled: std::mem::take(&mut self.outbox),
+                cached_tokens: self.cached_tokens.unwrap_or(0),
+            };
+            let _ = self.start.events.try_send(event);
+        }
+    }
+
+    /// Sends the end, after everything that came before it.
+    pub(super) fn finish(&mut self, finish: Finish) {
+        self.flush();
+        let cached_tokens = self.cached_tokens.unwrap_or(0);
+        let _ = self.start.events.try_send(Event::Finished { finish, cached_tokens });
+    }
+}
+
+/// Chosen: waking a reader costs about 10 us on both sides, and nobody reads 5,000 tokens a second one by one.
+const SEND_EVERY: Duration = Duration::from_micros(200);
+
+/// Blocks are shared between all callers: this host knows no tenants.
+pub(crate) const NO_SALT: u64 = 0;

@@ -1,0 +1,313 @@
+//! The step loop: receive, order, admit, compute one step, hand out tokens; again.
+//!
+//! **Invariant:** every sequence that came in leaves exactly once, finished, failed or cancelled, and its
+//! pages go back then.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use engine::{EngineError, Row, SampleSpec, Sampled, StepPlan};
+use kv::BlockPool;
+use policy::Frame;
+
+use super::order::{Order, Terms};
+use super::sequence::{Event, Finish, Sequence, Start};
+use super::{Load, Parts, smooth};
+use crate::ctx::{Moment, name_id};
+
+/// State of one worker's loop; it lives on that worker's thread.
+pub(super) struct StepLoop {
+    parts: Parts,
+    pool: BlockPool,
+    load: Arc<Load>,
+    received: Receiver<Start>,
+    /// In the order in which they are to be started.
+    waiting: Vec<Sequence>,
+    /// In order of admission.
+    running: Vec<Sequence>,
+    order: Order,
+    /// Whether `waiting` or `running` has other members than at the last schedule decision.
+    changed: bool,
+    block_tokens: usize,
+    last_token_at: Moment,
+}
+
+impl StepLoop {
+    pub(super) fn new(parts: Parts, pool: BlockPool, load: Arc<Load>, received: Receiver<Start>) -> Self {
+        let order = Order::new(parts.index, name_id(&parts.name));
+        let block_tokens = parts.executor.caps().kv.block_tokens as usize;
+        Self {
+            parts,
+            pool,
+            load,
+            received,
+            waiting: Vec::new(),
+            running: Vec::new(),
+            order,
+            changed: false,
+            block_tokens,
+            last_token_at: Moment::ZERO,
+        }
+    }
+
+    /// Runs until every sender is gone and every sequence has left.
+    pub(super) fn run(mut self) {
+        while self.receive() {
+            self.drop_cancelled();
+            self.order_waiting();
+            let rows = self.admit();
+            if !rows.is_empty() {
+                self.flush_before_prefill(&rows);
+                self.step(&rows);
+            }
+            self.publish();
+        }
+    }
+
+    /// Takes what has come in; sleeps when there is nothing to do. False at the end.
+    fn receive(&mut self) -> bool {
+        if self.waiting.is_empty() && self.running.is_empty() {
+            match self.received.recv() {
+                Ok(start) => self.enqueue(start),
+                Err(_) => return false,
+            }
+        }
+        while let Ok(start) = self.received.try_recv() {
+            self.enqueue(start);
+        }
+        true
+    }
+
+    fn enqueue(&mut self, start: Start) {
+        self.load.in_transit.fetch_sub(1, Ordering::Relaxed);
+        self.load.in_transit_tokens.fetch_sub(start.tokens.len() as u64, Ordering::Relaxed);
+        let fingerprint = self.parts.executor.caps().fingerprint;
+        self.waiting.push(Sequence::new(start, fingerprint, self.block_tokens));
+        self.changed = true;
+    }
+
+    /// A client that left frees its sequences before the next step.
+    fn drop_cancelled(&mut self) {
+        let before = self.waiting.len() + self.running.len();
+        self.waiting.retain(|s| !s.cancelled());
+        let pool = &mut self.pool;
+        self.running.retain_mut(|s| {
+            let cancelled = s.cancelled();
+            if cancelled {
+                s.release(pool);
+            }
+            !cancelled
+        });
+        self.changed |= before != self.waiting.len() + self.running.len();
+    }
+
+    fn order_waiting(&mut self) {
+        if !std::mem::take(&mut self.changed) || self.waiting.is_empty() {
+            return;
+        }
+        let schedule = &self.parts.schedule;
+        let ctx = &self.parts.ctx;
+        let terms = Terms {
+            now: ctx.now(),
+            frame: Frame { now_ms: ctx.unix_ms(), seed: ctx.seed() },
+            tokens: schedule.step_tokens_max,
+            pages: self.pool.available(),
+            rows: schedule.step_rows_max.saturating_sub(self.running.len() as u32),
+            starvation: Duration::from_millis(schedule.starvation_ms_max),
+        };
+        self.order.sort(&self.parts.generations, &mut self.waiting, &self.running, &terms);
+    }
+
+    /// Fills a step: decode rows of all that run, then prefill of the running, then of the waiting.
+    /// Returns new tokens for each of `running`.
+    fn admit(&mut self) -> Vec<usize> {
+        let mut budget = self.parts.schedule.step_tokens_max as usize;
+        let mut rows = vec![0; self.running.len()];
+        for (row, s) in rows.iter_mut().zip(&self.running).filter(|(_, s)| s.left() == 1) {
+            *row = s.left().min(budget);
+            budget -= *row;
+        }
+        for (row, s) in rows.iter_mut().zip(&self.running).filter(|(_, s)| s.left() > 1) {
+            *row = s.left().min(budget);
+            budget -= *row;
+        }
+        while budget > 0 && self.running.len() < self.parts.schedule.step_rows_max as usize {
+            let Some(tokens) = self.start_next(budget) else { break };
+            budget -= tokens;
+            rows.push(tokens);
+        }
+        self.reserve(&mut rows);
+        rows
+    }
+
+    /// Moves the first waiting sequence into the batch, if its whole prompt has room.
+    fn start_next(&mut self, budget: usize) -> Option<usize> {
+        let next = self.waiting.first_mut()?;
+        next.take_cached(&mut self.pool, self.block_tokens);
+        let missing = pages_for(next.history.len(), self.block_tokens) - next.pages.len();
+        if missing > self.pool.available() as usize && !self.running.is_empty() {
+            next.release(&mut self.pool);
+            return None;
+        }
+        let tokens = next.left().min(budget);
+        self.running.push(self.waiting.remove(0));
+        self.changed = true;
+        Some(tokens)
+    }
+
+    /// Gets each row its pages; the last admitted gives way when there are none left.
+    fn reserve(&mut self, rows: &mut Vec<usize>) {
+        let mut i = 0;
+        while i < self.running.len() {
+            let s = &self.running[i];
+            let wanted = pages_for(s.computed + rows[i], self.block_tokens).saturating_sub(s.pages.len());
+            match self.pool.allocate(wanted as u32) {
+                Ok(pages) => {
+                    self.running[i].pages.extend(pages);
+                    i += 1;
+                }
+                Err(_) => {
+                    self.preempt_last();
+                    rows.pop();
+                }
+            }
+        }
+    }
+
+    fn preempt_last(&mut self) {
+        let Some(mut last) = self.running.pop() else { return };
+        last.flush();
+        last.release(&mut self.pool);
+        self.load.preemptions.fetch_add(1, Ordering::Relaxed);
+        self.changed = true;
+        if self.running.is_empty() {
+            // It had every page of the worker and needs more: waiting would not help it.
+            let reason =
+                format!("the worker's {} KV pages cannot hold this sequence", self.pool.stats().pages);
+            let _ = last.start.events.try_send(Event::Failed(reason));
+        } else {
+            self.waiting.insert(0, last);
+        }
+    }
+
+    /// A prefill may take long: no token that is ready waits for it.
+    fn flush_before_prefill(&mut self, rows: &[usize]) {
+        if rows.iter().any(|&new| new > 1) {
+            self.running.iter_mut().for_each(Sequence::flush);
+        }
+    }
+
+    /// Computes one step and hands out what it drew.
+    fn step(&mut self, rows: &[usize]) {
+        match self.execute(rows) {
+            Ok(sampled) => {
+                self.load.unhealthy.store(false, Ordering::Relaxed);
+                self.apply(rows, sampled);
+            }
+            Err(error) => {
+                tracing::error!(worker = %self.parts.name, %error, "step failed");
+                self.load.unhealthy.store(true, Ordering::Relaxed);
+                for mut s in self.running.drain(..) {
+                    s.release(&mut self.pool);
+                    let _ = s.start.events.try_send(Event::Failed(error.to_string()));
+                }
+                self.changed = true;
+            }
+        }
+    }
+
+    fn execute(&mut self, rows: &[usize]) -> Result<Vec<Sampled>, EngineError> {
+        let (mut plan_rows, mut tokens, mut pages, mut samples) = (vec![], vec![], vec![], vec![]);
+        for (s, &new) in self.running.iter().zip(rows).filter(|(_, new)| **new > 0) {
+            let (token_start, page_start) = (tokens.len() as u32, pages.len() as u32);
+            tokens.extend_from_slice(&s.history[s.computed..s.computed + new]);
+            pages.extend_from_slice(&s.pages);
+            let sample = (new == s.left()).then(|| {
+                samples.push(SampleSpec {
+                    params: &s.start.sampling,
+                    history: &s.history,
+                    prompt_len: s.prompt_len() as u32,
+                });
+                samples.len() as u32 - 1
+            });
+            plan_rows.push(Row {
+                tokens: token_start..tokens.len() as u32,
+                position: s.computed as u32,
+                pages: page_start..pages.len() as u32,
+                sample,
+            });
+        }
+        let plan = StepPlan { rows: &plan_rows, tokens: &tokens, pages: &pages, samples: &samples };
+        let ticket = self.parts.executor.submit(&plan)?;
+        let out = self.parts.executor.poll(ticket, true)?;
+        let out = out.ok_or_else(|| EngineError::Plan("a blocking poll gave no result".into()))?;
+        tracing::trace!(worker = %self.parts.name, rows = plan_rows.len(), tokens = tokens.len(), took = ?out.took, "step");
+        Ok(out.sampled)
+    }
+
+    fn apply(&mut self, rows: &[usize], sampled: Vec<Sampled>) {
+        let mut sampled = sampled.into_iter();
+        let now = self.parts.ctx.now();
+        let mut gone = Vec::new();
+        for (i, &new) in rows.iter().enumerate() {
+            let s = &mut self.running[i];
+            let draws = new > 0 && new == s.left();
+            s.advance(new, &mut self.pool, self.block_tokens);
+            if !draws {
+                continue;
+            }
+            let Some(token) = sampled.next() else { continue };
+            if s.output_len() == 0 {
+                smooth(&self.load.ttft_us_ewma, now.saturating_sub(s.start.arrived).as_micros() as u64);
+            }
+            if hand_out(s, token, now) {
+                gone.push(i);
+            }
+        }
+        smooth(&self.load.itl_us_ewma, now.saturating_sub(self.last_token_at).as_micros().max(1) as u64);
+        self.last_token_at = now;
+        for &i in gone.iter().rev() {
+            let mut s = self.running.remove(i);
+            s.release(&mut self.pool);
+            self.changed = true;
+        }
+    }
+
+    fn publish(&mut self) {
+        self.parts.prefixes.apply(self.parts.index, self.pool.drain_events());
+        let stats = self.pool.stats();
+        let load = &self.load;
+        let set =
+            |cell: &std::sync::atomic::AtomicU32, value: usize| cell.store(value as u32, Ordering::Relaxed);
+        let left = |s: &Sequence| s.left().saturating_sub(1) as u64;
+        set(&load.waiting, self.waiting.len());
+        set(&load.running, self.running.len());
+        set(&load.pages_pinned, stats.pinned as usize);
+        set(&load.pages_cached, stats.evictable as usize);
+        let store = |cell: &AtomicU64, value: u64| cell.store(value, Ordering::Relaxed);
+        store(&load.queued_tokens, self.waiting.iter().chain(&self.running).map(left).sum());
+        store(&load.active_tokens, self.running.iter().map(|s| s.history.len() as u64).sum());
+        store(&load.evictions, stats.evictions);
+        load.steps.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Takes a drawn token in and reports it. True when the sequence has ended.
+fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {
+    if s.start.stop_tokens.contains(&sampled.token) {
+        s.finish(Finish::Stop);
+        return true;
+    }
+    s.push(sampled, now);
+    let full = s.output_len() >= s.start.output_tokens_max as usize;
+    if full {
+        s.finish(Finish::Length);
+    }
+    full
+}
+
+fn pages_for(tokens: usize, block_tokens: usize) -> usize {
+    tokens.div_ceil(block_tokens)
+}
