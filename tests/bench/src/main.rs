@@ -1,0 +1,35 @@
+//! Benchmarks of the host. One entry: `cargo run --release -p bench -- NAME`.
+#![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
+#![allow(clippy::disallowed_methods, reason = "a benchmark reads the machine's clock")]
+
+mod executor;
+mod host;
+mod http;
+mod load;
+mod policies;
+mod swap;
+mod table;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let name = std::env::args().nth(1).unwrap_or_default();
+    let result = match name.as_str() {
+        "policy" => policies::run(),
+        "swap" => swap::run(),
+        "http" => http::run(),
+        "executor" => executor::run(),
+        host::CHILD => host::serve(),
+        _ => {
+            eprintln!("usage: bench policy|swap|http|executor");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What a policy costs: one batched call, the default chain, and a call that never ends.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use policy::{
+    CATALOGUE, ChainSpec, Frame, Generation, Generations, HintsView, Limits, PluginSpec, ROUTE_CANDIDATE,
+    ROUTE_REQUEST, RouteView, Runtime, RuntimeConfig, Table, builtin_component,
+};
+
+use crate::table::{Bar, head, median, quantile, row, us};
+
+const TURNS: usize = 7;
+const CALLS: u64 = 30_000;
+const CANDIDATES: usize = 64;
+/// Chosen: few enough that the breaker of a plugin that always fails stays closed for a generation each.
+const LOOPS: usize = 15;
+const DEADLINE: Duration = Duration::from_millis(2);
+
+/// One decision's inputs.
+struct Case {
+    request: Table,
+    candidates: Table,
+    headers: Vec<(String, String)>,
+    extensions: Vec<(String, String)>,
+}
+
+impl Case {
+    fn new(rows: usize) -> Self {
+        let mut request = Table::new(&ROUTE_REQUEST, 1);
+        request.numbers_mut(0)[0] = 4000.0;
+        request.ids_mut(0)[0] = 5;
+        let mut candidates = Table::new(&ROUTE_CANDIDATE, rows);
+        for column in 0..ROUTE_CANDIDATE.numbers.len() {
+            for (i, cell) in candidates.numbers_mut(column).iter_mut().enumerate() {
+                *cell = ((i * 37 + column * 11) % 97) as f32;
+            }
+        }
+        for (i, cell) in candidates.ids_mut(0).iter_mut().enumerate() {
+            *cell = i as u64 + 1;
+        }
+        let owned = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        Self {
+            request,
+            candidates,
+            headers: vec![
+                owned("x-claude-code-session-id", "6b1b1b1b-aaaa-bbbb-cccc-121212121212"),
+                owned("x-claude-code-agent-id", "agent-1"),
+            ],
+            extensions: vec![owned("nvext", r#"{"agent_hints":{"priority":5,"osl":300}}"#)],
+        }
+    }
+
+    fn route(&self, generation: &Generation, call: u64) -> anyhow::Result<bool> {
+        let view = RouteView { frame: frame(call), request: &self.request, candidates: &self.candidates };
+        Ok(generation.route(&view)?.fell_back)
+    }
+
+    fn hints(&self, generation: &Generation, call: u64) -> anyhow::Result<()> {
+        let view = HintsView {
+            frame: frame(call),
+            protocol: "openai-chat",
+            headers: &self.headers,
+            extensions: &self.extensions,
+            prompt_tokens: 4000,
+            output_tokens_max: Some(100),
+        };
+        generation.hints(&view)?;
+        Ok(())
+    }
+}
+
+fn frame(call: u64) -> Frame {
+    Frame { now_ms: 1_700_000_000_000 + call, seed: call + 1 }
+}
+
+/// p50 and p99 of a call in microseconds, in one turn.
+fn turn(mut call: impl FnMut(u64) -> anyhow::Result<()>) -> anyhow::Result<(f64, f64)> {
+    for i in 0..CALLS / 10 {
+        call(i)?;
+    }
+    let mut samples = Vec::with_capacity(CALLS as usize);
+    for i in 0..CALLS {
+        let begun = Instant::now();
+        call(i)?;
+        samples.push(us(begun.elapsed()));
+    }
+    Ok((quantile(&mut samples, 0.5), quantile(&mut samples, 0.99)))
+}
+
+fn builtin(name: &str) -> anyhow::Result<(String, PluginSpec)> {
+    let component = builtin_component(name).with_context(|| format!("{name} is built in"))?;
+    Ok((name.to_owned(), PluginSpec::new(component, "builtin")))
+}
+
+fn scored_by(name: &str, spec: PluginSpec) -> ChainSpec {
+    ChainSpec {
+        plugins: [(name.to_owned(), spec)].into(),
+        score: vec![(name.to_owned(), 1.0)],
+        ..ChainSpec::default()
+    }
+}
+
+/// The chain that a host runs unless it is told otherwise, `copies` times over.
+fn default_chain(copies: usize) -> anyhow::Result<ChainSpec> {
+    let mut chain = ChainSpec {
+        plugins: CATALOGUE.iter().map(|(name, _)| builtin(name)).collect::<Result<_, _>>()?,
+        hints: vec!["hints-agent".into()],
+        pick: Some("pick-max-score".into()),
+        ..ChainSpec::default()
+    };
+    for copy in 0..copies {
+        for name in ["route-prefix-affinity", "route-least-load", "route-session-affinity"] {
+            let instance = format!("{name}-{copy}");
+            chain.plugins.insert(instance.clone(), builtin(name)?.1);
+            chain.score.push((instance, 1.0));
+        }
+    }
+    Ok(chain)
+}
+
+/// Test guests as components.
+fn guests() -> anyhow::Result<Vec<PathBuf>> {
+    let root =
+        Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the crate lies in the project")?;
+    let target =
+        std::env::current_exe()?.ancestors().nth(2).context("a binary lies in a folder")?.join("plugins");
+    let packages = ["wide".to_owned(), "faulty".to_owned()];
+    Ok(guest_build::build(root, &target, &packages, |line| eprintln!("{line}"))?)
+}
+
+pub(crate) fn run() -> anyhow::Result<()> {
+    let runtime = Runtime::new(RuntimeConfig::default())?;
+    let guests = guests()?;
+    let start =
+        |spec| -> anyhow::Result<Arc<Generations>> { Ok(Generations::start(Arc::clone(&runtime), spec, 1)?) };
+    let native = start(ChainSpec::default())?;
+    let wide = start(scored_by("wide", PluginSpec::new(std::fs::read(&guests[0])?, "guest")))?;
+    let chain = start(default_chain(1)?)?;
+    let eight = start(default_chain(2)?)?;
+    let (case, large) = (Case::new(CANDIDATES), Case::new(1024));
+    let mut turns: [Vec<(f64, f64)>; 4] = Default::default();
+    for _ in 0..TURNS {
+        turns[0].push(turn(|i| case.route(&native.active(), i).map(drop))?);
+        turns[1].push(turn(|i| case.route(&wide.active(), i).map(drop))?);
+        turns[2].push(turn(|i| {
+            let generation = chain.active();
+            case.hints(&generation, i)?;
+            case.route(&generation, i).map(drop)
+        })?);
+        turns[3].push(turn(|i| {
+            let generation = eight.active();
+            large.hints(&generation, i)?;
+            large.route(&generation, i).map(drop)
+        })?);
+    }
+    let p50 = |i: usize| median(turns[i].iter().map(|t| t.0).collect());
+    let p99 = |i: usize| median(turns[i].iter().map(|t| t.1).collect());
+    head("Policy calls, us (baseline: the built-in policy in plain Rust, same candidates, in turns)");
+    row("score 64 candidates x 10 columns and pick, p50", p50(1), Some(p50(0)), Bar::AtMost(2.0));
+    row("score 64 candidates x 10 columns and pick, p99", p99(1), Some(p99(0)), Bar::AtMost(5.0));
+    row("default chain: hints + 3 scorers + pick, 64, p50", p50(2), Some(p50(0)), Bar::None);
+    row("default chain: hints + 3 scorers + pick, 64, p99", p99(2), Some(p99(0)), Bar::AtMost(15.0));
+    row("8 plugins, 1,024 candidates, p99", p99(3), None, Bar::AtMost(150.0));
+    endless(&runtime, &std::fs::read(&guests[1])?, &case, p50(0))
+}
+
+/// A scorer that never returns: how long until the built-in has answered in its place.
+fn endless(runtime: &Arc<Runtime>, component: &[u8], case: &Case, native: f64) -> anyhow::Result<()> {
+    let mut samples = Vec::new();
+    for i in 0..LOOPS {
+        let mut spec = PluginSpec::new(component, "guest");
+        spec.config = serde_json::json!({ "fault": "loop" });
+        spec.limits = Limits { deadline: DEADLINE, ..spec.limits };
+        let generations = Generations::start(Arc::clone(runtime), scored_by("faulty", spec), 1)?;
+        let begun = Instant::now();
+        let fell_back = case.route(&generations.active(), i as u64)?;
+        samples.push(us(begun.elapsed()) / 1e3);
+        anyhow::ensure!(fell_back, "the endless scorer answered");
+    }
+    let bar = (DEADLINE + Duration::from_millis(2)).as_secs_f64() * 1e3;
+    head("A scorer in an endless loop, deadline 2 ms, answered by the built-in; ms");
+    row("p50", quantile(&mut samples, 0.5), Some(native / 1e3), Bar::AtMost(bar));
+    row("max", quantile(&mut samples, 1.0), Some(native / 1e3), Bar::AtMost(bar));
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! The configuration file: what it accepts, and how it says no.
+
+use serve::config::{Config, REFERENCE, chain_spec};
+
+fn refused(toml: &str, words: &[&str]) {
+    let error = Config::parse(toml).expect_err(toml).to_string();
+    for word in words {
+        assert!(error.contains(word), "`{word}` is missing in `{error}`");
+    }
+}
+
+#[test]
+fn the_reference_file_is_the_default() {
+    assert_eq!(
+        Config::parse(REFERENCE).expect("it parses"),
+        Config::parse("").expect("nothing is a file too")
+    );
+}
+
+#[test]
+fn mistakes_are_named() {
+    refused("[listen]\nprot = 1", &["prot", "api"]);
+    refused("[engine]\ndevice = \"gpu\"", &["gpu", "cpu"]);
+    refused("[engine]\nworkers = 0", &["engine.workers", "at least 1"]);
+    refused("[engine]\nworkers = 65", &["engine.workers", "at most 64"]);
+    refused("[kv]\nblock_tokens = 0", &["kv.block_tokens", "1 to 256"]);
+    refused("[engine.sim]\nstep_us = -1.0", &["engine.sim.step_us"]);
+    refused("[chain]\npick = \"no-such\"", &["plugins.no-such.source", "route-least-load"]);
+    refused("[[chain.score]]\nplugin = \"route-least-load\"\nweight = -1", &["chain.score.weight"]);
+    refused("[plugins.x]\nsource = \"builtin:nothing\"", &["plugins.x.source", "pick-max-score"]);
+    refused("[plugins.x]\nlimit = 1", &["limit"]);
+    refused("[plugins.pick-max-score.limits]\ndeadline_us = 0", &["deadline_us", "at least 1"]);
+}
+
+#[test]
+fn a_missing_component_file_is_named() {
+    let config = Config::parse("[plugins.x]\nsource = \"/no/such/file.wasm\"").expect("the text is fine");
+    let error = chain_spec(&config).expect_err("the file is not there").to_string();
+    assert!(error.contains("/no/such/file.wasm"), "{error}");
+}
