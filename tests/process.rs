@@ -111,6 +111,24 @@ fn sigterm_lets_a_running_stream_end() {
 }
 
 #[test]
+fn sighup_makes_the_file_a_new_generation() {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let file = folder.path().join("pointsman.toml");
+    std::fs::write(&file, "[engine]\ndevice = \"sim\"\n").expect("it can be written");
+    let mut served = serve(&["--config", file.to_str().expect("the path is UTF-8")]);
+    signal(&served.child, "-HUP");
+    let admin = format!("http://{}", served.admin);
+    let reloaded = (0..200).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let output = run(&["generations", "--admin", &admin]);
+        String::from_utf8_lossy(&output.stdout).contains("\"active\": 2")
+    });
+    assert!(reloaded, "the host did not reload");
+    signal(&served.child, "-TERM");
+    assert!(served.child.wait().expect("it ends").success());
+}
+
+#[test]
 fn plugins_are_listed_swapped_and_rolled_back() {
     let mut served = serve(&[]);
     let admin = format!("http://{}", served.admin);
