@@ -84,6 +84,7 @@ pub struct Answer {
     usage: Usage,
     first_token: Option<Moment>,
     last_token: Moment,
+    finish: Option<FinishReason>,
     ended: bool,
 }
 
@@ -177,11 +178,30 @@ impl Choice {
     }
 }
 
+impl FinishReason {
+    /// Its number in the `finish` column of `observe`.
+    fn code(self) -> u8 {
+        match self {
+            Self::Stop => 1,
+            Self::Length => 2,
+            Self::ToolCalls => 3,
+        }
+    }
+}
+
 impl Answer {
     /// An answer that has not begun.
     pub fn new(pinned: Pinned, choices: Vec<Choice>, prompt_tokens: u32) -> Self {
         let usage = Usage { prompt_tokens, ..Usage::default() };
-        Self { pinned, choices, usage, first_token: None, last_token: Moment::ZERO, ended: false }
+        Self {
+            pinned,
+            choices,
+            usage,
+            first_token: None,
+            last_token: Moment::ZERO,
+            finish: None,
+            ended: false,
+        }
     }
 
     /// Tokens so far.
@@ -216,6 +236,7 @@ impl Answer {
                     }
                 }
             }
+            self.finish = delta.finish.or(self.finish);
             if !delta.pieces.is_empty() || delta.finish.is_some() {
                 return Poll::Ready(Some(Ok(delta)));
             }
@@ -288,6 +309,7 @@ impl Answer {
             prompt_tokens: self.usage.prompt_tokens,
             cached_tokens: self.usage.cached_tokens,
             output_tokens: self.usage.completion_tokens,
+            finish: self.finish.map_or(0, FinishReason::code),
             worker: pinned.app.workers[pinned.routed.worker].id,
             sequence: crate::ctx::name_id(&pinned.id),
         };

@@ -17,6 +17,8 @@ pub struct Outcome {
     pub cached_tokens: u32,
     /// Tokens of the output so far.
     pub output_tokens: u32,
+    /// Why it ended: 1 stop, 2 output limit, 3 tool calls; 0 if it has not.
+    pub finish: u8,
     /// Id of the worker.
     pub worker: u64,
     /// Id of the sequence.
@@ -33,7 +35,7 @@ pub fn tell(generation: &Generation, event: Event, outcome: &Outcome, hints: &Se
         outcome.prompt_tokens as f32,
         outcome.cached_tokens as f32,
         outcome.output_tokens as f32,
-        if event == Event::Finished { 1.0 } else { 0.0 },
+        f32::from(outcome.finish),
     ];
     assert_eq!(numbers.len(), OBSERVE_OUTCOME.numbers.len(), "one value for each column of the contract");
     for (column, value) in numbers.into_iter().enumerate() {

@@ -145,10 +145,13 @@ impl StepLoop {
     /// Moves the first waiting sequence into the batch, if its whole prompt has room.
     fn start_next(&mut self, budget: usize) -> Option<usize> {
         let next = self.waiting.first_mut()?;
+        let counted = next.cached_tokens;
         next.take_cached(&mut self.pool, self.block_tokens);
         let missing = pages_for(next.history.len(), self.block_tokens) - next.pages.len();
         if missing > self.pool.available() as usize && !self.running.is_empty() {
             next.release(&mut self.pool);
+            // It did not start: what it will find in the cache is counted when it does.
+            next.cached_tokens = counted;
             return None;
         }
         let tokens = next.left().min(budget);
