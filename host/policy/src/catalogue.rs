@@ -22,11 +22,11 @@ pub fn default_chain() -> ChainSpec {
         plugins: names.filter_map(|name| Some((own(name), builtin_plugin(name)?))).collect(),
         hints: vec![own("hints-agent")],
         filter: vec![],
-        // Overlap saves real work, so it weighs as much as the two others together.
+        // Overlap saves real work, so it outweighs the two others together.
         score: vec![
             (own("route-prefix-affinity"), 2.0),
             (own("route-least-load"), 1.0),
-            (own("route-session-affinity"), 1.0),
+            (own("route-session-affinity"), 0.5),
         ],
         pick: Some(own("pick-max-score")),
         schedule: Some(own("schedule-agent-priority")),

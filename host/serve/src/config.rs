@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kv::WORKERS_MAX;
 use serde::{Deserialize, Serialize};
 
 /// The reference configuration: every key with its default and a comment.
@@ -342,17 +343,13 @@ fn one() -> f32 {
 
 impl Default for Chain {
     fn default() -> Self {
-        let scorer = |plugin: &str, weight| Scorer { plugin: plugin.into(), weight };
+        let chain = policy::default_chain();
         Self {
-            hints: vec!["hints-agent".into()],
-            filter: Vec::new(),
-            score: vec![
-                scorer("route-prefix-affinity", 2.0),
-                scorer("route-least-load", 1.0),
-                scorer("route-session-affinity", 0.5),
-            ],
-            pick: "pick-max-score".into(),
-            schedule: "schedule-agent-priority".into(),
+            hints: chain.hints,
+            filter: chain.filter,
+            score: chain.score.into_iter().map(|(plugin, weight)| Scorer { plugin, weight }).collect(),
+            pick: chain.pick.unwrap_or_default(),
+            schedule: chain.schedule.unwrap_or_default(),
         }
     }
 }
@@ -452,9 +449,6 @@ impl Config {
         Ok(())
     }
 }
-
-/// Workers of one process: the prefix index keeps one bit for each.
-pub const WORKERS_MAX: usize = 64;
 
 /// Chosen: the pooling allocator reserves this much address space for each instance.
 pub const PLUGIN_MEMORY_MIB_MAX: u64 = 64;

@@ -32,8 +32,9 @@ pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response,
     let prompt = render::prompt(&app, &request)?; //                              template, tokens, block names
     let generation = app.generations.active(); //                                 pinned from here to the end
     let wishes = hints::interpret(&generation, &request, &prompt, app.frame())?; // * no answer: no hints
-    let routed = choose(&app, &generation, &prompt, &wishes)?; //                 * no answer: the built-in
-    let pinned = pin(&app, seat, generation, (&request, &wishes, routed), arrived);
+    let numbers = hints::numbers(&wishes);
+    let routed = choose(&app, &generation, &prompt, (&wishes, &numbers))?; //     * no answer: the built-in
+    let pinned = pin(&app, seat, generation, (&request, numbers, routed), arrived);
     let answer = start(pinned, &request, &prompt)?; //      [ schedule* → kv → engine ]↺ on the worker's thread
     Ok(api::reply(answer, &request).await) //                                     text, calls, usage, sse
 }
@@ -42,19 +43,18 @@ fn choose(
     app: &App,
     generation: &policy::Generation,
     prompt: &Prompt,
-    wishes: &Hints,
+    (wishes, numbers): (&Hints, &SequenceHints),
 ) -> Result<Routed, Refusal> {
-    let numbers = hints::numbers(wishes);
     let parent = wishes.parent.as_deref().map_or(0, name_id);
     let fleet = (app.workers.as_slice(), app.prefixes.as_ref());
-    route::choose(generation, fleet, (prompt, &numbers, parent), app.config.kv.block_tokens, app.frame())
+    route::choose(generation, fleet, (prompt, numbers, parent), app.config.kv.block_tokens, app.frame())
 }
 
 fn pin(
     app: &Arc<App>,
     seat: Seat,
     generation: Arc<policy::Generation>,
-    (request, wishes, routed): (&Request, &Hints, Routed),
+    (request, hints, routed): (&Request, SequenceHints, Routed),
     arrived: Moment,
 ) -> Pinned {
     tracing::debug!(
@@ -65,7 +65,6 @@ fn pin(
         overlap_tokens = routed.overlap_tokens,
         "request routed"
     );
-    let hints = hints::numbers(wishes);
     Pinned { app: Arc::clone(app), seat, generation, hints, routed, id: request.id.clone(), arrived }
 }
 

@@ -1,7 +1,7 @@
 //! The host under test, in a process of its own: the same `main`, started from this binary.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -16,6 +16,16 @@ pub(crate) fn serve() -> anyhow::Result<()> {
     let args = ["pointsman", "serve", "--config", &config].map(Into::into);
     ensure!(serve::cli::main(args) == std::process::ExitCode::SUCCESS, "the host failed");
     Ok(())
+}
+
+/// Test guests as components, in the order asked for.
+pub(crate) fn guests(packages: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
+    let root =
+        Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the crate lies in the project")?;
+    let target =
+        std::env::current_exe()?.ancestors().nth(2).context("a binary lies in a folder")?.join("plugins");
+    let packages: Vec<String> = packages.iter().map(|name| (*name).to_owned()).collect();
+    Ok(guest_build::build(root, &target, &packages, |line| eprintln!("{line}"))?)
 }
 
 /// A running host.

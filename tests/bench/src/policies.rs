@@ -1,13 +1,11 @@
 //! What a policy costs: one batched call, the default chain, and a call that never ends.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use policy::{
-    CATALOGUE, ChainSpec, Frame, Generation, Generations, HintsView, Limits, PluginSpec, ROUTE_CANDIDATE,
-    ROUTE_REQUEST, RouteView, Runtime, RuntimeConfig, Table, builtin_component,
+    ChainSpec, Frame, Generation, Generations, HintsView, Limits, PluginSpec, ROUTE_CANDIDATE, ROUTE_REQUEST,
+    RouteView, Runtime, RuntimeConfig, Table, default_chain,
 };
 
 use crate::table::{Bar, head, median, quantile, row, us};
@@ -90,11 +88,6 @@ fn turn(mut call: impl FnMut(u64) -> anyhow::Result<()>) -> anyhow::Result<(f64,
     Ok((quantile(&mut samples, 0.5), quantile(&mut samples, 0.99)))
 }
 
-fn builtin(name: &str) -> anyhow::Result<(String, PluginSpec)> {
-    let component = builtin_component(name).with_context(|| format!("{name} is built in"))?;
-    Ok((name.to_owned(), PluginSpec::new(component, "builtin")))
-}
-
 fn scored_by(name: &str, spec: PluginSpec) -> ChainSpec {
     ChainSpec {
         plugins: [(name.to_owned(), spec)].into(),
@@ -103,43 +96,26 @@ fn scored_by(name: &str, spec: PluginSpec) -> ChainSpec {
     }
 }
 
-/// The chain that a host runs unless it is told otherwise, `copies` times over.
-fn default_chain(copies: usize) -> anyhow::Result<ChainSpec> {
-    let mut chain = ChainSpec {
-        plugins: CATALOGUE.iter().map(|(name, _)| builtin(name)).collect::<Result<_, _>>()?,
-        hints: vec!["hints-agent".into()],
-        pick: Some("pick-max-score".into()),
-        ..ChainSpec::default()
-    };
-    for copy in 0..copies {
-        for name in ["route-prefix-affinity", "route-least-load", "route-session-affinity"] {
-            let instance = format!("{name}-{copy}");
-            chain.plugins.insert(instance.clone(), builtin(name)?.1);
-            chain.score.push((instance, 1.0));
-        }
+/// The default chain with each of its scorers twice: eight plugins a request.
+fn doubled_chain() -> ChainSpec {
+    let mut chain = default_chain();
+    for (name, weight) in chain.score.clone() {
+        let twin = format!("{name}-twin");
+        chain.plugins.insert(twin.clone(), chain.plugins[&name].clone());
+        chain.score.push((twin, weight));
     }
-    Ok(chain)
-}
-
-/// Test guests as components.
-fn guests() -> anyhow::Result<Vec<PathBuf>> {
-    let root =
-        Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the crate lies in the project")?;
-    let target =
-        std::env::current_exe()?.ancestors().nth(2).context("a binary lies in a folder")?.join("plugins");
-    let packages = ["wide".to_owned(), "faulty".to_owned()];
-    Ok(guest_build::build(root, &target, &packages, |line| eprintln!("{line}"))?)
+    chain
 }
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let runtime = Runtime::new(RuntimeConfig::default())?;
-    let guests = guests()?;
+    let guests = crate::host::guests(&["wide", "faulty"])?;
     let start =
         |spec| -> anyhow::Result<Arc<Generations>> { Ok(Generations::start(Arc::clone(&runtime), spec, 1)?) };
     let native = start(ChainSpec::default())?;
     let wide = start(scored_by("wide", PluginSpec::new(std::fs::read(&guests[0])?, "guest")))?;
-    let chain = start(default_chain(1)?)?;
-    let eight = start(default_chain(2)?)?;
+    let chain = start(default_chain())?;
+    let eight = start(doubled_chain())?;
     let (case, large) = (Case::new(CANDIDATES), Case::new(1024));
     let mut turns: [Vec<(f64, f64)>; 4] = Default::default();
     for _ in 0..TURNS {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serve::client::Client;
 
 use crate::host::Host;
@@ -29,12 +29,7 @@ fn config(guest: &Path, stamp: u64) -> String {
 }
 
 pub(crate) fn run() -> anyhow::Result<()> {
-    let root =
-        Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the crate lies in the project")?;
-    let target =
-        std::env::current_exe()?.ancestors().nth(2).context("a binary lies in a folder")?.join("plugins");
-    let built = guest_build::build(root, &target, &["stamp".to_owned()], |line| eprintln!("{line}"));
-    let guest = built.map_err(|e| anyhow::anyhow!("{e}"))?.remove(0);
+    let guest = crate::host::guests(&["stamp"])?.remove(0);
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("pointsman.toml");
     std::fs::write(&path, config(&guest, 0))?;

@@ -1,19 +1,8 @@
 //! Scores by all ten columns of a candidate: the widest call there is, for benchmarks.
 
-use pointsman_sdk::{Columns, NoConfig, Policy, RouteView, Score, export};
+use pointsman_sdk::{CANDIDATE, Columns, NoConfig, Policy, RouteView, Score, export};
 
-const COLUMNS: &[&str] = &[
-    "overlap_tokens",
-    "queue_len",
-    "running",
-    "queued_tokens",
-    "active_tokens",
-    "kv_used",
-    "kv_free_pages",
-    "health",
-    "ttft_ms_ewma",
-    "itl_ms_ewma",
-];
+const COLUMNS: &[&str] = CANDIDATE.numbers;
 
 /// The policy; it has neither settings nor state.
 pub struct Wide;
