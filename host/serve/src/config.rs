@@ -498,12 +498,14 @@ pub fn chain_spec(config: &Config) -> Result<policy::ChainSpec, ConfigError> {
                 deadline: Duration::from_micros(plugin.limits.deadline_us),
                 memory_bytes: plugin.limits.memory_mib << 20,
                 instances: plugin.limits.instances,
+                ..policy::Limits::default()
             },
             on_failure: match plugin.on_failure {
                 OnFailure::Fallback => policy::OnFailure::Fallback,
                 OnFailure::Skip => policy::OnFailure::Skip,
                 OnFailure::Reject => policy::OnFailure::Reject,
             },
+            matches: policy::Match::default(),
         };
         plugins.insert(name.clone(), spec);
     }
@@ -516,5 +518,6 @@ pub fn chain_spec(config: &Config) -> Result<policy::ChainSpec, ConfigError> {
         score: chain.score.iter().map(|s| (s.plugin.clone(), s.weight)).collect(),
         pick: named(&chain.pick),
         schedule: named(&chain.schedule),
+        ..policy::ChainSpec::default()
     })
 }

@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::http::Request as HttpRequest;
 use axum::response::Response;
 use engine::SamplingParams;
-use policy::Hints;
+use policy::{Hints, Pin, Subject};
 use tokio::sync::mpsc;
 
 use crate::answer::{Answer, Choice, Pinned};
@@ -30,42 +30,47 @@ pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response,
     let (headers, body) = api::read(call, app.config.limits.body_bytes_max).await?; // 413
     let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //  400, naming the field
     let prompt = render::prompt(&app, &request)?; //                              template, tokens, block names
-    let generation = app.generations.active(); //                                 pinned from here to the end
-    let wishes = hints::interpret(&generation, &request, &prompt, app.frame())?; // * no answer: no hints
+    let policies = app.generations.pin(&subject(&app, &request)); //                    a generation, to the end
+    let wishes = hints::interpret(&policies, &request, &prompt, app.frame())?; // * no answer: no hints
     let numbers = hints::numbers(&wishes);
-    let routed = choose(&app, &generation, &prompt, (&wishes, &numbers))?; //     * no answer: the built-in
-    let pinned = pin(&app, seat, generation, (&request, numbers, routed), arrived);
+    let routed = choose(&app, &policies, &prompt, (&wishes, &numbers))?; //     * no answer: the built-in
+    let pinned = pin(&app, seat, policies, (&request, numbers, routed), arrived);
     let answer = start(pinned, &request, &prompt)?; //      [ schedule* → kv → engine ]↺ on the worker's thread
     Ok(api::reply(answer, &request).await) //                                     text, calls, usage, sse
 }
 
+/// What decides which chain a request meets.
+fn subject<'a>(app: &'a App, request: &'a Request) -> Subject<'a> {
+    Subject { model: &app.model.name, tenant: "", headers: &request.headers }
+}
+
 fn choose(
     app: &App,
-    generation: &policy::Generation,
+    policies: &Pin,
     prompt: &Prompt,
     (wishes, numbers): (&Hints, &SequenceHints),
 ) -> Result<Routed, Refusal> {
     let parent = wishes.parent.as_deref().map_or(0, name_id);
     let fleet = (app.workers.as_slice(), app.prefixes.as_ref());
-    route::choose(generation, fleet, (prompt, numbers, parent), app.config.kv.block_tokens, app.frame())
+    route::choose(policies, fleet, (prompt, numbers, parent), app.config.kv.block_tokens, app.frame())
 }
 
 fn pin(
     app: &Arc<App>,
     seat: Seat,
-    generation: Arc<policy::Generation>,
+    policies: Pin,
     (request, hints, routed): (&Request, SequenceHints, Routed),
     arrived: Moment,
 ) -> Pinned {
     tracing::debug!(
         request = %request.id,
         worker = %app.workers[routed.worker].name,
-        generation = generation.id().0,
+        generation = policies.id().0,
         decided_by = %routed.decided_by,
         overlap_tokens = routed.overlap_tokens,
         "request routed"
     );
-    Pinned { app: Arc::clone(app), seat, generation, hints, routed, id: request.id.clone(), arrived }
+    Pinned { app: Arc::clone(app), seat, policies, hints, routed, id: request.id.clone(), arrived }
 }
 
 /// Starts a sequence for each choice on the chosen worker.
