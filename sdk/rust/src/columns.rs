@@ -26,7 +26,17 @@ impl Columns {
     }
 }
 
-/// The request of a route decision: one row. An id is a hash, and 0 where the caller gave none.
+/// Prefix of the columns of open attributes: `attr.NAME` is what a hint policy said under that name, in the
+/// tables [`REQUEST`], [`SEQUENCE`] and [`SEGMENT`].
+///
+/// As a number it is the number, or 0 and 1 of a flag; as an id it is the hash of the text. It is 0 where nobody
+/// said it, or said it in the other form.
+pub const ATTRIBUTE: &str = "attr.";
+
+/// The request of a decision to admit or to route it: one row. An id is a hash, and 0 where the caller gave none.
+///
+/// `priority` is in seconds of head start; `waited_ms` is the time that it was deferred; `output_tokens_max` is
+/// the limit that the caller asked for, 0 if none.
 pub const REQUEST: Columns = Columns::numbers(&[
     "prompt_tokens",
     "prompt_blocks",
@@ -34,8 +44,28 @@ pub const REQUEST: Columns = Columns::numbers(&[
     "priority",
     "strict_tier",
     "deadline_ms",
+    "waited_ms",
+    "output_tokens_max",
 ])
-.ids(&["session", "parent", "class"]);
+.ids(&["session", "parent", "class", "tenant"]);
+
+/// The load of all workers together: one row.
+///
+/// Counts of requests (`tenant_*`: of the tenant that asks), workers and sequences; tokens; `kv_used` is a share
+/// of pages in [0, 1].
+pub const FLEET: Columns = Columns::numbers(&[
+    "requests_running",
+    "requests_max",
+    "requests_deferred",
+    "tenant_running",
+    "tenant_deferred",
+    "workers",
+    "queue_len",
+    "running",
+    "queued_tokens",
+    "active_tokens",
+    "kv_used",
+]);
 
 /// The workers that could serve: a row each.
 pub const CANDIDATE: Columns = Columns::numbers(&[
@@ -64,10 +94,34 @@ pub const SEQUENCE: Columns = Columns::numbers(&[
     "deadline_ms",
     "kv_pages",
 ])
-.ids(&["sequence", "session", "class"]);
+.ids(&["sequence", "session", "class", "tenant"]);
 
 /// The budgets of a step: one row.
 pub const BUDGET: Columns = Columns::numbers(&["step_tokens", "free_pages", "free_rows"]).ids(&["worker"]);
+
+/// A worker's KV cache: one row. `event` is one of [`crate::CacheEvent`].
+///
+/// `pages` and `pages_free` are counts; `used` and `pinned` are shares of all pages in [0, 1].
+pub const CACHE: Columns =
+    Columns::numbers(&["event", "pages", "pages_free", "used", "pinned"]).ids(&["worker"]);
+
+/// The segments of prompts and answers in a cache: a row each. `role` is one of [`crate::Role`].
+///
+/// `index` counts from the first segment of its prompt; `tokens` is its length, `position` that of all before it;
+/// `reuse` is how often it was found again; `age_ms` is the time since it was used; `session_live` is 1 until its
+/// session ends; `wish_ttl_ms` and `wish_priority` (0 to 100) are what the caller wished, 0 if nothing.
+pub const SEGMENT: Columns = Columns::numbers(&[
+    "role",
+    "index",
+    "tokens",
+    "position",
+    "reuse",
+    "age_ms",
+    "session_live",
+    "wish_ttl_ms",
+    "wish_priority",
+])
+.ids(&["session", "parent", "class", "tenant"]);
 
 /// What became of requests: a row each. `event` is one of [`crate::Event`].
 pub const OUTCOME: Columns = Columns::numbers(&[
@@ -79,4 +133,4 @@ pub const OUTCOME: Columns = Columns::numbers(&[
     "output_tokens",
     "finish",
 ])
-.ids(&["worker", "session", "sequence", "class"]);
+.ids(&["worker", "session", "sequence", "class", "tenant"]);
