@@ -29,9 +29,32 @@ impl Columns {
 /// Prefix of the columns of open attributes: `attr.NAME` is what a hint policy said under that name, in the
 /// tables [`REQUEST`], [`SEQUENCE`] and [`SEGMENT`].
 ///
-/// As a number it is the number, or 0 and 1 of a flag; as an id it is the hash of the text. It is 0 where nobody
-/// said it, or said it in the other form.
+/// As a number it is the number, or 0 and 1 of a flag; as an id it is the [`name_id`] of a text, a whole number, or
+/// 0 and 1 of a flag. It is 0 where nobody said it; a text is 0 as a number.
 pub const ATTRIBUTE: &str = "attr.";
+
+/// The id that a host shows in the place of a name: of a tenant, a session, a class, a text of an open attribute.
+/// 0 only for the empty name.
+///
+/// `const SUBAGENT: u64 = name_id("subagent");` is compared with a cell of `class`. It is FNV-1a over the bytes of
+/// the name, then the finaliser of splitmix64, on every host of this contract.
+/// Source: <http://www.isthe.com/chongo/tech/comp/fnv/>, <https://prng.di.unimi.it/splitmix64.c>.
+pub const fn name_id(name: &str) -> u64 {
+    if name.is_empty() {
+        return 0;
+    }
+    let bytes = name.as_bytes();
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut index = 0;
+    while index < bytes.len() {
+        hash = (hash ^ bytes[index] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        index += 1;
+    }
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^= hash >> 31;
+    if hash == 0 { 1 } else { hash }
+}
 
 /// The request of a decision to admit or to route it: one row. An id is a hash, and 0 where the caller gave none.
 ///

@@ -17,7 +17,9 @@ pub mod state;
 pub mod testing;
 mod view;
 
-pub use columns::{ATTRIBUTE, BUDGET, CACHE, CANDIDATE, Columns, FLEET, OUTCOME, REQUEST, SEGMENT, SEQUENCE};
+pub use columns::{
+    ATTRIBUTE, BUDGET, CACHE, CANDIDATE, Columns, FLEET, OUTCOME, REQUEST, SEGMENT, SEQUENCE, name_id,
+};
 pub use hints::{Hints, Value};
 pub use random::Random;
 pub use slot::{

@@ -8,7 +8,8 @@ use pointsman_sdk::testing::{
 };
 use pointsman_sdk::{
     Admit, AdmitView, CacheEvent, Clip, Columns, Event, Frame, Keep, Plan, Policy, Retain, RetainView, Role,
-    Route, RouteDecision, RouteView, SchedulePlan, ScheduleView, State, Tier, Verdict, export, state,
+    Route, RouteDecision, RouteView, SchedulePlan, ScheduleView, State, Tier, Verdict, export, name_id,
+    state,
 };
 use serde::Deserialize;
 
@@ -344,4 +345,13 @@ fn a_cell_says_what_it_was_made_from() {
     assert_eq!(Event::of(Event::Failed.cell()), Some(Event::Failed));
     assert_eq!(CacheEvent::of(1.0), Some(CacheEvent::SessionEnded));
     assert_eq!((Role::of(6.0), Role::of(0.5), CacheEvent::of(f32::NAN)), (None, None, None));
+}
+
+/// The values are part of the contract: hosts show them, and policies in other languages compare with them.
+#[test]
+fn a_name_has_the_same_id_everywhere() {
+    const SUBAGENT: u64 = name_id("subagent");
+    assert_eq!(SUBAGENT, 0xe115_21b4_d210_5589);
+    assert_eq!(name_id("ü"), 0x772d_5ffd_bcb8_f81a);
+    assert_eq!(name_id(""), 0);
 }
