@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** an answer that passes is safe to act on, whoever gave it.
 
-use crate::slot::{Hints, Keep, SchedulePlan, Value, Verdict};
+use crate::slot::{Action, Header, Hints, Keep, SchedulePlan, Value, Verdict};
 
 /// Longest session or parent name, in bytes.
 pub const SESSION_BYTES_MAX: usize = 256;
@@ -83,6 +83,27 @@ pub(crate) fn plan(plan: &SchedulePlan, waiting: usize, running: usize) -> Resul
         }
     }
     Ok(())
+}
+
+/// A status of an error, and headers that can be sent.
+pub(crate) fn action(action: &Action) -> Result<(), String> {
+    let changes = match action {
+        Action::Continue => return Ok(()),
+        Action::Reject(400..=599) => return Ok(()),
+        Action::Reject(status) => {
+            return Err(format!("a rejection with status {status}; 400 to 599 are errors"));
+        }
+        Action::Modify(changes) => changes,
+    };
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let visible = |byte: u8| byte == b'\t' || (byte >= b' ' && byte != 0x7f);
+    let bad = |(name, value): &&Header| {
+        name.is_empty() || !name.bytes().all(token) || !value.iter().copied().all(visible)
+    };
+    match changes.set.iter().chain(&changes.add).find(bad) {
+        Some((name, _)) => Err(format!("header `{}` cannot be sent", name.escape_default())),
+        None => Ok(()),
+    }
 }
 
 /// A reason that fits a line.

@@ -6,6 +6,8 @@ use std::fmt;
 
 /// The interfaces of the contract start with this.
 const PACKAGE: &str = "pointsman:policy/";
+/// A component that exports this is middleware of the vLLM router, and is served by an adapter.
+const MIDDLEWARE: &str = "vllm:router-middleware/on-request@0.1.";
 /// The newest version that this host knows. It serves the whole track: 0.1.0 and whatever comes later in 0.1.
 pub const NEWEST: Version = Version { major: 0, minor: 1, patch: 1 };
 
@@ -42,8 +44,17 @@ fn interface(export: &str) -> Option<(&str, Version)> {
     Some((name, Version::parse(version)?))
 }
 
-/// The version that a component was built for. Errors: none, or one that this host does not serve.
+/// Whether a component is middleware of the vLLM router.
+pub(crate) fn is_middleware(exported: &[&str]) -> bool {
+    exported.iter().any(|export| export.starts_with(MIDDLEWARE))
+}
+
+/// The version that a component was built for; middleware of the vLLM router counts as the newest. Errors: none,
+/// or one that this host does not serve.
 pub(crate) fn version(exported: &[&str]) -> Result<Version, String> {
+    if is_middleware(exported) {
+        return Ok(NEWEST);
+    }
     let describes = exported.iter().filter_map(|export| interface(export));
     let versions: Vec<Version> =
         describes.filter(|(name, _)| *name == "describe").map(|(_, version)| version).collect();

@@ -10,7 +10,10 @@ use crate::error::{PrepareError, Rejected, Stage};
 use crate::prepare::{self, Preparation, Seats};
 use crate::report::{Ledger, PluginCounts, PluginReport};
 use crate::runtime::Runtime;
-use crate::slot::{AdmitView, Clip, Frame, HintsView, ObserveView, RetainView, RouteView, ScheduleView};
+use crate::slot::{
+    Action, AdmitView, Clip, Frame, HintsView, MiddlewareView, ObserveView, RetainView, RouteView,
+    ScheduleView,
+};
 use crate::spec::{ChainSpec, Match, Subject};
 use crate::store::{Entries, StoreFolder};
 use crate::witness::{Seen, Way, Witness};
@@ -167,6 +170,11 @@ impl Pin {
     /// Name of the chain.
     pub fn chain(&self) -> &Arc<str> {
         self.generation.chain_name(self.way)
+    }
+
+    /// What the middleware in this place of the chain makes of a request; `None` beyond the last one.
+    pub fn middleware(&self, place: usize, view: &MiddlewareView<'_>) -> Option<Result<Action, Rejected>> {
+        self.generation.at(self.way).middleware(self.way.muted, place, view)
     }
 
     /// What the caller wishes. Errors: a plugin failed that may not be replaced.

@@ -215,6 +215,8 @@ impl ResourceLimiter for Ctx {
 
 impl types::Host for Ctx {}
 
+impl crate::bindings::middleware::vllm::router_middleware::types::Host for Ctx {}
+
 impl log::Host for Ctx {
     fn log(&mut self, level: log::Level, mut message: String) {
         self.log_lines += 1;

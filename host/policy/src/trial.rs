@@ -6,9 +6,9 @@ use crate::check;
 use crate::instance::Instance;
 use crate::slot::{
     ADMIT_FLEET, AdmitPolicy, AdmitView, DecidePolicy, FilterPolicy, Frame, Hints, HintsPolicy, HintsView,
-    OBSERVE_OUTCOME, ObservePolicy, ObserveView, PickPolicy, REQUEST, RETAIN_CACHE, RETAIN_SEGMENT,
-    ROUTE_CANDIDATE, RetainPolicy, RetainView, RouteView, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE, SchedulePolicy,
-    ScheduleView, ScorePolicy, Slot,
+    MiddlewarePolicy, MiddlewareView, OBSERVE_OUTCOME, ObservePolicy, ObserveView, PickPolicy, REQUEST,
+    RETAIN_CACHE, RETAIN_SEGMENT, ROUTE_CANDIDATE, RetainPolicy, RetainView, RouteView, SCHEDULE_BUDGET,
+    SCHEDULE_SEQUENCE, SchedulePolicy, ScheduleView, ScorePolicy, Slot,
 };
 use crate::table::{Schema, Table};
 
@@ -31,6 +31,7 @@ fn run(instance: &mut Instance, slots: &[Slot], outcomes: usize) -> Result<(), S
     for slot in slots {
         for rows in ROWS {
             let tried = match slot {
+                Slot::Middleware => middleware(instance),
                 Slot::Hints => hints(instance),
                 Slot::Admit => admit(instance),
                 Slot::Filter | Slot::Score | Slot::Pick | Slot::Route => route(instance, *slot, rows),
@@ -96,6 +97,19 @@ fn observe(instance: &mut Instance, rows: usize) -> Result<(), String> {
     let outcomes = table(&OBSERVE_OUTCOME, rows);
     instance.observe(&ObserveView { frame: FRAME, outcomes: &outcomes });
     Ok(())
+}
+
+fn middleware(instance: &mut Instance) -> Result<(), String> {
+    let view = MiddlewareView {
+        frame: FRAME,
+        method: "POST",
+        path: "/v1/chat/completions",
+        query: "",
+        headers: &[("content-type".to_owned(), b"application/json".to_vec())],
+        body: br#"{"model":"trial","messages":[{"role":"user","content":"trial"}]}"#,
+        request_id: "trial",
+    };
+    instance.handle(&view).map_or(Ok(()), |action| check::action(&action))
 }
 
 fn hints(instance: &mut Instance) -> Result<(), String> {

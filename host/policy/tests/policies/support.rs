@@ -48,6 +48,7 @@ pub(crate) fn chain_of(slot: Slot, plugin: PluginSpec) -> ChainSpec {
     let name = "it".to_owned();
     let mut chain = ChainSpec { plugins: [(name.clone(), plugin)].into(), ..ChainSpec::default() };
     match slot {
+        Slot::Middleware => chain.middleware.push(name),
         Slot::Hints => chain.hints.push(name),
         Slot::Filter => chain.filter.push(name),
         Slot::Score => chain.score.push((name, 1.0)),
