@@ -186,6 +186,9 @@ impl Runtime {
         let pre = linker
             .instantiate_pre(&component)
             .map_err(|error| contract::explain(version, &format!("{error:#}")))?;
+        if version.is_none() {
+            return Err(contract::missing(&exported));
+        }
         let exports = Exports::find(&pre, &exported)
             .map_err(|error| contract::explain(version, &format!("{error:#}")))?;
         Ok(Compiled { digest, wasi, slots: exports.slots(), exports, instance: pre })
