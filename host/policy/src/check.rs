@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** an answer that passes is safe to act on, whoever gave it.
 
-use crate::slot::{Action, Header, Hints, Keep, SchedulePlan, Value, Verdict};
+use crate::slot::{Action, Decided, Header, Hints, Keep, SchedulePlan, Value, Verdict};
 
 /// Longest session or parent name, in bytes.
 pub const SESSION_BYTES_MAX: usize = 256;
@@ -10,8 +10,10 @@ pub const SESSION_BYTES_MAX: usize = 256;
 pub const CLASS_BYTES_MAX: usize = 64;
 /// Most attributes.
 pub const ATTRIBUTES_MAX: usize = 16;
-/// Longest reason that a policy gives, in bytes.
+/// Longest reason that a policy gives a caller, in bytes.
 pub const REASON_BYTES_MAX: usize = 256;
+/// Longest reason of a route decision, in bytes: it goes into logs.
+const ROUTE_REASON_BYTES_MAX: usize = 128;
 /// Longest text of an attribute, in bytes.
 pub const TEXT_BYTES_MAX: usize = 256;
 
@@ -109,17 +111,22 @@ pub(crate) fn action(action: &Action) -> Result<(), String> {
 /// A reason that fits a line.
 pub(crate) fn verdict(verdict: &Verdict) -> Result<(), String> {
     match verdict {
-        Verdict::Reject { reason, .. } => reasonable(reason),
+        Verdict::Reject { reason, .. } => reasonable(reason, REASON_BYTES_MAX),
         Verdict::Admit | Verdict::DeferUntil(_) => Ok(()),
     }
 }
 
-/// A reason of bounded length.
-pub(crate) fn reasonable(reason: &str) -> Result<(), String> {
-    match reason.len() <= REASON_BYTES_MAX {
+fn reasonable(reason: &str, max: usize) -> Result<(), String> {
+    match reason.len() <= max {
         true => Ok(()),
-        false => Err(format!("a reason of {} bytes; at most {REASON_BYTES_MAX}", reason.len())),
+        false => Err(format!("a reason of {} bytes; at most {max}", reason.len())),
     }
+}
+
+/// A row that is there, and a reason that fits a log line.
+pub(crate) fn decided(decided: &Decided, rows: usize) -> Result<(), String> {
+    reasonable(decided.reason.as_deref().unwrap_or_default(), ROUTE_REASON_BYTES_MAX)?;
+    pick(decided.candidate, rows)
 }
 
 /// One answer a segment; a priority above the highest becomes that. Returns how many did.

@@ -103,7 +103,10 @@ mod tests {
     fn later_versions_of_the_track_are_served() {
         for patch in ["0.1.0", "0.1.1", "0.1.9"] {
             let export = format!("pointsman:policy/describe@{patch}");
-            assert_eq!(version(&[&export]).map(|version| version.map(|it| it.to_string())), Ok(Some(patch.to_owned())));
+            assert_eq!(
+                version(&[&export]).map(|version| version.map(|it| it.to_string())),
+                Ok(Some(patch.to_owned()))
+            );
         }
     }
 

@@ -66,7 +66,7 @@ fn route(instance: &mut Instance, slot: Slot, rows: usize) -> Result<(), String>
         Slot::Score => {
             instance.score(&view).map_or(Ok(()), |mut scores| check::scores(&mut scores, rows).map(drop))
         }
-        Slot::Route => instance.decide(&view).map_or(Ok(()), |decided| check::pick(decided.candidate, rows)),
+        Slot::Route => instance.decide(&view).map_or(Ok(()), |decided| check::decided(&decided, rows)),
         _ => {
             let scores = vec![0.5; rows];
             instance.pick(&view, &scores).map_or(Ok(()), |row| check::pick(row, rows))
