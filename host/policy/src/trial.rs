@@ -11,10 +11,13 @@ use crate::slot::{
     SCHEDULE_SEQUENCE, SchedulePolicy, ScheduleView, ScorePolicy, Slot,
 };
 use crate::table::{Schema, Table};
+use std::time::Duration;
 
 /// Rows of the trial views: one, and as many as a large fleet has, so that the pages of the first real
 /// call are there.
 const ROWS: [usize; 2] = [1, 64];
+/// Budget of a trial call: it pays for first page faults. Chosen: well above the default deadline.
+pub(crate) const DEADLINE: Duration = Duration::from_millis(20);
 const FRAME: Frame = Frame { now_ms: 0, seed: 0 };
 
 /// Every slot with both views, `observe` with rows.

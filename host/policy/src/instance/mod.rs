@@ -161,6 +161,11 @@ impl Instance {
         self.store.data_mut().set_shelf(shelf);
     }
 
+    /// Linear memory that it has taken, in bytes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.store.data().memory_bytes
+    }
+
     /// What is left of it, to be dropped elsewhere.
     pub(crate) fn into_store(self) -> Store<Ctx> {
         self.store
