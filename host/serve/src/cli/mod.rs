@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
 
 mod demo;
+mod examine;
 mod operate;
 mod run;
 
