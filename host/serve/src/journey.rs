@@ -26,9 +26,11 @@ use crate::{hints, render};
 /// `POST /v1/chat/completions`. A star marks a policy slot.
 pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response, Refusal> {
     let arrived = app.ctx.now();
+    let tenant = app.auth.tenant(call.headers())?; //                             401, before anything is read
     let seat = app.enter()?; //                                                   429 before anybody pays
     let (headers, body) = api::read(call, app.config.limits.body_bytes_max).await?; // 413
     let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //  400, naming the field
+    let request = request.of_tenant(tenant); //                                   rules match on it
     let prompt = render::prompt(&app, &request)?; //                              template, tokens, block names
     let generation = app.generations.active(); //                                 pinned from here to the end
     let wishes = hints::interpret(&generation, &request, &prompt, app.frame())?; // * no answer: no hints
