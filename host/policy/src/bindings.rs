@@ -1,3 +1,3 @@
 //! What wasmtime makes of the contract, for the host's side.
 
-wasmtime::component::bindgen!({ path: "../../wit/v0.1", world: "policy" });
+wasmtime::component::bindgen!({ path: "../../wit/v0.1.1", world: "policy" });

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** an answer that passes is safe to act on, whoever gave it.
 
-use crate::slot::{Hints, Value};
+use crate::slot::{Hints, Keep, SchedulePlan, Value, Verdict};
 
 /// Longest session or parent name, in bytes.
 pub const SESSION_BYTES_MAX: usize = 256;
@@ -10,6 +10,8 @@ pub const SESSION_BYTES_MAX: usize = 256;
 pub const CLASS_BYTES_MAX: usize = 64;
 /// Most attributes.
 pub const ATTRIBUTES_MAX: usize = 16;
+/// Longest reason that a policy gives, in bytes.
+pub const REASON_BYTES_MAX: usize = 256;
 /// Longest text of an attribute, in bytes.
 pub const TEXT_BYTES_MAX: usize = 256;
 
@@ -61,6 +63,55 @@ pub(crate) fn order(order: &[u32], rows: usize, seen: &mut Vec<bool>) -> Result<
         }
     }
     Ok(())
+}
+
+/// A complete order, a size for every sequence or for none, victims that run, each once.
+pub(crate) fn plan(plan: &SchedulePlan, waiting: usize, running: usize) -> Result<(), String> {
+    let mut seen = vec![];
+    order(&plan.order, waiting, &mut seen)?;
+    let sizes = plan.chunk_tokens.len();
+    if sizes != 0 && sizes != waiting + running {
+        return Err(format!("{sizes} chunk sizes for {waiting} waiting and {running} running sequences"));
+    }
+    seen.clear();
+    seen.resize(running, false);
+    for row in &plan.victims {
+        match seen.get_mut(*row as usize) {
+            Some(seen) if !*seen => *seen = true,
+            Some(_) => return Err(format!("victim {row} twice")),
+            None => return Err(format!("victim {row} of {running} running sequences")),
+        }
+    }
+    Ok(())
+}
+
+/// A reason that fits a line.
+pub(crate) fn verdict(verdict: &Verdict) -> Result<(), String> {
+    match verdict {
+        Verdict::Reject { reason, .. } => reasonable(reason),
+        Verdict::Admit | Verdict::DeferUntil(_) => Ok(()),
+    }
+}
+
+/// A reason of bounded length.
+pub(crate) fn reasonable(reason: &str) -> Result<(), String> {
+    match reason.len() <= REASON_BYTES_MAX {
+        true => Ok(()),
+        false => Err(format!("a reason of {} bytes; at most {REASON_BYTES_MAX}", reason.len())),
+    }
+}
+
+/// One answer a segment; a priority above the highest becomes that. Returns how many did.
+pub(crate) fn keeps(keeps: &mut [Keep], rows: usize) -> Result<u64, String> {
+    if keeps.len() != rows {
+        return Err(format!("{} answers for {rows} segments", keeps.len()));
+    }
+    let mut clipped = 0;
+    for keep in keeps {
+        clipped += u64::from(keep.priority > Keep::PRIORITY_MAX);
+        keep.priority = keep.priority.min(Keep::PRIORITY_MAX);
+    }
+    Ok(clipped)
 }
 
 /// Names and texts of bounded length, finite numbers.
@@ -132,6 +183,33 @@ mod tests {
         check(attribute(Value::Text(text(TEXT_BYTES_MAX + 1))), false);
         let many = vec![("a".to_owned(), Value::Flag(true)); ATTRIBUTES_MAX + 1];
         check(Hints { attributes: many, ..Hints::default() }, false);
+    }
+
+    #[test]
+    fn a_plan_names_sequences_that_are_there() {
+        let check = |order: &[u32], chunk_tokens: &[u32], victims: &[u32], fits: bool| {
+            let plan = SchedulePlan {
+                order: order.to_vec(),
+                chunk_tokens: chunk_tokens.to_vec(),
+                victims: victims.to_vec(),
+            };
+            assert_eq!(super::plan(&plan, 2, 1).is_ok(), fits, "{plan:?}");
+        };
+        check(&[1, 0], &[], &[], true);
+        check(&[1, 0], &[1, 2, 3], &[0], true);
+        check(&[1], &[], &[], false);
+        check(&[1, 0], &[1, 2], &[], false);
+        check(&[1, 0], &[], &[0, 0], false);
+        check(&[1, 0], &[], &[1], false);
+    }
+
+    #[test]
+    fn a_retention_has_an_answer_for_each_segment() {
+        let wild = Keep { priority: 200, ..Keep::ORDINARY };
+        let mut answer = [Keep::ORDINARY, wild];
+        assert_eq!(keeps(&mut answer, 2), Ok(1));
+        assert_eq!(answer[1].priority, Keep::PRIORITY_MAX);
+        assert!(keeps(&mut answer, 3).is_err());
     }
 
     proptest! {

@@ -61,6 +61,13 @@ pub struct PrepareError {
 }
 
 impl PrepareError {
+    pub(crate) const BUSY: &'static str = "another change is under way; try again when it is done";
+
+    /// Whether it was refused only because another change is under way.
+    pub fn is_busy(&self) -> bool {
+        self.message == Self::BUSY
+    }
+
     pub(crate) fn new(stage: Stage, plugin: &str, message: impl Into<String>) -> Self {
         Self { stage, plugin: Some(plugin.to_owned()), message: message.into() }
     }

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** a counter of a plugin's name never falls, whatever is swapped.
 
+use crate::chain::{Chain, Link};
 use crate::generation::{Generation, GenerationId};
 use crate::runtime::Digest;
 use crate::sandbox::PolicyMetric;
@@ -40,8 +41,11 @@ pub struct GenerationReport {
     pub created_ms: u64,
     /// What made it: `start`, `chain`, or a plugin and where it came from.
     pub reason: String,
-    /// Its plugins by slot, in order.
+    /// Its plugins by slot, in order: those of the default chain.
     pub chains: BTreeMap<Slot, Vec<LinkReport>>,
+    /// Those of the named chains.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub named: BTreeMap<String, BTreeMap<Slot, Vec<LinkReport>>>,
     /// Requests that hold it.
     pub pinned_requests: usize,
 }
@@ -157,13 +161,15 @@ impl Tally {
 }
 
 impl Ledger {
-    pub(crate) fn next_id(&self) -> GenerationId {
-        GenerationId(self.last_id + 1)
+    /// The number of the next generation.
+    pub(crate) fn take_id(&mut self) -> GenerationId {
+        self.last_id += 1;
+        GenerationId(self.last_id)
     }
 
     /// Notes a new generation, which is active from here on.
     pub(crate) fn activated(&mut self, generation: &Arc<Generation>) {
-        self.last_id = generation.id().0;
+        self.last_id = self.last_id.max(generation.id().0);
         for (name, seat) in generation.seats() {
             self.tallies.entry(name.clone()).or_default().add(&seat.stats);
         }
@@ -235,28 +241,35 @@ impl Ledger {
 }
 
 fn describe(generation: &Generation) -> GenerationReport {
-    let chain = generation.chain();
-    let link = |seat: &Arc<Seat>, weight: Option<f32>| LinkReport {
-        plugin: seat.name.to_string(),
-        version: seat.described.version.clone(),
-        weight,
-        digest: seat.compiled.digest,
-    };
-    let links = |seats: &[Arc<Seat>]| seats.iter().map(|seat| link(seat, None)).collect::<Vec<_>>();
-    let chains = BTreeMap::from([
-        (Slot::Hints, links(&chain.hints)),
-        (Slot::Filter, links(&chain.filter)),
-        (Slot::Score, chain.score.iter().map(|(seat, weight)| link(seat, Some(*weight))).collect()),
-        (Slot::Pick, links(chain.pick.as_slice())),
-        (Slot::Schedule, links(chain.schedule.as_slice())),
-        (Slot::Observe, links(&chain.observe)),
-    ]);
+    let (default, named) = generation.chains().split_first().expect("a generation has its default chain");
     GenerationReport {
         id: generation.id(),
         state: GenerationState::Active,
         created_ms: generation.created_ms(),
         reason: generation.reason().to_owned(),
-        chains,
+        chains: links(default),
+        named: named.iter().map(|chain| (chain.name.to_string(), links(chain))).collect(),
         pinned_requests: 0,
     }
+}
+
+fn links(chain: &Chain) -> BTreeMap<Slot, Vec<LinkReport>> {
+    let report = |link: &Link, weight: Option<f32>| LinkReport {
+        plugin: link.seat.name.to_string(),
+        version: link.seat.described.version.clone(),
+        weight,
+        digest: link.seat.compiled.digest,
+    };
+    let plain = |links: &[Link]| links.iter().map(|link| report(link, None)).collect::<Vec<_>>();
+    BTreeMap::from([
+        (Slot::Hints, plain(&chain.hints)),
+        (Slot::Admit, plain(&chain.admit)),
+        (Slot::Filter, plain(&chain.filter)),
+        (Slot::Score, chain.score.iter().map(|link| report(link, Some(link.weight))).collect()),
+        (Slot::Pick, plain(chain.pick.as_slice())),
+        (Slot::Route, plain(chain.route.as_slice())),
+        (Slot::Schedule, plain(chain.schedule.as_slice())),
+        (Slot::Retain, plain(chain.retain.as_slice())),
+        (Slot::Observe, plain(&chain.observe)),
+    ])
 }

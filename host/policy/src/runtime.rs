@@ -3,8 +3,9 @@
 //! One runtime serves all generations. **Invariant:** nothing here is called for a request.
 
 use crate::bindings::{self, exports::pointsman::policy as exports};
+use crate::contract;
 use crate::error::PolicyError;
-use crate::sandbox::Ctx;
+use crate::sandbox::{Ctx, Metering};
 use crate::seat::Seat;
 use crate::slot::Slot;
 use lru::LruCache;
@@ -16,7 +17,7 @@ use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use wasmtime::component::{Component, HasSelf, InstancePre, Linker, Resource, types};
+use wasmtime::component::{Component, HasSelf, InstancePre, Linker, Resource};
 use wasmtime::{
     Config, Engine, Inlining, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Store,
 };
@@ -24,11 +25,6 @@ use wasmtime_wasi::p2::DynPollable;
 
 /// Jobs that may wait for the janitor. Beyond it the caller does them itself.
 const JOBS_MAX: usize = 1024;
-/// The interfaces of the contract start with this.
-const PACKAGE: &str = "pointsman:policy/";
-/// The track of contract versions that this host speaks.
-const TRACK: &str = "@0.1.";
-
 /// Settings of the sandbox.
 #[derive(Clone, Copy, Debug)]
 pub struct RuntimeConfig {
@@ -40,6 +36,8 @@ pub struct RuntimeConfig {
     pub instances_max: u32,
     /// The most memory that a plugin's limits may give an instance.
     pub memory_bytes_max: u64,
+    /// How the work of a call is bounded.
+    pub metering: Metering,
 }
 
 impl Default for RuntimeConfig {
@@ -49,6 +47,7 @@ impl Default for RuntimeConfig {
             components_max: 32,
             instances_max: 1000,
             memory_bytes_max: 64 << 20,
+            metering: Metering::CpuTime,
         }
     }
 }
@@ -88,13 +87,23 @@ pub(crate) struct Compiled {
     pub(crate) wasi: bool,
     pub(crate) slots: Vec<Slot>,
     pub(crate) instance: InstancePre<Ctx>,
+    pub(crate) exports: Exports,
+}
+
+/// Where the functions of each interface are that it exports.
+pub(crate) struct Exports {
     pub(crate) describe: exports::describe::GuestIndices,
     pub(crate) hints: Option<exports::hints::GuestIndices>,
+    pub(crate) admit: Option<exports::admit::GuestIndices>,
     pub(crate) filter: Option<exports::filter::GuestIndices>,
     pub(crate) score: Option<exports::score::GuestIndices>,
     pub(crate) pick: Option<exports::pick::GuestIndices>,
+    pub(crate) route: Option<exports::route::GuestIndices>,
     pub(crate) schedule: Option<exports::schedule::GuestIndices>,
+    pub(crate) plan: Option<exports::plan::GuestIndices>,
+    pub(crate) retain: Option<exports::retain::GuestIndices>,
     pub(crate) observe: Option<exports::observe::GuestIndices>,
+    pub(crate) state: Option<exports::state::GuestIndices>,
 }
 
 /// Work that no request should wait for.
@@ -143,6 +152,10 @@ impl Runtime {
         &self.engine
     }
 
+    pub(crate) fn metering(&self) -> Metering {
+        self.config.metering
+    }
+
     pub(crate) fn memory_bytes_max(&self) -> u64 {
         self.config.memory_bytes_max
     }
@@ -162,27 +175,16 @@ impl Runtime {
         let component = Component::from_binary(&self.engine, bytes)
             .map_err(|error| format!("these bytes are no component: {error:#}"))?;
         let ty = component.component_type();
+        let exported: Vec<&str> = ty.exports(&self.engine).map(|(name, _)| name).collect();
+        let version = contract::version(&exported)?;
         let wasi = ty.imports(&self.engine).any(|(name, _)| name.starts_with("wasi:"));
         let linker = if wasi { &self.with_wasi } else { &self.bare };
-        let pre = linker.instantiate_pre(&component).map_err(|error| format!("{error:#}"))?;
-        let describe = exports::describe::GuestIndices::new(&pre).map_err(|_| {
-            let exported = ty.exports(&self.engine).map(|(name, _)| name).collect::<Vec<_>>().join(", ");
-            format!("it does not export `{PACKAGE}describe{TRACK}0`; it exports {exported}")
-        })?;
-        let has = |slot: Slot| exports_slot(&ty, &self.engine, slot);
-        Ok(Compiled {
-            digest,
-            wasi,
-            slots: Slot::ALL.into_iter().filter(|slot| has(*slot)).collect(),
-            describe,
-            hints: indices(has(Slot::Hints), || exports::hints::GuestIndices::new(&pre))?,
-            filter: indices(has(Slot::Filter), || exports::filter::GuestIndices::new(&pre))?,
-            score: indices(has(Slot::Score), || exports::score::GuestIndices::new(&pre))?,
-            pick: indices(has(Slot::Pick), || exports::pick::GuestIndices::new(&pre))?,
-            schedule: indices(has(Slot::Schedule), || exports::schedule::GuestIndices::new(&pre))?,
-            observe: indices(has(Slot::Observe), || exports::observe::GuestIndices::new(&pre))?,
-            instance: pre,
-        })
+        let pre = linker
+            .instantiate_pre(&component)
+            .map_err(|error| contract::explain(version, &format!("{error:#}")))?;
+        let exports = Exports::find(&pre, &exported)
+            .map_err(|error| contract::explain(version, &format!("{error:#}")))?;
+        Ok(Compiled { digest, wasi, slots: exports.slots(), exports, instance: pre })
     }
 
     /// Hands work to the janitor; does it here if the janitor is too far behind.
@@ -193,15 +195,45 @@ impl Runtime {
     }
 }
 
-fn exports_slot(ty: &types::Component, engine: &Engine, slot: Slot) -> bool {
-    ty.exports(engine).any(|(name, _)| {
-        let rest = name.strip_prefix(PACKAGE).and_then(|name| name.strip_prefix(slot.as_str()));
-        rest.is_some_and(|version| version.starts_with(TRACK))
-    })
-}
+impl Exports {
+    fn find(pre: &InstancePre<Ctx>, exported: &[&str]) -> wasmtime::Result<Self> {
+        macro_rules! find {
+            ($interface:ident) => {
+                contract::has(exported, stringify!($interface))
+                    .then(|| exports::$interface::GuestIndices::new(pre))
+                    .transpose()?
+            };
+        }
+        Ok(Self {
+            describe: exports::describe::GuestIndices::new(pre)?,
+            hints: find!(hints),
+            admit: find!(admit),
+            filter: find!(filter),
+            score: find!(score),
+            pick: find!(pick),
+            route: find!(route),
+            schedule: find!(schedule),
+            plan: find!(plan),
+            retain: find!(retain),
+            observe: find!(observe),
+            state: find!(state),
+        })
+    }
 
-fn indices<T>(has: bool, find: impl FnOnce() -> wasmtime::Result<T>) -> Result<Option<T>, String> {
-    if has { find().map(Some).map_err(|error| format!("{error:#}")) } else { Ok(None) }
+    fn slots(&self) -> Vec<Slot> {
+        let answers = |slot: &Slot| match slot {
+            Slot::Hints => self.hints.is_some(),
+            Slot::Admit => self.admit.is_some(),
+            Slot::Filter => self.filter.is_some(),
+            Slot::Score => self.score.is_some(),
+            Slot::Pick => self.pick.is_some(),
+            Slot::Route => self.route.is_some(),
+            Slot::Schedule => self.schedule.is_some() || self.plan.is_some(),
+            Slot::Retain => self.retain.is_some(),
+            Slot::Observe => self.observe.is_some(),
+        };
+        Slot::ALL.into_iter().filter(answers).collect()
+    }
 }
 
 fn engine_config(config: &RuntimeConfig) -> Config {
@@ -223,7 +255,10 @@ fn engine_config(config: &RuntimeConfig) -> Config {
     engine.cranelift_opt_level(OptLevel::Speed).compiler_inlining(Inlining::No);
     // Compiling takes one core: requests that are in flight have the others.
     engine.parallel_compilation(false);
-    engine.epoch_interruption(true);
+    match config.metering {
+        Metering::CpuTime => engine.epoch_interruption(true),
+        Metering::Fuel => engine.consume_fuel(true),
+    };
     engine.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     engine
 }

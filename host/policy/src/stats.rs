@@ -116,7 +116,7 @@ impl SlotStats {
 
 /// Counters of one plugin.
 #[derive(Debug, Default)]
-pub(crate) struct Stats([SlotStats; 6]);
+pub(crate) struct Stats([SlotStats; Slot::COUNT]);
 
 impl Stats {
     pub(crate) fn slot(&self, slot: Slot) -> &SlotStats {

@@ -5,9 +5,10 @@
 use crate::check;
 use crate::instance::Instance;
 use crate::slot::{
-    FilterPolicy, Frame, Hints, HintsPolicy, HintsView, OBSERVE_OUTCOME, ObservePolicy, ObserveView,
-    PickPolicy, ROUTE_CANDIDATE, ROUTE_REQUEST, RouteView, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE,
-    SchedulePolicy, ScheduleView, ScorePolicy, Slot,
+    ADMIT_FLEET, AdmitPolicy, AdmitView, DecidePolicy, FilterPolicy, Frame, Hints, HintsPolicy, HintsView,
+    OBSERVE_OUTCOME, ObservePolicy, ObserveView, PickPolicy, REQUEST, RETAIN_CACHE, RETAIN_SEGMENT,
+    ROUTE_CANDIDATE, RetainPolicy, RetainView, RouteView, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE, SchedulePolicy,
+    ScheduleView, ScorePolicy, Slot,
 };
 use crate::table::{Schema, Table};
 
@@ -31,7 +32,9 @@ fn run(instance: &mut Instance, slots: &[Slot], outcomes: usize) -> Result<(), S
         for rows in ROWS {
             let tried = match slot {
                 Slot::Hints => hints(instance),
-                Slot::Filter | Slot::Score | Slot::Pick => route(instance, *slot, rows),
+                Slot::Admit => admit(instance),
+                Slot::Filter | Slot::Score | Slot::Pick | Slot::Route => route(instance, *slot, rows),
+                Slot::Retain => retain(instance, rows),
                 Slot::Schedule => schedule(instance, rows),
                 Slot::Observe => observe(instance, outcomes),
             };
@@ -55,13 +58,14 @@ fn table(schema: &'static Schema, rows: usize) -> Table {
 }
 
 fn route(instance: &mut Instance, slot: Slot, rows: usize) -> Result<(), String> {
-    let (request, candidates) = (table(&ROUTE_REQUEST, 1), table(&ROUTE_CANDIDATE, rows));
+    let (request, candidates) = (table(&REQUEST, 1), table(&ROUTE_CANDIDATE, rows));
     let view = RouteView { frame: FRAME, request: &request, candidates: &candidates };
     match slot {
         Slot::Filter => instance.filter(&view).map_or(Ok(()), |keep| check::filter(&keep, rows)),
         Slot::Score => {
             instance.score(&view).map_or(Ok(()), |mut scores| check::scores(&mut scores, rows).map(drop))
         }
+        Slot::Route => instance.decide(&view).map_or(Ok(()), |decided| check::pick(decided.candidate, rows)),
         _ => {
             let scores = vec![0.5; rows];
             instance.pick(&view, &scores).map_or(Ok(()), |row| check::pick(row, rows))
@@ -73,7 +77,19 @@ fn schedule(instance: &mut Instance, rows: usize) -> Result<(), String> {
     let budget = table(&SCHEDULE_BUDGET, 1);
     let (waiting, running) = (table(&SCHEDULE_SEQUENCE, rows), table(&SCHEDULE_SEQUENCE, rows / 2));
     let view = ScheduleView { frame: FRAME, budget: &budget, waiting: &waiting, running: &running };
-    instance.order(&view).map_or(Ok(()), |order| check::order(&order, rows, &mut vec![]))
+    instance.plan(&view).map_or(Ok(()), |plan| check::plan(&plan, rows, rows / 2))
+}
+
+fn admit(instance: &mut Instance) -> Result<(), String> {
+    let (request, fleet) = (table(&REQUEST, 1), table(&ADMIT_FLEET, 1));
+    let view = AdmitView { frame: FRAME, request: &request, fleet: &fleet };
+    instance.admit(&view).map_or(Ok(()), |verdict| check::verdict(&verdict))
+}
+
+fn retain(instance: &mut Instance, rows: usize) -> Result<(), String> {
+    let (cache, segments) = (table(&RETAIN_CACHE, 1), table(&RETAIN_SEGMENT, rows));
+    let view = RetainView { frame: FRAME, cache: &cache, segments: &segments };
+    instance.retain(&view).map_or(Ok(()), |mut keeps| check::keeps(&mut keeps, rows).map(drop))
 }
 
 fn observe(instance: &mut Instance, rows: usize) -> Result<(), String> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use engine::Sampled;
-use policy::Generation;
+use policy::Pin;
 use tokio::sync::mpsc;
 
 use crate::app::{App, Seat};
@@ -65,7 +65,7 @@ pub struct Pinned {
     /// The place in the house.
     pub seat: Seat,
     /// The generation that decides everything about this request.
-    pub generation: Arc<Generation>,
+    pub policies: Pin,
     /// Its hints, as numbers.
     pub hints: SequenceHints,
     /// Where it was sent, and by whom.
@@ -313,7 +313,7 @@ impl Answer {
             worker: pinned.app.workers[pinned.routed.worker].id,
             sequence: crate::ctx::name_id(&pinned.id),
         };
-        observe::tell(&pinned.generation, event, &outcome, &pinned.hints, pinned.app.frame());
+        observe::tell(&pinned.policies, event, &outcome, &pinned.hints, pinned.app.frame());
     }
 
     fn account(&self, outcome: &'static str) {
@@ -326,7 +326,7 @@ impl Answer {
         tracing::info!(
             request = %pinned.id,
             worker = %pinned.app.workers[pinned.routed.worker].name,
-            generation = pinned.generation.id().0,
+            generation = pinned.policies.id().0,
             decided_by = %pinned.routed.decided_by,
             prompt_tokens = self.usage.prompt_tokens,
             prefix_hit_tokens = self.usage.cached_tokens,

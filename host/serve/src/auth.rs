@@ -22,6 +22,13 @@ pub fn is_credential(header: &str) -> bool {
     CREDENTIALS.contains(&header)
 }
 
+/// The headers of a call but for those with credentials, and for values that are no text.
+pub fn without_credentials(headers: &HeaderMap) -> Vec<(String, String)> {
+    let open = headers.iter().filter(|(name, _)| !is_credential(name.as_str()));
+    open.filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
+        .collect()
+}
+
 type Sha256Digest = [u8; 32];
 
 /// The keys that are let in.

@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::http::Request as HttpRequest;
+use axum::http::{HeaderMap, Request as HttpRequest};
 use axum::response::Response;
 use engine::SamplingParams;
-use policy::Hints;
+use policy::{Hints, Pin, Subject};
 use tokio::sync::mpsc;
 
 use crate::answer::{Answer, Choice, Pinned};
@@ -21,7 +21,7 @@ use crate::prompt::{Detokenizer, OutputParser, StopMatcher};
 use crate::request::{Prompt, Refusal, Request};
 use crate::route::{self, Routed};
 use crate::worker::{SequenceHints, Start};
-use crate::{hints, render};
+use crate::{auth, hints, render};
 
 /// `POST /v1/chat/completions`. A star marks a policy slot.
 pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response, Refusal> {
@@ -32,42 +32,49 @@ pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response,
     let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //  400, naming the field
     let request = request.of_tenant(tenant); //                                   rules match on it
     let prompt = render::prompt(&app, &request)?; //                              template, tokens, block names
-    let generation = app.generations.active(); //                                 pinned from here to the end
-    let wishes = hints::interpret(&generation, &request, &prompt, app.frame())?; // * no answer: no hints
-    let numbers = hints::numbers(&wishes);
-    let routed = choose(&app, &generation, &prompt, (&wishes, &numbers))?; //     * no answer: the built-in
-    let pinned = pin(&app, seat, generation, (&request, numbers, routed), arrived);
+    let policies = policies(&app, &request, &headers); //                         generation and chain, to the end
+    let wishes = hints::interpret(&policies, &request, &prompt, app.frame())?; // * no answer: no hints
+    let numbers = hints::numbers(&wishes, &request.tenant);
+    let routed = choose(&app, &policies, &prompt, (&wishes, &numbers))?; //     * no answer: the built-in
+    let pinned = pin(&app, seat, policies, (&request, numbers, routed), arrived);
     let answer = start(pinned, &request, &prompt)?; //      [ schedule* → kv → engine ]↺ on the worker's thread
     Ok(api::reply(answer, &request).await) //                                     text, calls, usage, sse
 }
 
+/// Pins the active generation, and in it the chain whose rule the request fits.
+fn policies(app: &App, request: &Request, headers: &HeaderMap) -> Pin {
+    // Rules are the operator's: they may be about any header, not only those that policies read.
+    let headers = auth::without_credentials(headers);
+    app.generations.pin(&Subject { model: &app.model.name, tenant: &request.tenant, headers: &headers })
+}
+
 fn choose(
     app: &App,
-    generation: &policy::Generation,
+    policies: &Pin,
     prompt: &Prompt,
     (wishes, numbers): (&Hints, &SequenceHints),
 ) -> Result<Routed, Refusal> {
     let parent = wishes.parent.as_deref().map_or(0, name_id);
     let fleet = (app.workers.as_slice(), app.prefixes.as_ref());
-    route::choose(generation, fleet, (prompt, numbers, parent), app.config.kv.block_tokens, app.frame())
+    route::choose(policies, fleet, (prompt, numbers, parent), app.config.kv.block_tokens, app.frame())
 }
 
 fn pin(
     app: &Arc<App>,
     seat: Seat,
-    generation: Arc<policy::Generation>,
+    policies: Pin,
     (request, hints, routed): (&Request, SequenceHints, Routed),
     arrived: Moment,
 ) -> Pinned {
     tracing::debug!(
         request = %request.id,
         worker = %app.workers[routed.worker].name,
-        generation = generation.id().0,
+        generation = policies.id().0,
         decided_by = %routed.decided_by,
         overlap_tokens = routed.overlap_tokens,
         "request routed"
     );
-    Pinned { app: Arc::clone(app), seat, generation, hints, routed, id: request.id.clone(), arrived }
+    Pinned { app: Arc::clone(app), seat, policies, hints, routed, id: request.id.clone(), arrived }
 }
 
 /// Starts a sequence for each choice on the chosen worker.

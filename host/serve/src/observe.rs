@@ -1,6 +1,6 @@
 //! The `observe` slot: tells policies what became of a request.
 
-use policy::{Event, Frame, Generation, OBSERVE_OUTCOME, ObserveView, Table};
+use policy::{Event, Frame, OBSERVE_OUTCOME, ObserveView, Pin, Table};
 
 use crate::worker::SequenceHints;
 
@@ -26,7 +26,7 @@ pub struct Outcome {
 }
 
 /// Tells the chain that a request was pinned to.
-pub fn tell(generation: &Generation, event: Event, outcome: &Outcome, hints: &SequenceHints, frame: Frame) {
+pub fn tell(pin: &Pin, event: Event, outcome: &Outcome, hints: &SequenceHints, frame: Frame) {
     let mut table = Table::new(&OBSERVE_OUTCOME, 1);
     let numbers = [
         event as u8 as f32,
@@ -41,9 +41,9 @@ pub fn tell(generation: &Generation, event: Event, outcome: &Outcome, hints: &Se
     for (column, value) in numbers.into_iter().enumerate() {
         table.numbers_mut(column)[0] = value;
     }
-    let ids = [outcome.worker, hints.session, outcome.sequence, hints.class];
+    let ids = [outcome.worker, hints.session, outcome.sequence, hints.class, hints.tenant];
     for (column, id) in ids.into_iter().enumerate() {
         table.ids_mut(column)[0] = id;
     }
-    generation.observe(&ObserveView { frame, outcomes: &table });
+    pin.observe(&ObserveView { frame, outcomes: &table });
 }

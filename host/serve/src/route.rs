@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use kv::PrefixIndex;
-use policy::{Frame, Generation, ROUTE_CANDIDATE, ROUTE_REQUEST, RouteView, Table};
+use policy::{Frame, Pin, REQUEST, ROUTE_CANDIDATE, RouteView, Table};
 
 use crate::request::{Prompt, Refusal};
 use crate::worker::{SequenceHints, Worker};
@@ -24,7 +24,7 @@ pub struct Routed {
 
 /// Shows the workers to the chain and takes its choice.
 pub fn choose(
-    generation: &Generation,
+    pin: &Pin,
     (workers, prefixes): (&[Worker], &PrefixIndex),
     (prompt, hints, parent): (&Prompt, &SequenceHints, u64),
     block_tokens: u32,
@@ -42,7 +42,7 @@ pub fn choose(
         candidates.ids_mut(0)[row] = worker.id;
     }
     let view = RouteView { frame, request: &request, candidates: &candidates };
-    let decision = generation.route(&view).map_err(|e| Refusal::Policy(e.to_string()))?;
+    let decision = pin.route(&view).map_err(|e| Refusal::Policy(e.to_string()))?;
     Ok(Routed {
         worker: decision.candidate,
         decided_by: decision.decided_by,
@@ -51,7 +51,7 @@ pub fn choose(
 }
 
 fn request_row(prompt: &Prompt, hints: &SequenceHints, parent: u64) -> Table {
-    let mut row = Table::new(&ROUTE_REQUEST, 1);
+    let mut row = Table::new(&REQUEST, 1);
     let numbers = [
         prompt.tokens.len() as f32,
         prompt.blocks.len() as f32,
@@ -59,12 +59,14 @@ fn request_row(prompt: &Prompt, hints: &SequenceHints, parent: u64) -> Table {
         hints.priority,
         hints.strict_tier as f32,
         hints.deadline_ms as f32,
+        0.0,
+        0.0,
     ];
-    assert_eq!(numbers.len(), ROUTE_REQUEST.numbers.len(), "one value for each column of the contract");
+    assert_eq!(numbers.len(), REQUEST.numbers.len(), "one value for each column of the contract");
     for (column, value) in numbers.into_iter().enumerate() {
         row.numbers_mut(column)[0] = value;
     }
-    for (column, id) in [hints.session, parent, hints.class].into_iter().enumerate() {
+    for (column, id) in [hints.session, parent, hints.class, hints.tenant].into_iter().enumerate() {
         row.ids_mut(column)[0] = id;
     }
     row

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use policy::{
-    ChainSpec, Frame, Generation, Generations, HintsView, Limits, PluginSpec, ROUTE_CANDIDATE, ROUTE_REQUEST,
-    RouteView, Runtime, RuntimeConfig, Table, default_chain,
+    ChainSpec, Frame, Generation, Generations, HintsView, Limits, PluginSpec, REQUEST, ROUTE_CANDIDATE,
+    RouteView, Runtime, RuntimeConfig, Table, Way, default_chain,
 };
 
 use crate::table::{Bar, head, median, quantile, row, us};
@@ -27,7 +27,7 @@ struct Case {
 
 impl Case {
     fn new(rows: usize) -> Self {
-        let mut request = Table::new(&ROUTE_REQUEST, 1);
+        let mut request = Table::new(&REQUEST, 1);
         request.numbers_mut(0)[0] = 4000.0;
         request.ids_mut(0)[0] = 5;
         let mut candidates = Table::new(&ROUTE_CANDIDATE, rows);
@@ -53,7 +53,7 @@ impl Case {
 
     fn route(&self, generation: &Generation, call: u64) -> anyhow::Result<bool> {
         let view = RouteView { frame: frame(call), request: &self.request, candidates: &self.candidates };
-        Ok(generation.route(&view)?.fell_back)
+        Ok(generation.route(Way::default(), &view)?.fell_back)
     }
 
     fn hints(&self, generation: &Generation, call: u64) -> anyhow::Result<()> {
@@ -65,7 +65,7 @@ impl Case {
             prompt_tokens: 4000,
             output_tokens_max: Some(100),
         };
-        generation.hints(&view)?;
+        generation.hints(Way::default(), &view)?;
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::support::{Route, Schedule, frame, observe, start};
 use pointsman_sdk::testing::RouteCase;
-use policy::{CATALOGUE, ChainSpec, Frame, HintsView, Slot, builtin_plugin, default_chain};
+use policy::{CATALOGUE, ChainSpec, Frame, HintsView, Slot, Way, builtin_plugin, default_chain};
 
 #[test]
 fn every_plugin_of_the_catalogue_answers_the_slot_in_its_name() {
@@ -27,10 +27,10 @@ fn the_default_chain_weighs_overlap_against_load() {
     let route = Route::new(&[0.0; 3], frame(1))
         .number("overlap_tokens", &[0.0, 900.0, 0.0])
         .number("queued_tokens", &[500.0, 500.0, 0.0]);
-    let decision = generations.active().route(&route.view()).expect("a decision");
+    let decision = generations.active().route(Way::default(), &route.view()).expect("a decision");
     assert_eq!((decision.candidate, &*decision.decided_by), (1, "pick-max-score"));
     let route = route.number("overlap_tokens", &[0.0, 100.0, 0.0]);
-    assert_eq!(generations.active().route(&route.view()).expect("a decision").candidate, 2);
+    assert_eq!(generations.active().route(Way::default(), &route.view()).expect("a decision").candidate, 2);
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn a_session_returns_to_the_worker_that_served_it() {
     let mut route = Route::new(&[0.0; 4], frame(1));
     route.request.ids_mut(0)[0] = 77;
     observe(&generations, frame(1), &[(3, 77)]);
-    let decision = generations.active().route(&route.view()).expect("a decision");
+    let decision = generations.active().route(Way::default(), &route.view()).expect("a decision");
     assert_eq!(decision.candidate, 2, "worker 3 is in row 2: {decision:?}");
 }
 
@@ -57,7 +57,7 @@ fn hints_of_a_caller_become_typed() {
         prompt_tokens: 10,
         output_tokens_max: None,
     };
-    let decision = generations.active().hints(&view).expect("hints");
+    let decision = generations.active().hints(Way::default(), &view).expect("hints");
     assert_eq!(decision.by.len(), 1);
     assert_eq!(decision.hints.session.as_deref(), Some("s1"));
     assert_eq!(decision.hints.class.as_deref(), Some("subagent"));
@@ -98,7 +98,7 @@ fn a_plugin_decides_the_same_natively_and_in_the_sandbox() {
         let case =
             RouteCase::new(rows).candidates("queued_tokens", &queued).candidates("active_tokens", &active);
         let mut native = pointsman_sdk::testing::policy::<route_least_load::LeastLoad>("{}");
-        let decision = generations.active().route(&route.view()).expect("a decision");
+        let decision = generations.active().route(Way::default(), &route.view()).expect("a decision");
         assert_eq!(Some(decision.scores), case.score(&mut native), "seed {seed}");
     }
 }
@@ -109,7 +109,7 @@ fn host_and_sdk_agree_on_the_columns() {
     let check = |host: &policy::Schema, sdk: pointsman_sdk::Columns| {
         assert_eq!((host.numbers, host.ids), (sdk.numbers, sdk.ids));
     };
-    check(&policy::ROUTE_REQUEST, pointsman_sdk::REQUEST);
+    check(&policy::REQUEST, pointsman_sdk::REQUEST);
     check(&policy::ROUTE_CANDIDATE, pointsman_sdk::CANDIDATE);
     check(&policy::SCHEDULE_BUDGET, pointsman_sdk::BUDGET);
     check(&policy::SCHEDULE_SEQUENCE, pointsman_sdk::SEQUENCE);

@@ -2,8 +2,8 @@
 
 use policy::{
     ChainSpec, Frame, Generations, Limits, OBSERVE_OUTCOME, ObserveView, OnFailure, Outcome, PluginSpec,
-    ROUTE_CANDIDATE, ROUTE_REQUEST, RouteView, Runtime, RuntimeConfig, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE,
-    ScheduleView, Slot, Table,
+    REQUEST, ROUTE_CANDIDATE, RouteView, Runtime, RuntimeConfig, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE,
+    ScheduleView, Slot, Table, Way,
 };
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -53,6 +53,9 @@ pub(crate) fn chain_of(slot: Slot, plugin: PluginSpec) -> ChainSpec {
         Slot::Score => chain.score.push((name, 1.0)),
         Slot::Pick => chain.pick = Some(name),
         Slot::Schedule => chain.schedule = Some(name),
+        Slot::Admit => chain.admit.push(name),
+        Slot::Route => chain.route = Some(name),
+        Slot::Retain => chain.retain = Some(name),
         Slot::Observe => {}
     }
     chain
@@ -87,7 +90,7 @@ pub(crate) struct Route {
 
 impl Route {
     pub(crate) fn new(queue_len: &[f32], frame: Frame) -> Self {
-        let mut request = Table::new(&ROUTE_REQUEST, 1);
+        let mut request = Table::new(&REQUEST, 1);
         request.numbers_mut(0)[0] = 1000.0;
         let mut candidates = Table::new(&ROUTE_CANDIDATE, queue_len.len());
         candidates.numbers_mut(1).copy_from_slice(queue_len);
@@ -141,7 +144,7 @@ pub(crate) fn observe(generations: &Generations, frame: Frame, outcomes: &[(u64,
         table.ids_mut(column("worker"))[row] = *worker;
         table.ids_mut(column("session"))[row] = *session;
     }
-    generations.active().observe(&ObserveView { frame, outcomes: &table });
+    generations.active().observe(Way::default(), &ObserveView { frame, outcomes: &table });
 }
 
 /// Calls of the plugin `it` that came to this in a slot.

@@ -37,7 +37,7 @@ pub async fn reply(answer: Answer, request: &Request) -> Response {
 fn decision_headers(answer: &Answer) -> Vec<(HeaderName, HeaderValue)> {
     let pinned = &answer.pinned;
     let worker = pinned.app.workers[pinned.routed.worker].name.as_ref();
-    let generation = pinned.generation.id().0.to_string();
+    let generation = pinned.policies.id().0.to_string();
     [
         ("x-request-id", pinned.id.as_str()),
         ("x-pointsman-generation", generation.as_str()),

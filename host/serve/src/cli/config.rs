@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use crate::config::{Caller, Config, REFERENCE, chain_spec, explain, import, schema};
+use crate::config::{Config, REFERENCE, chain_spec, explain, import, schema};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
@@ -91,12 +91,10 @@ fn explain(args: &ExplainArgs) -> anyhow::Result<()> {
         print!("{}", explain::explain(&config));
         return Ok(());
     }
-    let caller = Caller {
-        model: args.model.clone().unwrap_or_else(|| crate::model::name(&config.model)),
-        tenant: args.tenant.clone().unwrap_or_default(),
-        headers: args.header.clone(),
-    };
-    print!("{}", explain::explain_request(&config, &caller));
+    let model = args.model.clone().unwrap_or_else(|| crate::model::name(&config.model));
+    let tenant = args.tenant.as_deref().unwrap_or_default();
+    let subject = policy::Subject { model: &model, tenant, headers: &args.header };
+    print!("{}", explain::explain_request(&config, &subject));
     Ok(())
 }
 

@@ -13,7 +13,10 @@ use super::plugin::builtin_names;
 use super::rule::Match;
 
 /// Name of the chain that takes what no other takes.
-pub const DEFAULT: &str = "default";
+pub const DEFAULT: &str = policy::NamedChain::DEFAULT;
+
+/// Specified: the highest weight that the policy crate takes.
+const WEIGHT_MAX: f32 = 1e6;
 
 /// The default chain: which plugin answers in which slot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -21,7 +24,7 @@ pub const DEFAULT: &str = "default";
 pub struct Chain {
     /// Interpret hints, in order; each sees what the ones before made of them.
     pub hints: Vec<String>,
-    /// Say whether a request may come in, in order; the first that defers or rejects decides.
+    /// Say whether a request may come in: it has to be let in by all; the strictest verdict holds.
     pub admit: Vec<String>,
     /// Say which workers may serve; a worker has to pass all.
     pub filter: Vec<String>,
@@ -106,13 +109,13 @@ impl Default for Chain {
         let chain = policy::default_chain();
         Self {
             hints: chain.hints,
-            admit: Vec::new(),
+            admit: chain.admit,
             filter: chain.filter,
             score: chain.score.into_iter().map(|(plugin, weight)| Scorer { plugin, weight }).collect(),
             pick: chain.pick.unwrap_or_default(),
-            route: String::new(),
+            route: chain.route.unwrap_or_default(),
             schedule: chain.schedule.unwrap_or_default(),
-            retain: String::new(),
+            retain: chain.retain.unwrap_or_default(),
         }
     }
 }
@@ -169,8 +172,9 @@ impl RequestSlots {
             }
         }
         for scorer in &self.score {
-            if !scorer.weight.is_finite() || scorer.weight < 0.0 {
-                let problem = format!("of `{}` must be a number of at least 0", scorer.plugin);
+            if !(0.0..=WEIGHT_MAX).contains(&scorer.weight) {
+                let problem =
+                    format!("of `{}` must be from 0 to {WEIGHT_MAX}, is {}", scorer.plugin, scorer.weight);
                 return Err(bad(format!("{key}.score.weight"), problem));
             }
         }

@@ -2,7 +2,9 @@
 //!
 //! Called by `pointsman config explain`.
 
-use super::{Caller, Config, DEFAULT_CHAIN, EffectiveChain, OnFailure, Plugin, RequestSlots};
+use policy::Subject;
+
+use super::{Config, DEFAULT_CHAIN, EffectiveChain, OnFailure, Plugin, RequestSlots};
 
 /// A place in a chain where somebody is asked.
 struct Slot {
@@ -39,13 +41,13 @@ pub fn explain(config: &Config) -> String {
 }
 
 /// The chain and the plugins that one request would meet.
-pub fn explain_request(config: &Config, caller: &Caller) -> String {
+pub fn explain_request(config: &Config, subject: &Subject<'_>) -> String {
     let chains = config.effective_chains();
     let chain = chains
         .iter()
-        .find(|chain| chain.matches.fits(caller))
+        .find(|chain| chain.matches.fits(subject))
         .expect("the default chain is the last one, and takes every request");
-    let mut text = format!("a request {}\n", caller_words(caller));
+    let mut text = format!("a request {}\n", subject_words(subject));
     for before in chains.iter().take_while(|other| other.name != chain.name) {
         text += &format!("  does not fit chain `{}`: {}\n", before.name, before.matches.words());
     }
@@ -57,7 +59,7 @@ pub fn explain_request(config: &Config, caller: &Caller) -> String {
         let (asked, passed): (Vec<_>, Vec<_>) = slot
             .asked
             .iter()
-            .partition(|(name, _)| config.plugins.get(name).is_none_or(|p| p.matches.fits(caller)));
+            .partition(|(name, _)| config.plugins.get(name).is_none_or(|p| p.matches.fits(subject)));
         let names: Vec<String> = asked.iter().map(|(name, weight)| weighted(name, *weight)).collect();
         text += &format!(
             "  {:<10} {}\n",
@@ -72,13 +74,13 @@ pub fn explain_request(config: &Config, caller: &Caller) -> String {
     text
 }
 
-fn caller_words(caller: &Caller) -> String {
-    let mut words = format!("for model {}", caller.model);
-    words += &match caller.tenant.as_str() {
+fn subject_words(subject: &Subject<'_>) -> String {
+    let mut words = format!("for model {}", subject.model);
+    words += &match subject.tenant {
         "" => ", of no tenant".to_owned(),
         tenant => format!(", of tenant {tenant}"),
     };
-    for (name, value) in &caller.headers {
+    for (name, value) in subject.headers {
         words += &format!(", with {name}: {value}");
     }
     words
@@ -152,11 +154,13 @@ fn request_slots(slots: &RequestSlots) -> Vec<Slot> {
     if slots.route.is_empty() {
         let score = slots.score.iter().map(|s| (s.plugin.clone(), Some(s.weight))).collect();
         const BUILTIN_SCORE: &str = "the built-in score (overlap minus load) takes its place";
-        const BUILTIN_PICK: &str = "the built-in takes the better of two drawn by score";
+        const BUILTIN_PICK: &str =
+            "the built-in takes the highest score, and of equals the less busy of two drawn";
         all.push(slot("score", score, "the built-in scores: overlap minus load", BUILTIN_SCORE));
         all.push(slot("pick", one(&slots.pick), BUILTIN_PICK, BUILTIN_PICK));
     } else {
-        const BUILTIN: &str = "the built-in decides: overlap minus load, the better of two drawn";
+        const BUILTIN: &str =
+            "the built-in decides: overlap minus load, and of equals the less busy of two drawn";
         all.push(slot("route", one(&slots.route), BUILTIN, BUILTIN));
     }
     all
@@ -203,9 +207,8 @@ match = { models = ["tiny-*"], tenants = ["zero"] }
     }
 
     fn request(tenant: &str, headers: &[(&str, &str)]) -> String {
-        let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        let caller = Caller { model: "tiny-agent".into(), tenant: tenant.into(), headers };
-        explain_request(&config(), &caller)
+        let headers: Vec<_> = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        explain_request(&config(), &Subject { model: "tiny-agent", tenant, headers: &headers })
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Score
 pub use engine::{Device, Engine, Kv, Model, Schedule, Sim};
 pub use error::ConfigError;
 pub use plugin::{OnFailure, PLUGIN_KEPT_KIB_MAX, PLUGIN_MEMORY_MIB_MAX, Plugin, PluginLimits};
-pub use rule::{Caller, Match};
+pub use rule::Match;
 pub use spec::chain_spec;
 
 /// The reference configuration: every key with its default and a comment.
@@ -77,6 +77,13 @@ pub struct EffectiveChain {
     pub extends: String,
     /// Who answers.
     pub slots: RequestSlots,
+}
+
+impl EffectiveChain {
+    /// Whether it takes what no other does.
+    pub fn is_default(&self) -> bool {
+        self.name == DEFAULT_CHAIN
+    }
 }
 
 impl Config {
@@ -158,6 +165,15 @@ impl Config {
         self.kv.check()?;
         self.schedule.check()?;
         self.hints.check()?;
-        self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name))
+        self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name))?;
+        for (slot, name) in [("schedule", &self.chain.schedule), ("retain", &self.chain.retain)] {
+            if self.plugins.get(name).is_some_and(|plugin| !plugin.matches.is_empty()) {
+                let problem = format!(
+                    "cannot be given, since `chain.{slot}` names the plugin: it decides for a whole worker, not for single requests"
+                );
+                return Err(error::bad(format!("plugins.{name}.match"), problem));
+            }
+        }
+        Ok(())
     }
 }

@@ -8,9 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, bad};
+use super::spec::match_spec;
 use crate::auth::is_credential;
 
-/// Which requests are meant: those that fit every kind that is given. Within a kind one pattern is enough.
+/// Which requests are meant: those that fit whatever is given. Of models and of tenants one pattern is enough; of
+/// headers each has to fit.
 ///
 /// A pattern is a text, or the beginning of one and `*`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -24,34 +26,15 @@ pub struct Match {
     pub headers: BTreeMap<String, String>,
 }
 
-/// What rules are held against.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Caller {
-    /// The model that was asked for.
-    pub model: String,
-    /// Whose request it is.
-    pub tenant: String,
-    /// Headers, names in lower case.
-    pub headers: Vec<(String, String)>,
-}
-
 impl Match {
     /// Whether nothing is given, so that every request is meant.
     pub fn is_empty(&self) -> bool {
         self.models.is_empty() && self.tenants.is_empty() && self.headers.is_empty()
     }
 
-    /// Whether a request is meant.
-    pub fn fits(&self, caller: &Caller) -> bool {
-        let any = |patterns: &[String], value: &str| {
-            patterns.is_empty() || patterns.iter().any(|pattern| fits(pattern, value))
-        };
-        let header = |(name, pattern): (&String, &String)| {
-            caller.headers.iter().any(|(other, value)| other == name && fits(pattern, value))
-        };
-        any(&self.models, &caller.model)
-            && any(&self.tenants, &caller.tenant)
-            && (self.headers.is_empty() || self.headers.iter().any(header))
+    /// Whether a request is meant: the answer that requests get.
+    pub fn fits(&self, subject: &policy::Subject<'_>) -> bool {
+        match_spec(self).fits(subject)
     }
 
     pub(super) fn check(&self, key: &str) -> Result<(), ConfigError> {
@@ -83,19 +66,12 @@ impl Match {
         if !self.headers.is_empty() {
             let headers: Vec<String> =
                 self.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
-            kinds.push(format!("header {}", headers.join(" or ")));
+            kinds.push(format!("header {}", headers.join(" and ")));
         }
         match kinds.is_empty() {
             true => "every request".to_owned(),
             false => kinds.join(", and "),
         }
-    }
-}
-
-fn fits(pattern: &str, value: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(start) => value.starts_with(start),
-        None => value == pattern,
     }
 }
 

@@ -65,9 +65,9 @@ impl Order {
             waiting: &self.waiting,
             running: &self.running,
         };
-        let decision = generations.active().schedule(self.worker, &view);
+        let decision = generations.schedule(self.worker, &view);
         let mut rank = vec![0usize; waiting.len()];
-        for (place, &row) in decision.order.iter().enumerate() {
+        for (place, &row) in decision.plan.order.iter().enumerate() {
             rank[row as usize] = place;
         }
         let mut ranked: Vec<(bool, usize, Sequence)> = waiting
@@ -103,7 +103,8 @@ fn fill(table: &mut Table, sequences: &[Sequence], now: Moment) {
             *cell = value(sequence, now);
         }
     }
-    let ids: [fn(&Sequence) -> u64; 3] = [|s| s.start.id, |s| s.start.hints.session, |s| s.start.hints.class];
+    let ids: [fn(&Sequence) -> u64; 4] =
+        [|s| s.start.id, |s| s.start.hints.session, |s| s.start.hints.class, |s| s.start.hints.tenant];
     for (column, value) in ids.iter().enumerate() {
         for (cell, sequence) in table.ids_mut(column).iter_mut().zip(sequences) {
             *cell = value(sequence);

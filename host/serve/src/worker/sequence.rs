@@ -39,6 +39,8 @@ pub struct SequenceHints {
     pub session: u64,
     /// Id of the class, or 0.
     pub class: u64,
+    /// Id of the tenant, or 0.
+    pub tenant: u64,
     /// Head start in seconds.
     pub priority: f32,
     /// Strict tier.
