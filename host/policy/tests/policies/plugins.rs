@@ -73,10 +73,10 @@ fn each_worker_has_a_scheduler_of_its_own() {
     schedule.waiting.numbers_mut(6).copy_from_slice(&[0.0, 0.0, 2.0]);
     for worker in [0, 1] {
         let decision = generations.active().schedule(worker, &schedule.view());
-        assert_eq!((decision.order[0], &*decision.decided_by), (2, "schedule-agent-priority"));
+        assert_eq!((decision.plan.order[0], &*decision.decided_by), (2, "schedule-agent-priority"));
     }
     let beyond = generations.active().schedule(7, &schedule.view());
-    assert_eq!((beyond.order, &*beyond.decided_by), (vec![0, 1, 2], policy::BUILTIN));
+    assert_eq!((beyond.plan.order, &*beyond.decided_by), (vec![0, 1, 2], policy::BUILTIN));
 }
 
 #[test]
