@@ -4,6 +4,7 @@
 
 pub mod journey;
 
+pub mod admit;
 pub mod answer;
 pub mod api;
 pub mod app;
@@ -12,6 +13,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod ctx;
+pub mod door;
 pub mod hints;
 pub mod model;
 pub mod observe;
@@ -20,7 +22,9 @@ pub mod reload;
 pub mod render;
 pub mod request;
 pub mod route;
+pub mod row;
 pub mod server;
+pub mod stores;
 pub mod telemetry;
 pub mod worker;
 

@@ -73,6 +73,8 @@ pub struct Prompt {
     pub forced: String,
     /// Whether the prompt ends inside a reasoning section.
     pub in_reasoning: bool,
+    /// Most tokens of an output: the caller's limit or the default, within what the context leaves.
+    pub output_tokens_max: u32,
 }
 
 /// Why a request is refused. `api/error.rs` gives each its status.
@@ -130,6 +132,34 @@ pub enum Refusal {
         /// When to come again.
         retry_after_s: u32,
     },
+    /// A policy turned it away.
+    #[error("{}", rejection(reason, decided_by))]
+    Rejected {
+        /// The policy.
+        decided_by: String,
+        /// Its words.
+        reason: String,
+        /// When to come again.
+        retry_after_s: u32,
+    },
+    /// It was deferred for as long as a request may be.
+    #[error(
+        "the request waited {waited_ms} ms to be admitted, which is the limit; retry after {retry_after_s} s"
+    )]
+    WaitedTooLong {
+        /// How long it waited.
+        waited_ms: u64,
+        /// When to come again.
+        retry_after_s: u32,
+    },
+    /// As many are deferred as may be.
+    #[error("{waiting} requests wait to be admitted, which is the limit; retry after {retry_after_s} s")]
+    DoorFull {
+        /// Requests that wait.
+        waiting: usize,
+        /// When to come again.
+        retry_after_s: u32,
+    },
     /// The host is shutting down.
     #[error("the host is shutting down")]
     Draining,
@@ -155,7 +185,25 @@ impl Request {
     }
 }
 
+fn rejection(reason: &str, decided_by: &str) -> String {
+    match reason {
+        "" => format!("policy `{decided_by}` did not admit the request"),
+        reason => reason.to_owned(),
+    }
+}
+
 impl Refusal {
+    /// When a caller may come again, for those that it may help.
+    pub fn retry_after_s(&self) -> Option<u32> {
+        match self {
+            Self::Overloaded { retry_after_s, .. }
+            | Self::Rejected { retry_after_s, .. }
+            | Self::WaitedTooLong { retry_after_s, .. }
+            | Self::DoorFull { retry_after_s, .. } => Some(*retry_after_s),
+            _ => None,
+        }
+    }
+
     /// A refusal of one field.
     pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Field { param: param.into(), message: message.into() }

@@ -39,11 +39,22 @@ pub struct Limits {
     pub choices_max: u32,
     /// How long a stop waits for running requests.
     pub drain_seconds: u64,
+    /// How long an `admit` policy may have a request wait; then it gets 429.
+    pub defer_ms_max: u64,
+    /// Requests that wait so at once; one more gets 429.
+    pub deferred_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { requests_max: 256, body_bytes_max: 32 << 20, choices_max: 8, drain_seconds: 30 }
+        Self {
+            requests_max: 256,
+            body_bytes_max: 32 << 20,
+            choices_max: 8,
+            drain_seconds: 30,
+            defer_ms_max: 10_000,
+            deferred_max: 128,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod plugin;
 mod rule;
 pub mod schema;
 mod spec;
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -30,6 +31,7 @@ pub use error::ConfigError;
 pub use plugin::{OnFailure, PLUGIN_KEPT_KIB_MAX, PLUGIN_MEMORY_MIB_MAX, Plugin, PluginLimits};
 pub use rule::Match;
 pub use spec::chain_spec;
+pub use state::State;
 
 /// The reference configuration: every key with its default and a comment.
 pub const REFERENCE: &str = include_str!("../../pointsman.toml");
@@ -56,6 +58,8 @@ pub struct Config {
     pub schedule: Schedule,
     /// What of a call reaches hint policies.
     pub hints: HintSources,
+    /// What of policies outlives the process.
+    pub state: State,
     /// Logs.
     pub telemetry: Telemetry,
     /// Plugins by name.
@@ -93,6 +97,7 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config = Self::parse(&text)?;
         let folder = path.parent().unwrap_or(Path::new("."));
+        config.state.relative_to(folder);
         for plugin in config.plugins.values_mut() {
             if let Some(file) = plugin.path() {
                 // A relative path in a file means relative to that file.
