@@ -2,6 +2,8 @@
 
 mod support;
 
+mod admission;
+mod attributes;
 mod bad_input;
 mod chat;
 mod config;
@@ -9,4 +11,5 @@ mod faults;
 mod hot_swap;
 mod kv_cache;
 mod process;
+mod stores;
 mod tidy;

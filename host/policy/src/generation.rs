@@ -12,7 +12,7 @@ use crate::report::{Ledger, PluginCounts, PluginReport};
 use crate::runtime::Runtime;
 use crate::slot::{
     Action, AdmitView, Clip, Frame, HintsView, MiddlewareView, ObserveView, RetainView, RouteView,
-    ScheduleView,
+    ScheduleView, Slot,
 };
 use crate::spec::{ChainSpec, Match, Subject};
 use crate::store::{Entries, StoreFolder};
@@ -94,6 +94,16 @@ impl Generation {
         &self.chains[way.chain]
     }
 
+    /// Whether a request of this way is shown to any plugin in a slot.
+    pub fn asks(&self, way: Way, slot: Slot) -> bool {
+        self.at(way).asks(way.muted, slot)
+    }
+
+    /// Whether the scheduler plans more than an order: chunk sizes and victims.
+    pub fn plans(&self) -> bool {
+        self.chains[0].plans()
+    }
+
     /// What a caller wishes. Errors: a plugin failed that may not be replaced.
     pub fn hints(&self, way: Way, view: &HintsView<'_>) -> Result<HintsDecision, Rejected> {
         self.at(way).hints(way.muted, view)
@@ -127,6 +137,11 @@ impl Generation {
     /// Tells every plugin that learns.
     pub fn observe(&self, way: Way, view: &ObserveView<'_>) {
         self.at(way).observe(way.muted, view);
+    }
+
+    /// The folder has what another generation's plugins remembered, or did not yet save.
+    fn stores_differ_from_disk(&self) {
+        self.seats.values().for_each(|seat| seat.shelf.touch());
     }
 
     pub(crate) fn created_ms(&self) -> u64 {
@@ -175,6 +190,11 @@ impl Pin {
     /// What the middleware in this place of the chain makes of a request; `None` beyond the last one.
     pub fn middleware(&self, place: usize, view: &MiddlewareView<'_>) -> Option<Result<Action, Rejected>> {
         self.generation.at(self.way).middleware(self.way.muted, place, view)
+    }
+
+    /// Whether any plugin is asked in a slot. Where none is, nobody needs to make a view.
+    pub fn asks(&self, slot: Slot) -> bool {
+        self.generation.asks(self.way, slot)
     }
 
     /// What the caller wishes. Errors: a plugin failed that may not be replaced.
@@ -271,6 +291,16 @@ impl Generations {
     /// The active generation. Holding it is what pins it.
     pub fn active(&self) -> Arc<Generation> {
         self.active.load_full()
+    }
+
+    /// The active generation's number.
+    pub fn active_id(&self) -> GenerationId {
+        self.active.load().id
+    }
+
+    /// Whether the active scheduler plans more than an order: it wants to be asked even where nobody waits.
+    pub fn plans(&self) -> bool {
+        self.active.load().plans()
     }
 
     /// The generation and the chain that decide about a request, from here to its end.
@@ -381,6 +411,7 @@ impl Generations {
         let mut ledger = self.ledger.lock();
         ledger.activated(&next);
         ledger.keep(READY_MAX + 1);
+        next.stores_differ_from_disk();
         self.active.store(next);
         drop(ledger);
         tracing::info!(generation = id.0, "policy generation active");
@@ -396,6 +427,7 @@ impl Generations {
             return Err(PrepareError { stage: Stage::Fetched, plugin: None, message });
         };
         let id = before.id;
+        before.stores_differ_from_disk();
         self.active.store(before);
         drop(ledger);
         tracing::info!(generation = id.0, "policy generation rolled back");

@@ -163,6 +163,23 @@ impl Chain {
         })
     }
 
+    /// Whether any plugin is heard in a slot.
+    pub(crate) fn asks(&self, muted: u64, slot: Slot) -> bool {
+        let links = match slot {
+            Slot::Middleware => self.middleware.as_slice(),
+            Slot::Hints => &self.hints,
+            Slot::Admit => &self.admit,
+            Slot::Filter => &self.filter,
+            Slot::Score => &self.score,
+            Slot::Pick => self.pick.as_slice(),
+            Slot::Route => self.route.as_slice(),
+            Slot::Schedule => self.schedule.as_slice(),
+            Slot::Retain => self.retain.as_slice(),
+            Slot::Observe => &self.observe,
+        };
+        heard(links, muted).next().is_some()
+    }
+
     pub(crate) fn hints(&self, muted: u64, view: &HintsView<'_>) -> Result<HintsDecision, Rejected> {
         let mut decision = HintsDecision::default();
         for Link { seat, .. } in heard(&self.hints, muted) {

@@ -6,3 +6,5 @@ mod faults;
 mod generations;
 mod plugins;
 mod prepare;
+mod state;
+mod versions;

@@ -72,7 +72,7 @@ async fn workers(State(app): State<Arc<App>>) -> Response {
 /// `PUT /admin/v1/plugins/{name}` with a component's bytes.
 async fn swap(State(app): State<Arc<App>>, Path(name): Path<String>, call: HttpRequest<Body>) -> Response {
     let component = match super::read(call, COMPONENT_BYTES_MAX).await {
-        Ok((_, bytes)) => bytes,
+        Ok(put) => put.body,
         Err(e) => return failure(StatusCode::PAYLOAD_TOO_LARGE, Some("fetched"), &e.to_string()),
     };
     if !app.generations.plugins().iter().any(|p| p.name == name) {
