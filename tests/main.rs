@@ -10,6 +10,7 @@ mod config;
 mod faults;
 mod hot_swap;
 mod kv_cache;
+mod middleware;
 mod process;
 mod stores;
 mod tidy;
