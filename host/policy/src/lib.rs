@@ -14,10 +14,12 @@ mod spec;
 mod stats;
 
 mod bindings;
+mod cache;
 mod catalogue;
 mod chain;
 mod clock;
 mod describe;
+mod format;
 mod generation;
 mod instance;
 mod prepare;
@@ -28,10 +30,12 @@ mod seat;
 mod trial;
 
 pub use builtin::{BestOfTwo, FirstCome, NAME as BUILTIN, OverlapMinusLoad};
+pub use cache::CacheCounts;
 pub use catalogue::{CATALOGUE, builtin_component, builtin_plugin, default_chain};
 pub use chain::{HintsDecision, RouteDecision, ScheduleDecision};
 pub use check::{ATTRIBUTES_MAX, CLASS_BYTES_MAX, SESSION_BYTES_MAX, TEXT_BYTES_MAX};
 pub use error::{PolicyError, PrepareError, Rejected, Stage};
+pub use format::check_component;
 pub use generation::{Generation, GenerationId, Generations};
 pub use report::{CallReport, GenerationReport, GenerationState, LinkReport, PluginCounts, PluginReport};
 pub use runtime::{Digest, Runtime, RuntimeConfig};
