@@ -12,6 +12,8 @@ use std::time::Duration;
 use kv::WORKERS_MAX;
 use serde::{Deserialize, Serialize};
 
+use crate::source::{self, AskedBy, SourceError, Supply, Wanted};
+
 /// The reference configuration: every key with its default and a comment.
 pub const REFERENCE: &str = include_str!("../pointsman.toml");
 
@@ -36,6 +38,14 @@ pub enum ConfigError {
         key: String,
         /// What is wrong and what would be right.
         problem: String,
+    },
+    /// A component cannot be had, or is not what it should be.
+    #[error("plugin `{plugin}`: {error}")]
+    Source {
+        /// The plugin.
+        plugin: String,
+        /// Why.
+        error: SourceError,
     },
 }
 
@@ -63,6 +73,8 @@ pub struct Config {
     pub hints: HintSources,
     /// Logs.
     pub telemetry: Telemetry,
+    /// Where components come from.
+    pub supply: Supply,
     /// Plugins by name.
     pub plugins: BTreeMap<String, Plugin>,
     /// Which plugin answers in which slot, in order.
@@ -259,8 +271,12 @@ impl Default for Telemetry {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plugin {
-    /// `builtin:NAME`, or the path of a component.
+    /// `builtin:NAME`, `file:PATH`, a path, or `oci://HOST/REPOSITORY:TAG`.
     pub source: String,
+    /// SHA-256 that its component must have; empty for any.
+    pub sha256: String,
+    /// File with its signature; empty for the one beside it, `PATH.sig`.
+    pub signature: String,
     /// Handed to the plugin's `configure` as JSON.
     pub config: serde_json::Map<String, serde_json::Value>,
     /// What to do when it fails.
@@ -273,6 +289,8 @@ impl Default for Plugin {
     fn default() -> Self {
         Self {
             source: String::new(),
+            sha256: String::new(),
+            signature: String::new(),
             config: serde_json::Map::new(),
             on_failure: OnFailure::Fallback,
             limits: PluginLimits::default(),
@@ -366,7 +384,11 @@ impl Config {
                 // A relative path in a file means relative to that file.
                 plugin.source = folder.join(file).display().to_string();
             }
+            if !plugin.signature.is_empty() {
+                plugin.signature = folder.join(&plugin.signature).display().to_string();
+            }
         }
+        config.supply.relative_to(folder);
         Ok(config)
     }
 
@@ -419,11 +441,13 @@ impl Config {
                 return Err(bad(format!("engine.sim.{key}"), format!("must be 0 to 1e9, is {us}")));
             }
         }
+        self.supply.check()?;
         self.check_plugins()
     }
 
     fn check_plugins(&self) -> Result<(), ConfigError> {
         for (name, plugin) in &self.plugins {
+            source::check(name, &plugin.source, &plugin.sha256, &plugin.signature)?;
             at_least(&format!("plugins.{name}.limits.deadline_us"), plugin.limits.deadline_us, 1)?;
             at_least(&format!("plugins.{name}.limits.memory_mib"), plugin.limits.memory_mib, 1)?;
             at_least(&format!("plugins.{name}.limits.instances"), plugin.limits.instances.into(), 1)?;
@@ -470,29 +494,37 @@ impl Chain {
 }
 
 impl Plugin {
-    /// Its file, when it is not built in.
+    /// Its file, when it is one.
     pub fn path(&self) -> Option<&Path> {
-        (!self.source.starts_with("builtin:") && !self.source.is_empty()).then(|| Path::new(&self.source))
+        source::path_of(&self.source)
     }
 
-    fn component(&self, name: &str) -> Result<Vec<u8>, ConfigError> {
-        if let Some(builtin) = self.source.strip_prefix("builtin:") {
-            return policy::builtin_component(builtin)
-                .map(<[u8]>::to_vec)
-                .ok_or_else(|| bad(format!("plugins.{name}.source"), "names no built-in plugin"));
-        }
-        let path = PathBuf::from(&self.source);
-        std::fs::read(&path).map_err(|source| ConfigError::Read { path, source })
+    /// The files that it is read from: a change of any is a reason to read again.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let Some(path) = self.path() else { return Vec::new() };
+        let signature = match self.signature.as_str() {
+            "" => source::beside(path),
+            named => PathBuf::from(named),
+        };
+        vec![path.to_owned(), signature]
+    }
+
+    fn component(&self, name: &str, supply: &Supply) -> Result<source::Fetched, ConfigError> {
+        let Self { source, sha256, signature, .. } = self;
+        let wanted = Wanted { source, sha256, signature, asked_by: AskedBy::Config };
+        source::component(supply, wanted)
+            .map_err(|error| ConfigError::Source { plugin: name.to_owned(), error })
     }
 }
 
-/// Builds the policy chain that a configuration asks for; reads component files.
+/// Builds the policy chain that a configuration asks for; fetches components and checks them. Blocks.
 pub fn chain_spec(config: &Config) -> Result<policy::ChainSpec, ConfigError> {
     let mut plugins = BTreeMap::new();
     for (name, plugin) in &config.plugins {
+        let fetched = plugin.component(name, &config.supply)?;
         let spec = policy::PluginSpec {
-            component: plugin.component(name)?.into(),
-            origin: plugin.source.clone(),
+            component: fetched.bytes.into(),
+            origin: fetched.origin,
             config: serde_json::Value::Object(plugin.config.clone()),
             limits: policy::Limits {
                 deadline: Duration::from_micros(plugin.limits.deadline_us),

@@ -20,6 +20,7 @@ pub mod render;
 pub mod request;
 pub mod route;
 pub mod server;
+pub mod source;
 pub mod telemetry;
 pub mod worker;
 

@@ -21,8 +21,7 @@ pub struct FileWatch(#[allow(dead_code, reason = "held for its drop")] notify::R
 /// Begins to watch; `None` when there is no file to watch or the system cannot.
 pub fn watch(app: &Arc<App>) -> Option<FileWatch> {
     let config = app.config_path.clone()?;
-    let mut files: BTreeSet<PathBuf> =
-        app.config.plugins.values().filter_map(|p| Some(p.path()?.to_owned())).collect();
+    let mut files: BTreeSet<PathBuf> = app.config.plugins.values().flat_map(|p| p.files()).collect();
     files.insert(config);
     let names: BTreeSet<PathBuf> = files.iter().filter_map(|f| f.canonicalize().ok()).collect();
     let (changes, changed) = mpsc::channel(1);

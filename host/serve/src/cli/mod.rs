@@ -6,6 +6,7 @@
 mod demo;
 mod operate;
 mod run;
+mod supply;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -33,7 +34,7 @@ enum Command {
     /// Check a configuration file, or print the reference one.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// List, swap and roll back plugins of a running host.
+    /// List, swap and roll back plugins of a running host; sign, push and pull their components.
     Plugin(operate::PluginArgs),
     /// Show the generations of a running host.
     Generations(operate::Admin),
