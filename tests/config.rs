@@ -36,6 +36,8 @@ fn mistakes_are_named() {
     refused("[plugins.x]\nsource = \"https://host/it.wasm\"", &["plugins.x.source", "file:PATH"]);
     refused("[plugins.pick-max-score]\nsha256 = \"12\"", &["plugins.pick-max-score.sha256", "64"]);
     refused("[plugins.pick-max-score]\nsignature = \"x\"", &["plugins.pick-max-score.signature", "files"]);
+    let unchecked = "[plugins.x]\nsource = \"it.wasm\"\nsignature = \"it.sig\"";
+    refused(unchecked, &["plugins.x.signature", "supply.keys"]);
     refused("[plugins.pick-max-score.limits]\ndeadline_us = 0", &["deadline_us", "at least 1"]);
 }
 

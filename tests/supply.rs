@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use axum::http::Method;
 use serde_json::{Value, json};
+use serve::app::{App, ReloadError};
 use serve::client::{Client, Reply};
 use serve::config::{Config, chain_spec};
 use serve::source::{Signing, digest};
@@ -165,6 +166,28 @@ fn what_the_command_line_signs_starts_under_require() {
     assert!(output.status.success(), "{output:?}");
     refused(&check, &["does not hold"]);
     refused(&["plugin", "keygen", &keys.text("made")], &["made.key"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_does_not_relax_what_must_be_shown() {
+    let keys = Keys::new();
+    let path = keys.path("pointsman.toml");
+    let sim = "[engine]\ndevice = \"sim\"\n";
+    std::fs::write(&path, format!("{sim}{}", keys.require())).expect("it can be written");
+    let file = component("first-plugin");
+    let reloaded = tokio::task::spawn_blocking(move || {
+        let config = Config::load(&path).expect("it is right");
+        let app = App::start(config, Some(path.clone())).expect("the host starts");
+        let relaxed = "[supply]\nverify = \"off\"\n[plugins.route-least-load]\n";
+        std::fs::write(&path, format!("{sim}{relaxed}source = {file:?}\n")).expect("it can be written");
+        let reloaded = app.reload();
+        app.stop();
+        reloaded
+    });
+    let error = reloaded.await.expect("it does not panic").expect_err("it is not signed");
+    let ReloadError::Chain(error) = error else { panic!("{error}") };
+    assert_eq!(error.stage, policy::Stage::Verified, "{error}");
+    assert!(error.message.contains("no signature"), "{error}");
 }
 
 /// A count of the compile cache, as the metrics say it.

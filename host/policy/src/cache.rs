@@ -188,8 +188,11 @@ impl CompileCache {
             if bytes <= self.bytes_max {
                 break;
             }
-            std::fs::remove_file(&path)?;
-            bytes -= size;
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                // Gone is gone, whichever host removed it.
+                _ => bytes -= size,
+            }
             tracing::debug!(entry = %path.display(), "compiled code makes room");
         }
         Ok(())

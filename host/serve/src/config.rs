@@ -447,7 +447,7 @@ impl Config {
 
     fn check_plugins(&self) -> Result<(), ConfigError> {
         for (name, plugin) in &self.plugins {
-            source::check(name, &plugin.source, &plugin.sha256, &plugin.signature)?;
+            source::check(&self.supply, name, plugin.wanted())?;
             at_least(&format!("plugins.{name}.limits.deadline_us"), plugin.limits.deadline_us, 1)?;
             at_least(&format!("plugins.{name}.limits.memory_mib"), plugin.limits.memory_mib, 1)?;
             at_least(&format!("plugins.{name}.limits.instances"), plugin.limits.instances.into(), 1)?;
@@ -509,10 +509,13 @@ impl Plugin {
         vec![path.to_owned(), signature]
     }
 
-    fn component(&self, name: &str, supply: &Supply) -> Result<source::Fetched, ConfigError> {
+    fn wanted(&self) -> Wanted<'_> {
         let Self { source, sha256, signature, .. } = self;
-        let wanted = Wanted { source, sha256, signature, asked_by: AskedBy::Config };
-        source::component(supply, wanted)
+        Wanted { source, sha256, signature, asked_by: AskedBy::Config }
+    }
+
+    fn component(&self, name: &str, supply: &Supply) -> Result<source::Fetched, ConfigError> {
+        source::component(supply, self.wanted())
             .map_err(|error| ConfigError::Source { plugin: name.to_owned(), error })
     }
 }

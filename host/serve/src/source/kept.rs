@@ -96,9 +96,11 @@ fn trim(folder: &Path, bytes_max: u64, files_max: usize) -> io::Result<()> {
         if bytes <= bytes_max && count <= files_max {
             break;
         }
-        std::fs::remove_file(path)?;
-        bytes -= size;
-        count -= 1;
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            // Gone is gone, whichever process removed it.
+            _ => (bytes, count) = (bytes - size, count - 1),
+        }
     }
     Ok(())
 }

@@ -141,7 +141,8 @@ pub fn is_component(what: &str, bytes: &[u8]) -> Result<(), SourceError> {
 }
 
 /// What can be said about a plugin's source before anything is fetched.
-pub(crate) fn check(name: &str, source: &str, sha256: &str, signature: &str) -> Result<(), ConfigError> {
+pub(crate) fn check(supply: &Supply, name: &str, plugin: Wanted<'_>) -> Result<(), ConfigError> {
+    let Wanted { source, sha256, signature, .. } = plugin;
     let bad =
         |key: &str, problem: String| ConfigError::Value { key: format!("plugins.{name}.{key}"), problem };
     let parsed = Source::parse(source).map_err(|error| bad("source", error.to_string()))?;
@@ -150,6 +151,10 @@ pub(crate) fn check(name: &str, source: &str, sha256: &str, signature: &str) -> 
     }
     if !signature.is_empty() && !matches!(parsed, Source::File(_)) {
         let problem = "is for files: what is built in needs none, a registry has its own".to_owned();
+        return Err(bad("signature", problem));
+    }
+    if !signature.is_empty() && supply.keys.is_empty() {
+        let problem = "cannot be checked: `supply.keys` names no public key".to_owned();
         return Err(bad("signature", problem));
     }
     Ok(())

@@ -72,7 +72,7 @@ impl Registry {
     ) -> Result<Vec<u8>, SourceError> {
         let what = format!("blob sha256:{hex} of {address}");
         let descriptor = OciDescriptor { digest: format!("sha256:{hex}"), ..OciDescriptor::default() };
-        self.client.store_auth_if_needed(address.registry(), &self.auth).await;
+        self.client.store_auth_if_needed(address.0.resolve_registry(), &self.auth).await;
         let read = async {
             let mut stream =
                 self.client.pull_blob_stream(&address.0, &descriptor).await.map_err(|e| absent(&what, &e))?;
@@ -105,7 +105,7 @@ impl Registry {
         let hex = digest(&manifest);
         let put = async {
             self.client.auth(&address.0, &self.auth, oci_client::RegistryOperation::Push).await?;
-            self.client.store_auth_if_needed(address.registry(), &self.auth).await;
+            self.client.store_auth_if_needed(address.0.resolve_registry(), &self.auth).await;
             for blob in blobs {
                 let digest = format!("sha256:{}", digest(blob));
                 self.client.push_blob(&address.0, blob.to_vec(), &digest).await?;

@@ -24,7 +24,7 @@ pub struct Supply {
     pub plain_http_hosts: Vec<String>,
     /// Folder for pulled components and compiled code; empty takes the user's, `off` keeps nothing.
     pub cache_dir: String,
-    /// How long one component may take to come from a registry.
+    /// How long an answer of a registry may take.
     pub timeout_seconds: u64,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** under `require` nothing passes but what one of the configured keys has signed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -99,8 +99,8 @@ impl Signing {
     }
 }
 
-fn public_key(path: &PathBuf) -> Result<VerifyingKey, SourceError> {
-    let why = |why: String| SourceError::Key { path: path.clone(), why };
+fn public_key(path: &Path) -> Result<VerifyingKey, SourceError> {
+    let why = |why: String| SourceError::Key { path: path.to_owned(), why };
     let pem = std::fs::read_to_string(path).map_err(|error| why(error.to_string()))?;
     VerifyingKey::from_public_key_pem(&pem)
         .map_err(|_| why("a public key on the curve P-256 in PEM is wanted".to_owned()))
@@ -108,6 +108,8 @@ fn public_key(path: &PathBuf) -> Result<VerifyingKey, SourceError> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     /// Made with `openssl ecparam -genkey -name prime256v1`; the message is signed with `openssl dgst -sha256 -sign`.
