@@ -13,4 +13,5 @@ mod kv_cache;
 mod middleware;
 mod process;
 mod stores;
+mod supply;
 mod tidy;

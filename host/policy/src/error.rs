@@ -23,6 +23,8 @@ pub enum PolicyError {
 pub enum Stage {
     /// The component's bytes are there, and so is every name of the chain.
     Fetched,
+    /// They are the bytes that were asked for: their digest is the one pinned, their signature holds.
+    Verified,
     /// It is a component that imports nothing but what the host offers.
     Compiled,
     /// It said who it is; its slots and columns are known.
@@ -39,6 +41,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fetched => "fetched",
+            Self::Verified => "verified",
             Self::Compiled => "compiled",
             Self::Described => "described",
             Self::Configured => "configured",

@@ -4,8 +4,10 @@
 
 use crate::bindings::middleware::exports::vllm::router_middleware::on_request;
 use crate::bindings::{self, exports::pointsman::policy as exports};
+use crate::cache::{self, CacheCounts, CompileCache};
 use crate::contract;
 use crate::error::PolicyError;
+use crate::format;
 use crate::sandbox::{Ctx, Metering};
 use crate::seat::Seat;
 use crate::slot::Slot;
@@ -15,6 +17,7 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -27,7 +30,7 @@ use wasmtime_wasi::p2::DynPollable;
 /// Jobs that may wait for the janitor. Beyond it the caller does them itself.
 const JOBS_MAX: usize = 1024;
 /// Settings of the sandbox.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RuntimeConfig {
     /// How often running calls are looked at. A call ends at most two ticks after its deadline.
     pub tick: Duration,
@@ -39,6 +42,8 @@ pub struct RuntimeConfig {
     pub memory_bytes_max: u64,
     /// How the work of a call is bounded.
     pub metering: Metering,
+    /// Folder of compiled code, kept between starts; none compiles at each start.
+    pub compile_cache: Option<PathBuf>,
 }
 
 impl Default for RuntimeConfig {
@@ -49,6 +54,7 @@ impl Default for RuntimeConfig {
             instances_max: 1000,
             memory_bytes_max: 64 << 20,
             metering: Metering::CpuTime,
+            compile_cache: None,
         }
     }
 }
@@ -122,6 +128,7 @@ pub struct Runtime {
     bare: Linker<Ctx>,
     with_wasi: Linker<Ctx>,
     compiled: Mutex<LruCache<Digest, Arc<Compiled>>>,
+    cache: Option<CompileCache>,
     jobs: SyncSender<Job>,
     config: RuntimeConfig,
 }
@@ -149,7 +156,17 @@ impl Runtime {
         thread("policy-janitor").spawn(move || work_off(&queue))?;
         let components_max = NonZeroUsize::new(config.components_max).unwrap_or(NonZeroUsize::MIN);
         let compiled = Mutex::new(LruCache::new(components_max));
-        Ok(Arc::new(Self { engine, bare, with_wasi, compiled, jobs, config }))
+        let cache = config.compile_cache.as_ref().and_then(|folder| {
+            CompileCache::open(folder, cache::BYTES_MAX)
+                .inspect_err(|error| tracing::warn!(%error, "the compile cache is off"))
+                .ok()
+        });
+        Ok(Arc::new(Self { engine, bare, with_wasi, compiled, cache, jobs, config }))
+    }
+
+    /// What the compile cache was good for; nothing where there is none.
+    pub fn cache_counts(&self) -> CacheCounts {
+        self.cache.as_ref().map(CompileCache::counts).unwrap_or_default()
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -176,8 +193,13 @@ impl Runtime {
     }
 
     fn compile_anew(&self, digest: Digest, bytes: &[u8]) -> Result<Compiled, String> {
-        let component = Component::from_binary(&self.engine, bytes)
-            .map_err(|error| format!("these bytes are no component: {error:#}"))?;
+        format::check_component(bytes)?;
+        let from_bytes = || Component::from_binary(&self.engine, bytes);
+        let component = match &self.cache {
+            Some(cache) => cache.component(&self.engine, digest, from_bytes),
+            None => from_bytes(),
+        };
+        let component = component.map_err(|error| format!("these bytes are no component: {error:#}"))?;
         let ty = component.component_type();
         let exported: Vec<&str> = ty.exports(&self.engine).map(|(name, _)| name).collect();
         let version = contract::version(&exported)?;

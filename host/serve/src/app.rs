@@ -45,6 +45,8 @@ pub struct App {
     pub workers: Vec<Worker>,
     /// Which worker has which block.
     pub prefixes: Arc<PrefixIndex>,
+    /// The sandbox of those who decide.
+    pub runtime: Arc<Runtime>,
     /// Who decides.
     pub generations: Arc<Generations>,
     /// Counters.
@@ -85,10 +87,19 @@ pub enum StartError {
 pub enum ReloadError {
     /// The file.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(ConfigError),
     /// The chain.
     #[error(transparent)]
     Chain(#[from] PrepareError),
+}
+
+impl From<ConfigError> for ReloadError {
+    fn from(error: ConfigError) -> Self {
+        match error {
+            ConfigError::Source { plugin, error } => Self::Chain(error.of_plugin(&plugin)),
+            error => Self::Config(error),
+        }
+    }
 }
 
 /// A request's place in the house, held until its answer is out.
@@ -104,9 +115,10 @@ impl App {
         let context_max = executors.iter().map(|e| context(e.caps())).min().unwrap_or(0);
         let fingerprint = executors.first().map_or(kv::Fingerprint(0), |e| e.caps().fingerprint);
         let vocab = executors.iter().map(|e| e.caps().vocab).min().unwrap_or(0);
-        let runtime = Runtime::new(RuntimeConfig::default())?;
+        let compile_cache = config.supply.folder().map(|folder| folder.join("code"));
+        let runtime = Runtime::new(RuntimeConfig { compile_cache, ..RuntimeConfig::default() })?;
         let setup = Setup { workers: config.engine.workers, store_folder: config.state.folder() };
-        let generations = Generations::start_with(runtime, chain_spec(&config)?, setup)?;
+        let generations = Generations::start_with(Arc::clone(&runtime), chain_spec(&config)?, setup)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
         let mut workers = Vec::new();
         for (index, executor) in executors.into_iter().enumerate() {
@@ -138,6 +150,7 @@ impl App {
             vocab,
             workers,
             prefixes,
+            runtime,
             generations,
         }))
     }
@@ -183,7 +196,7 @@ impl App {
     pub fn reload(&self) -> Result<Option<GenerationId>, ReloadError> {
         let Some(path) = &self.config_path else { return Ok(None) };
         let _one_at_a_time = self.reloading.lock();
-        let config = Config::load(path)?;
+        let mut config = Config::load(path)?;
         let without_chains = |c: &Config| Config {
             plugins: Default::default(),
             chain: Default::default(),
@@ -193,6 +206,8 @@ impl App {
         if without_chains(&config) != without_chains(&self.config) {
             tracing::warn!("only `plugins`, `chain` and `chains` are reloaded; other changes need a restart");
         }
+        // What must be shown for a component is not relaxed by the file that names it while the host runs.
+        config.supply = self.config.supply.clone();
         Ok(Some(self.generations.apply(chain_spec(&config)?)?))
     }
 

@@ -25,6 +25,7 @@ pub mod request;
 pub mod route;
 pub mod row;
 pub mod server;
+pub mod source;
 pub mod stores;
 pub mod telemetry;
 pub mod worker;

@@ -149,6 +149,7 @@ pub struct Metrics {
     policy_calls: Family<ByCall, Counter>,
     policy_clipped: Family<BySlot, Counter>,
     policy_call_us: Family<ByQuantile, Gauge<f64, AtomicU64>>,
+    compile_cache: Family<ByOutcome, Counter>,
 }
 
 impl Metrics {
@@ -178,6 +179,7 @@ impl Metrics {
             policy_calls: Family::default(),
             policy_clipped: Family::default(),
             policy_call_us: Family::default(),
+            compile_cache: Family::default(),
         };
         metrics.register();
         metrics
@@ -215,6 +217,7 @@ impl Metrics {
             self.policy_clipped.clone(),
         );
         r.register("policy_call_us", "Time of a policy call, quantiles", self.policy_call_us.clone());
+        r.register("compile_cache", "Components asked of the compile cache", self.compile_cache.clone());
     }
 
     /// Counts an admitted request that ended.
@@ -253,11 +256,20 @@ impl Metrics {
         self.generation.set(app.generations.active().id().0 as i64);
         self.collect_workers(app);
         self.collect_policies(app);
+        self.collect_cache(app);
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry.lock()) {
             tracing::error!(%error, "metrics cannot be written");
         }
         text
+    }
+
+    fn collect_cache(&self, app: &App) {
+        let counts = app.runtime.cache_counts();
+        let outcomes = [("hit", counts.hits), ("miss", counts.misses), ("discarded", counts.discarded)];
+        for (outcome, count) in outcomes {
+            self.compile_cache.get_or_create(&ByOutcome { outcome }).inner().store(count, Relaxed);
+        }
     }
 
     fn collect_workers(&self, app: &App) {

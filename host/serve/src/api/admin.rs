@@ -6,18 +6,21 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
+use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, Request as HttpRequest, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Request as HttpRequest, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use policy::{GenerationId, PrepareError};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::json_reply;
 use crate::app::{App, ReloadError};
+use crate::source::{self, AskedBy, COMPONENT_BYTES_MAX, Fetched, SourceError, Supply, Wanted};
 
-/// Chosen: a Python component is about 18 MiB.
-const COMPONENT_BYTES_MAX: usize = 64 << 20;
+/// The signature of a component that comes with a call, in base64.
+const SIGNATURE: &str = "x-pointsman-signature";
 
 /// The admin API's routes.
 pub fn router(app: Arc<App>) -> Router {
@@ -69,10 +72,10 @@ async fn workers(State(app): State<Arc<App>>) -> Response {
     json_reply(&json!({ "workers": workers, "requests": app.requests_running() }))
 }
 
-/// `PUT /admin/v1/plugins/{name}` with a component's bytes.
+/// `PUT /admin/v1/plugins/{name}` with a component's bytes, or with JSON that says where it is.
 async fn swap(State(app): State<Arc<App>>, Path(name): Path<String>, call: HttpRequest<Body>) -> Response {
-    let component = match super::read(call, COMPONENT_BYTES_MAX).await {
-        Ok(put) => put.body,
+    let (headers, body) = match super::read(call, COMPONENT_BYTES_MAX).await {
+        Ok(put) => (put.headers, put.body),
         Err(e) => return failure(StatusCode::PAYLOAD_TOO_LARGE, Some("fetched"), &e.to_string()),
     };
     if !app.generations.plugins().iter().any(|p| p.name == name) {
@@ -80,9 +83,41 @@ async fn swap(State(app): State<Arc<App>>, Path(name): Path<String>, call: HttpR
         let message = format!("no plugin is called `{name}`; there are {}", known.join(", "));
         return failure(StatusCode::NOT_FOUND, Some("fetched"), &message);
     }
-    let generations = Arc::clone(&app.generations);
-    let prepare = move || generations.replace_plugin(&name, component.to_vec().into(), "admin".to_owned());
+    let host = Arc::clone(&app);
+    let prepare = move || {
+        let fetched = fetched(&host.config.supply, &headers, &body).map_err(|e| e.of_plugin(&name))?;
+        host.generations.replace_plugin(&name, fetched.bytes.into(), fetched.origin)
+    };
     changed(&app, "swap", tokio::task::spawn_blocking(prepare).await)
+}
+
+/// Where a component is, in place of its bytes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    source: String,
+    #[serde(default)]
+    sha256: String,
+}
+
+/// The component that a call brings or names, checked. Blocks.
+fn fetched(supply: &Supply, headers: &HeaderMap, body: &Bytes) -> Result<Fetched, SourceError> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let is_json = header("content-type").is_some_and(|kind| kind.starts_with("application/json"));
+    // No component begins with a brace, and not every client names the type of its bytes.
+    if is_json && body.trim_ascii_start().starts_with(b"{") {
+        let place: Place = serde_json::from_slice(body).map_err(|error| SourceError::Malformed {
+            source_text: "the body".to_owned(),
+            problem: format!("{error}; {{\"source\": \"oci://…\", \"sha256\": \"…\"}} is wanted"),
+        })?;
+        let Place { source, sha256 } = &place;
+        return source::component(
+            supply,
+            Wanted { source, sha256, signature: "", asked_by: AskedBy::AdminApi },
+        );
+    }
+    source::admit(supply, "the component that came with the call", body, header(SIGNATURE))?;
+    Ok(Fetched { bytes: body.to_vec(), origin: "admin".to_owned() })
 }
 
 async fn rollback(State(app): State<Arc<App>>) -> Response {

@@ -8,6 +8,7 @@ mod demo;
 mod examine;
 mod operate;
 mod run;
+mod supply;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -35,7 +36,7 @@ enum Command {
     /// Check, explain or import a configuration; print the reference one or its schema.
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// List, swap and roll back plugins of a running host.
+    /// List, swap and roll back plugins of a running host; sign, push and pull their components.
     Plugin(operate::PluginArgs),
     /// Show the generations of a running host.
     Generations(operate::Admin),

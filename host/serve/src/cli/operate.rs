@@ -1,13 +1,15 @@
 //! `pointsman plugin …` and `pointsman generations`: the admin API from a terminal.
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use axum::http::Method;
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::supply::{self, SupplyCommand};
 use crate::client::{Client, Reply};
+use crate::source::{self, COMPONENT_BYTES_MAX, SCHEME};
 
 /// Which host to talk to.
 #[derive(Debug, Args)]
@@ -33,8 +35,11 @@ enum PluginCommand {
     Swap {
         /// Name of the plugin in the chain.
         name: String,
-        /// The component.
-        file: PathBuf,
+        /// The component: a file, or `oci://HOST/REPOSITORY:TAG`. A signature in FILE.sig goes with it.
+        source: String,
+        /// SHA-256 that it must have.
+        #[arg(long, default_value = "")]
+        sha256: String,
     },
     /// Go back to the generation before the active one.
     Rollback,
@@ -42,6 +47,8 @@ enum PluginCommand {
     Check(super::examine::ExamineArgs),
     /// Time a component's calls at 8, 64 and 512 rows.
     Bench(super::examine::ExamineArgs),
+    #[command(flatten)]
+    Supply(SupplyCommand),
 }
 
 pub(super) async fn plugin(args: PluginArgs) -> anyhow::Result<()> {
@@ -51,10 +58,8 @@ pub(super) async fn plugin(args: PluginArgs) -> anyhow::Result<()> {
             let reply = client.get("/admin/v1/plugins").await?;
             list(&checked(reply)?);
         }
-        PluginCommand::Swap { name, file } => {
-            let component =
-                std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            let reply = client.send(Method::PUT, &format!("/admin/v1/plugins/{name}"), component).await?;
+        PluginCommand::Swap { name, source, sha256 } => {
+            let reply = swap(&client, &name, &source, &sha256).await?;
             println!("generation {} is active", checked(reply)?["generation"]);
         }
         PluginCommand::Check(args) => super::examine::run(&args, false)?,
@@ -63,8 +68,30 @@ pub(super) async fn plugin(args: PluginArgs) -> anyhow::Result<()> {
             let reply = client.send(Method::POST, "/admin/v1/rollback", "").await?;
             println!("generation {} is active", checked(reply)?["generation"]);
         }
+        PluginCommand::Supply(command) => supply::run(command).await?,
     }
     Ok(())
+}
+
+/// A file is sent, with its signature; from a registry the host fetches it.
+async fn swap(client: &Client, name: &str, source: &str, sha256: &str) -> anyhow::Result<Reply> {
+    let path = format!("/admin/v1/plugins/{name}");
+    if source.starts_with(SCHEME) {
+        let place = json!({ "source": source, "sha256": sha256 });
+        return client.send(Method::PUT, &path, place.to_string()).await;
+    }
+    let file = Path::new(source);
+    let component = source::read(file, COMPONENT_BYTES_MAX)?;
+    let found = source::digest(&component);
+    if !sha256.is_empty() && found != sha256 {
+        bail!("{source} has the digest sha256:{found}, and sha256:{sha256} was asked for");
+    }
+    let signature = std::fs::read_to_string(source::beside(file)).unwrap_or_default();
+    let mut headers = vec![("content-type", "application/wasm")];
+    if !signature.trim().is_empty() {
+        headers.push(("x-pointsman-signature", signature.trim()));
+    }
+    client.send_with(Method::PUT, &path, &headers, component).await
 }
 
 pub(super) async fn generations(admin: Admin) -> anyhow::Result<()> {

@@ -23,6 +23,8 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::source::Supply;
+
 pub use auth::{ApiKey, Auth, Tenants};
 pub use call::{HintSources, Limits, Listen, Middleware, Telemetry};
 pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Scorer};
@@ -64,6 +66,8 @@ pub struct Config {
     pub state: State,
     /// Logs.
     pub telemetry: Telemetry,
+    /// Where components come from.
+    pub supply: Supply,
     /// Plugins by name.
     pub plugins: BTreeMap<String, Plugin>,
     /// The default chain: which plugin answers in which slot, in order.
@@ -100,10 +104,14 @@ impl Config {
         let mut config = Self::parse(&text)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         config.state.relative_to(folder);
+        config.supply.relative_to(folder);
         for plugin in config.plugins.values_mut() {
             if let Some(file) = plugin.path() {
                 // A relative path in a file means relative to that file.
                 plugin.source = folder.join(file).display().to_string();
+            }
+            if !plugin.signature.is_empty() {
+                plugin.signature = folder.join(&plugin.signature).display().to_string();
             }
         }
         Ok(config)
@@ -173,7 +181,8 @@ impl Config {
         self.schedule.check()?;
         self.hints.check()?;
         self.middleware.check()?;
-        self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name))?;
+        self.supply.check()?;
+        self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name, &self.supply))?;
         for (slot, name) in [("schedule", &self.chain.schedule), ("retain", &self.chain.retain)] {
             if self.plugins.get(name).is_some_and(|plugin| !plugin.matches.is_empty()) {
                 let problem = format!(
