@@ -64,6 +64,11 @@ impl Store {
         std::mem::take(&mut shelf.unsaved).then(|| shelf.entries.clone())
     }
 
+    /// Has it saved the next time, changed or not.
+    pub(crate) fn mark_unsaved(&self) {
+        self.0.lock().unsaved = true;
+    }
+
     pub(crate) fn get(&self, key: &str) -> Option<Arc<[u8]>> {
         self.0.lock().entries.get(key).cloned()
     }
