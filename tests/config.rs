@@ -29,6 +29,8 @@ fn mistakes_are_named() {
     refused("[[chain.score]]\nplugin = \"route-least-load\"\nweight = -1", &["chain.score.weight"]);
     refused("[plugins.x]\nsource = \"builtin:nothing\"", &["plugins.x.source", "pick-max-score"]);
     refused("[plugins.x]\nlimit = 1", &["limit"]);
+    refused("[rollout]\ntrap_rate_max = 2.0", &["rollout.trap_rate_max", "from 0 to 1"]);
+    refused("[rollout]\ntick_ms = 0", &["rollout.tick_ms", "1 to 60000"]);
     refused("[plugins.pick-max-score.limits]\ndeadline_us = 0", &["deadline_us", "at least 1"]);
 }
 

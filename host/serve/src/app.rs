@@ -100,6 +100,7 @@ impl App {
         let vocab = executors.iter().map(|e| e.caps().vocab).min().unwrap_or(0);
         let runtime = Runtime::new(RuntimeConfig::default())?;
         let generations = Generations::start(runtime, chain_spec(&config)?, config.engine.workers)?;
+        generations.keep_watch(config.rollout.limits()).map_err(StartError::Thread)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
         let mut workers = Vec::new();
         for (index, executor) in executors.into_iter().enumerate() {

@@ -63,6 +63,8 @@ pub struct Config {
     pub hints: HintSources,
     /// Logs.
     pub telemetry: Telemetry,
+    /// When a generation of policies is taken back.
+    pub rollout: crate::rollout::Rollout,
     /// Plugins by name.
     pub plugins: BTreeMap<String, Plugin>,
     /// Which plugin answers in which slot, in order.
@@ -419,6 +421,7 @@ impl Config {
                 return Err(bad(format!("engine.sim.{key}"), format!("must be 0 to 1e9, is {us}")));
             }
         }
+        self.rollout.check().map_err(|(key, problem)| bad(key, problem))?;
         self.check_plugins()
     }
 

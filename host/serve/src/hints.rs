@@ -3,8 +3,9 @@
 //! **Invariant:** hints are advice; nothing here can make a request fail, except a policy that the
 //! operator configured to reject.
 
-use policy::{Frame, Hints, HintsView, Pin};
+use policy::{Frame, Hints, HintsView, Pin, Subject};
 
+use crate::app::App;
 use crate::ctx::name_id;
 use crate::request::{Prompt, Refusal, Request};
 use crate::worker::SequenceHints;
@@ -13,6 +14,30 @@ use crate::worker::SequenceHints;
 const PRIORITY_SECONDS_MAX: f32 = 3600.0;
 /// Chosen: a handful of tiers is in use; the bound keeps them exact as `f32`.
 const STRICT_TIER_MAX: u32 = 1 << 16;
+
+/// Pins a request's generation and asks it for hints.
+///
+/// While a canary runs, the session says which side that is, and what the session is says the active side: the
+/// other one is asked again for itself. A request without a session goes to either.
+pub fn pin(
+    app: &App,
+    subject: &Subject<'_>,
+    (request, prompt): (&Request, &Prompt),
+) -> Result<(Pin, Hints), Refusal> {
+    let frame = app.frame();
+    let mut asked = None;
+    let policies = app.generations.pin_for(subject, |active| {
+        let hints = interpret(active, request, prompt, frame);
+        let session = hints.as_ref().ok().and_then(|hints| hints.session.as_deref()).map_or(0, name_id);
+        asked = Some((active.id(), hints));
+        if session == 0 { frame.seed } else { session }
+    });
+    let hints = match asked {
+        Some((id, hints)) if id == policies.id() => hints,
+        _ => interpret(&policies, request, prompt, frame),
+    };
+    Ok((policies, hints?))
+}
 
 /// Asks the chain, and bounds what it says.
 pub fn interpret(pin: &Pin, request: &Request, prompt: &Prompt, frame: Frame) -> Result<Hints, Refusal> {

@@ -30,8 +30,8 @@ pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response,
     let (headers, body) = api::read(call, app.config.limits.body_bytes_max).await?; // 413
     let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //  400, naming the field
     let prompt = render::prompt(&app, &request)?; //                              template, tokens, block names
-    let policies = app.generations.pin(&subject(&app, &request)); //                    a generation, to the end
-    let wishes = hints::interpret(&policies, &request, &prompt, app.frame())?; // * no answer: no hints
+    // *                                                       a generation, to the end; no answer: no hints
+    let (policies, wishes) = hints::pin(&app, &subject(&app, &request), (&request, &prompt))?;
     let numbers = hints::numbers(&wishes);
     let routed = choose(&app, &policies, &prompt, (&wishes, &numbers))?; //     * no answer: the built-in
     let pinned = pin(&app, seat, policies, (&request, numbers, routed), arrived);

@@ -3,6 +3,8 @@
 //! **Invariant:** label values are enums or names from the configuration, never ids; nothing of a prompt,
 //! a completion or a header's value is written anywhere.
 
+mod rollout;
+
 use std::io::IsTerminal;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -112,6 +114,7 @@ pub struct Metrics {
     policy_calls: Family<ByCall, Counter>,
     policy_clipped: Family<BySlot, Counter>,
     policy_call_us: Family<ByQuantile, Gauge<f64, AtomicU64>>,
+    rollout: rollout::RolloutMetrics,
 }
 
 impl Metrics {
@@ -139,6 +142,7 @@ impl Metrics {
             policy_calls: Family::default(),
             policy_clipped: Family::default(),
             policy_call_us: Family::default(),
+            rollout: rollout::RolloutMetrics::default(),
         };
         metrics.register();
         metrics
@@ -170,6 +174,7 @@ impl Metrics {
             self.policy_clipped.clone(),
         );
         r.register("policy_call_us", "Time of a policy call, quantiles", self.policy_call_us.clone());
+        self.rollout.register(&mut r);
     }
 
     /// Counts an admitted request that ended.
@@ -202,6 +207,7 @@ impl Metrics {
         self.generation.set(app.generations.active().id().0 as i64);
         self.collect_workers(app);
         self.collect_policies(app);
+        self.rollout.collect(&app.generations);
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry.lock()) {
             tracing::error!(%error, "metrics cannot be written");

@@ -134,14 +134,11 @@ fn judge(plugin: &str, total: &SlotCounts, before: [f64; 4], limits: &WatchLimit
 /// Shares of the calls that were made, in the order of [`BREACHES`]. A call that an open breaker kept away is none.
 fn rates(total: &SlotCounts) -> [f64; 4] {
     let asked = total.calls() - total.of(Outcome::FellBack);
-    // Nobody could be asked at all: no instance came up.
-    let share = |count: u64| {
-        if asked == 0 {
-            f64::from(u8::from(total.calls() > 0))
-        } else {
-            (count as f64 / asked as f64).min(1.0)
-        }
-    };
+    if asked == 0 {
+        // Nobody could be asked at all: what is kept away for its faults goes on being faulty.
+        return [f64::from(u8::from(total.calls() > 0)), 0.0, 0.0, 0.0];
+    }
+    let share = |count: u64| (count as f64 / asked as f64).min(1.0);
     let faults =
         [Outcome::Trapped, Outcome::OverDeadline, Outcome::BadAnswer].map(|outcome| total.of(outcome));
     [share(faults[0]), share(faults[1]), share(faults[2]), share(total.clipped)]

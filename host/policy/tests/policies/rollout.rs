@@ -122,8 +122,8 @@ fn a_shadow_that_traps_leaves_the_live_side_untouched() {
     generations.start_rollout(Candidate::Chain(trapping()), Mode::Shadow).expect("it can be tried");
     decide(&generations, 100, 1);
     let report = compared(&generations, Slot::Route, 100);
-    assert!(report.calls["it"][&Slot::Score].outcomes[&Outcome::Trapped] >= 5, "{report:?}");
-    assert!(report.shadow[&Slot::Route].route.expect("there were routes").fell_back >= 5);
+    assert!(report.calls["it"][&Slot::Score].outcomes[&Outcome::Trapped] >= 1, "{report:?}");
+    assert_eq!(report.shadow[&Slot::Route].route.expect("there were routes").fell_back, 100);
     assert_eq!(count(&generations, Slot::Score, Outcome::Ok), 100);
     assert_eq!(count(&generations, Slot::Score, Outcome::Trapped), 0);
 }

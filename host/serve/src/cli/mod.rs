@@ -1,10 +1,11 @@
-//! The command line: `serve`, `demo`, `config`, `plugin`, `generations`.
+//! The command line: `serve`, `demo`, `config`, `plugin`, `rollout`, `generations`.
 //!
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
 
 mod demo;
 mod operate;
+mod rollout;
 mod run;
 
 use std::ffi::OsString;
@@ -35,8 +36,10 @@ enum Command {
     Config(ConfigCommand),
     /// List, swap and roll back plugins of a running host.
     Plugin(operate::PluginArgs),
-    /// Show the generations of a running host.
-    Generations(operate::Admin),
+    /// Try a plugin beside the active one before it decides everything.
+    Rollout(rollout::RolloutArgs),
+    /// Show the generations of a running host, or what lies between two of them.
+    Generations(operate::GenerationsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -121,6 +124,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Plugin(args) => run::block_on(operate::plugin(args))?,
-        Command::Generations(admin) => run::block_on(operate::generations(admin))?,
+        Command::Rollout(args) => run::block_on(rollout::rollout(args))?,
+        Command::Generations(args) => run::block_on(operate::generations(args))?,
     }
 }
