@@ -177,7 +177,9 @@ fn shadow(runtime: &Arc<Runtime>, case: &Case) -> anyhow::Result<()> {
     }
     let report = shadowed.rollout().and_then(|report| report.shadow.get(&Slot::Route).cloned());
     let seen = report.ok_or_else(|| anyhow::anyhow!("the shadow saw nothing"))?;
-    head("A shadow beside the default chain: live route call, 64 candidates, us (baseline: without it, in pairs)");
+    head(
+        "A shadow beside the default chain: live route call, 64 candidates, us (baseline: without it, in pairs)",
+    );
     row("added by a shadow, p50", median(added), Some(median(base)), Bar::AtMost(2.0));
     row("share of decisions that the shadow was asked about too", seen.compared_share, None, Bar::None);
     Ok(())
