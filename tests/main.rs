@@ -2,12 +2,16 @@
 
 mod support;
 
+mod admission;
+mod attributes;
 mod bad_input;
 mod chat;
 mod config;
 mod faults;
 mod hot_swap;
 mod kv_cache;
+mod middleware;
 mod process;
 mod rollout;
+mod stores;
 mod tidy;

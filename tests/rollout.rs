@@ -224,7 +224,8 @@ async fn wishes_that_make_no_sense_are_refused_by_name() {
         ("?percent=5", "rollout", "missing"),
         ("?rollout=canary&percent=5&tenants=a", "tenants", "unknown"),
         ("?rollout=canary&percent=5&header=x", "header", "a colon"),
-        ("?rollout=canary&percent=5&header=cookie:x", "header", "hints.headers"),
+        ("?rollout=canary&percent=5&header=cookie:x", "header", "credentials"),
+        ("?rollout=canary&percent=5&header=X-Ring:x", "header", "lower case"),
     ] {
         let reply = put(&host, query, component()).await;
         assert_eq!(reply.status, 400, "{query}: {}", reply.json);

@@ -10,9 +10,12 @@ use crate::diff::GenerationDiff;
 use crate::error::{PrepareError, Rejected, Stage};
 use crate::prepare::{self, Preparation, Seats, Sharing};
 use crate::report::{Ledger, PluginCounts, PluginReport};
-use crate::rollout::{Rollouts, Shadowed};
+use crate::rollout::{Rollout, Rollouts, Shadowed};
 use crate::runtime::Runtime;
-use crate::slot::{AdmitView, Clip, Frame, HintsView, ObserveView, RetainView, RouteView, ScheduleView};
+use crate::slot::{
+    Action, AdmitView, Clip, Frame, HintsView, MiddlewareView, ObserveView, RetainView, RouteView,
+    ScheduleView, Slot,
+};
 use crate::spec::{ChainSpec, Match, Subject};
 use crate::store::{Entries, StoreFolder};
 use crate::witness::{Seen, Way, Witness};
@@ -93,6 +96,16 @@ impl Generation {
         &self.chains[way.chain]
     }
 
+    /// Whether a request of this way is shown to any plugin in a slot.
+    pub fn asks(&self, way: Way, slot: Slot) -> bool {
+        self.at(way).asks(way.muted, slot)
+    }
+
+    /// Whether the scheduler plans more than an order: chunk sizes and victims.
+    pub fn plans(&self) -> bool {
+        self.chains[0].plans()
+    }
+
     /// What a caller wishes. Errors: a plugin failed that may not be replaced.
     pub fn hints(&self, way: Way, view: &HintsView<'_>) -> Result<HintsDecision, Rejected> {
         self.at(way).hints(way.muted, view)
@@ -126,6 +139,11 @@ impl Generation {
     /// Tells every plugin that learns.
     pub fn observe(&self, way: Way, view: &ObserveView<'_>) {
         self.at(way).observe(way.muted, view);
+    }
+
+    /// The folder has what another generation's plugins remembered, or did not yet save.
+    pub(crate) fn stores_differ_from_disk(&self) {
+        self.seats.values().for_each(|seat| seat.shelf.touch());
     }
 
     pub(crate) fn created_ms(&self) -> u64 {
@@ -167,9 +185,30 @@ impl Pin {
         self.generation.id
     }
 
+    /// The same, or that of the candidate which decides for this session. `session` says its id, by the hints of the
+    /// active side, and is asked only while there is a choice. What was asked before stays decided by the active
+    /// side: nobody knows the session of a request that is not read.
+    pub fn by_session(self, session: impl FnOnce(&Self) -> u64) -> Self {
+        let Some(shadowed) = &self.shadowed else { return self };
+        match shadowed.candidate(|| session(&self)) {
+            Some((generation, way)) => Self { generation, way, witnesses: self.witnesses, shadowed: None },
+            None => self,
+        }
+    }
+
     /// Name of the chain.
     pub fn chain(&self) -> &Arc<str> {
         self.generation.chain_name(self.way)
+    }
+
+    /// What the middleware in this place of the chain makes of a request; `None` beyond the last one.
+    pub fn middleware(&self, place: usize, view: &MiddlewareView<'_>) -> Option<Result<Action, Rejected>> {
+        self.generation.at(self.way).middleware(self.way.muted, place, view)
+    }
+
+    /// Whether any plugin is asked in a slot. Where none is, nobody needs to make a view.
+    pub fn asks(&self, slot: Slot) -> bool {
+        self.generation.asks(self.way, slot)
     }
 
     /// What the caller wishes. Errors: a plugin failed that may not be replaced.
@@ -277,9 +316,19 @@ impl Generations {
         self.active.load_full()
     }
 
+    /// The active generation's number.
+    pub fn active_id(&self) -> GenerationId {
+        self.active.load().id
+    }
+
+    /// Whether the active scheduler plans more than an order: it wants to be asked even where nobody waits.
+    pub fn plans(&self) -> bool {
+        self.active.load().plans()
+    }
+
     /// The active generation and the chain that decide about a request, from here to its end.
     pub fn pin(&self, subject: &Subject<'_>) -> Pin {
-        let shadowed = self.rollouts.running().as_ref().map(|rollout| rollout.shadowed(subject));
+        let shadowed = self.rollouts.running().as_ref().map(|rollout| Rollout::shadowed(rollout, subject));
         let generation = self.active.load_full();
         let way = generation.way(subject);
         Pin { generation, way, witnesses: self.witnesses.load_full(), shadowed }
@@ -289,12 +338,7 @@ impl Generations {
     /// depends on the session: `session` says its id, by the hints of the active side. It is asked only while there
     /// is a choice.
     pub fn pin_for(&self, subject: &Subject<'_>, session: impl FnOnce(&Pin) -> u64) -> Pin {
-        let pin = self.pin(subject);
-        let running = self.rollouts.running();
-        let taken = running.as_ref().and_then(|rollout| rollout.takes(subject, || session(&pin)));
-        let Some(generation) = taken.cloned() else { return pin };
-        let way = generation.way(subject);
-        Pin { generation, way, witnesses: pin.witnesses, shadowed: None }
+        self.pin(subject).by_session(session)
     }
 
     /// What a worker does next, by the active generation.
@@ -420,6 +464,7 @@ impl Generations {
         let mut ledger = self.ledger.lock();
         ledger.activated(&next);
         ledger.keep(READY_MAX + 1);
+        next.stores_differ_from_disk();
         self.active.store(next.clone());
         drop(ledger);
         self.rollouts.begin_probation(&next, before);
@@ -435,6 +480,7 @@ impl Generations {
             return Err(PrepareError { stage: Stage::Fetched, plugin: None, message });
         };
         let id = before.id;
+        before.stores_differ_from_disk();
         self.active.store(before);
         drop(ledger);
         self.rollouts.end_probation();

@@ -20,9 +20,11 @@ mod clock;
 mod contract;
 mod describe;
 mod diff;
+mod examine;
 mod generation;
 mod instance;
 mod prepare;
+mod question;
 mod report;
 mod rollout;
 mod runtime;
@@ -39,6 +41,7 @@ pub use check::{ATTRIBUTES_MAX, CLASS_BYTES_MAX, REASON_BYTES_MAX, SESSION_BYTES
 pub use contract::{NEWEST as CONTRACT_NEWEST, Version as ContractVersion};
 pub use diff::{GenerationDiff, Place, PluginDiff, SlotDiff};
 pub use error::{PolicyError, PrepareError, Rejected, Stage};
+pub use examine::{Cost, Effort, Examination, Input, Law, ROWS as EXAMINED_ROWS, examine};
 pub use generation::{Generation, GenerationId, Generations, Pin, Setup};
 pub use report::{CallReport, GenerationReport, GenerationState, LinkReport, PluginCounts, PluginReport};
 pub use rollout::{

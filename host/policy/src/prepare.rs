@@ -114,6 +114,7 @@ fn chain(spec: &ChainSpec, named: &NamedChain, seats: &Seats) -> Chain {
     };
     let observers = seats.iter().filter(|(_, seat)| seat.answers(Slot::Observe)).map(|(name, _)| name);
     Chain {
+        middleware: all(&named.middleware),
         hints: all(&named.hints),
         admit: all(&named.admit),
         filter: all(&named.filter),
@@ -148,13 +149,14 @@ fn asked_in<'a>(chain: &'a str, named: &NamedChain, name: &str) -> Vec<(&'a str,
 
 /// Every plugin that a chain names, with the slot.
 fn slots_of(named: &NamedChain) -> impl Iterator<Item = (Slot, &str)> {
+    let middleware = named.middleware.iter().map(|name| (Slot::Middleware, name.as_str()));
     let hints = named.hints.iter().map(|name| (Slot::Hints, name.as_str()));
     let admit = named.admit.iter().map(|name| (Slot::Admit, name.as_str()));
     let filter = named.filter.iter().map(|name| (Slot::Filter, name.as_str()));
     let score = named.score.iter().map(|(name, _)| (Slot::Score, name.as_str()));
     let pick = named.pick.iter().map(|name| (Slot::Pick, name.as_str()));
     let route = named.route.iter().map(|name| (Slot::Route, name.as_str()));
-    hints.chain(admit).chain(filter).chain(score).chain(pick).chain(route)
+    middleware.chain(hints).chain(admit).chain(filter).chain(score).chain(pick).chain(route)
 }
 
 /// One instance (or the pool) for all slots of a request, and one a worker for `schedule` and `retain`. A plugin

@@ -307,6 +307,7 @@ pub(crate) fn links(chain: &Chain) -> BTreeMap<Slot, Vec<LinkReport>> {
     };
     let plain = |links: &[Link]| links.iter().map(|link| report(link, None)).collect::<Vec<_>>();
     BTreeMap::from([
+        (Slot::Middleware, plain(&chain.middleware)),
         (Slot::Hints, plain(&chain.hints)),
         (Slot::Admit, plain(&chain.admit)),
         (Slot::Filter, plain(&chain.filter)),

@@ -2,6 +2,7 @@
 //!
 //! One runtime serves all generations. **Invariant:** nothing here is called for a request.
 
+use crate::bindings::middleware::exports::vllm::router_middleware::on_request;
 use crate::bindings::{self, exports::pointsman::policy as exports};
 use crate::contract;
 use crate::error::PolicyError;
@@ -92,7 +93,8 @@ pub(crate) struct Compiled {
 
 /// Where the functions of each interface are that it exports.
 pub(crate) struct Exports {
-    pub(crate) describe: exports::describe::GuestIndices,
+    pub(crate) describe: Option<exports::describe::GuestIndices>,
+    pub(crate) middleware: Option<on_request::GuestIndices>,
     pub(crate) hints: Option<exports::hints::GuestIndices>,
     pub(crate) admit: Option<exports::admit::GuestIndices>,
     pub(crate) filter: Option<exports::filter::GuestIndices>,
@@ -131,6 +133,8 @@ impl Runtime {
         let engine = Engine::new(&engine_config(&config)).map_err(refused)?;
         let mut bare = Linker::new(&engine);
         bindings::Policy::add_to_linker::<_, HasSelf<Ctx>>(&mut bare, |ctx| ctx).map_err(refused)?;
+        bindings::middleware::Middleware::add_to_linker::<_, HasSelf<Ctx>>(&mut bare, |ctx| ctx)
+            .map_err(refused)?;
         let with_wasi = add_wasi(bare.clone()).map_err(refused)?;
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -182,6 +186,9 @@ impl Runtime {
         let pre = linker
             .instantiate_pre(&component)
             .map_err(|error| contract::explain(version, &format!("{error:#}")))?;
+        if version.is_none() {
+            return Err(contract::missing(&exported));
+        }
         let exports = Exports::find(&pre, &exported)
             .map_err(|error| contract::explain(version, &format!("{error:#}")))?;
         Ok(Compiled { digest, wasi, slots: exports.slots(), exports, instance: pre })
@@ -205,7 +212,10 @@ impl Exports {
             };
         }
         Ok(Self {
-            describe: exports::describe::GuestIndices::new(pre)?,
+            describe: find!(describe),
+            middleware: contract::is_middleware(exported)
+                .then(|| on_request::GuestIndices::new(pre))
+                .transpose()?,
             hints: find!(hints),
             admit: find!(admit),
             filter: find!(filter),
@@ -222,6 +232,7 @@ impl Exports {
 
     fn slots(&self) -> Vec<Slot> {
         let answers = |slot: &Slot| match slot {
+            Slot::Middleware => self.middleware.is_some(),
             Slot::Hints => self.hints.is_some(),
             Slot::Admit => self.admit.is_some(),
             Slot::Filter => self.filter.is_some(),

@@ -65,6 +65,7 @@ pub(crate) struct Ctx {
     shelf: Shelf,
     metering: Metering,
     memory_bytes_max: usize,
+    pub(crate) memory_bytes: usize,
     deadline: Duration,
     cpu_at_first_tick: Option<Duration>,
     log_lines: u32,
@@ -82,6 +83,7 @@ impl Ctx {
             shelf,
             metering: Metering::CpuTime,
             memory_bytes_max: usize::try_from(memory_bytes_max).unwrap_or(usize::MAX),
+            memory_bytes: 0,
             deadline: Duration::MAX,
             cpu_at_first_tick: None,
             log_lines: 0,
@@ -200,9 +202,11 @@ impl WasiView for Ctx {
 
 impl ResourceLimiter for Ctx {
     // An error and not `Ok(false)`: the guest would abort without a word.
-    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let max = self.memory_bytes_max;
         wasmtime::ensure!(desired <= max, "wanted {desired} bytes of memory; its limit is {max}");
+        // A component may have several memories.
+        self.memory_bytes += desired.saturating_sub(current);
         Ok(true)
     }
 
@@ -214,6 +218,8 @@ impl ResourceLimiter for Ctx {
 }
 
 impl types::Host for Ctx {}
+
+impl crate::bindings::middleware::vllm::router_middleware::types::Host for Ctx {}
 
 impl log::Host for Ctx {
     fn log(&mut self, level: log::Level, mut message: String) {

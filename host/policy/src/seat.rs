@@ -17,15 +17,12 @@ use crate::trial;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 /// Faults in a row that open the breaker. Chosen: a rebuild costs about 0.1 ms on the janitor's thread.
 const FAULTS_MAX: u32 = 5;
 /// How long an open breaker keeps callers away: at first, and at most after doubling.
 const COOL_DOWN_MS: u64 = 1_000;
 const COOL_DOWN_MS_MAX: u64 = 60_000;
-/// Budget of a trial call: it pays for first page faults. Chosen: well above the default deadline.
-const TRIAL_DEADLINE: Duration = Duration::from_millis(20);
 
 /// Where an instance lives. Empty while a replacement is built.
 type Place = Mutex<Option<Instance>>;
@@ -386,7 +383,7 @@ impl Seat {
         let belongings = Belongings { plugin, metrics, shelf };
         let mut instance = start(belongings, &self.spec, &self.compiled, &self.runtime)?;
         instance.configure(&settings(&self.spec))?;
-        instance.set_terms(self.inputs.clone(), self.spec.limits.deadline.max(TRIAL_DEADLINE));
+        instance.set_terms(self.inputs.clone(), self.spec.limits.deadline.max(trial::DEADLINE));
         trial::warm(&mut instance, &self.described.slots)?;
         instance.set_terms(self.inputs.clone(), self.spec.limits.deadline);
         instance.set_shelf(self.shelf.clone());
@@ -439,7 +436,7 @@ pub(crate) fn try_out(parts: &Parts) -> Result<(), String> {
     let mut instance = start(belongings, spec, compiled, runtime)?;
     instance.configure(&settings(spec))?;
     let inputs = Arc::new(described.inputs.clone());
-    instance.set_terms(inputs, spec.limits.deadline.max(TRIAL_DEADLINE));
+    instance.set_terms(inputs, spec.limits.deadline.max(trial::DEADLINE));
     trial::full(&mut instance, &described.slots)
 }
 

@@ -13,6 +13,8 @@ use std::time::Duration;
 pub struct ChainSpec {
     /// The plugins, by the name that an operator gave them.
     pub plugins: BTreeMap<String, PluginSpec>,
+    /// Those that see a request as it came, in order.
+    pub middleware: Vec<String>,
     /// Interpreters of hints, in order: each sees what the ones before it made.
     pub hints: Vec<String>,
     /// Filters; a candidate must be kept by all.
@@ -39,6 +41,7 @@ impl ChainSpec {
         NamedChain {
             name: NamedChain::DEFAULT.to_owned(),
             matches: Match::default(),
+            middleware: self.middleware.clone(),
             hints: self.hints.clone(),
             admit: self.admit.clone(),
             filter: self.filter.clone(),
@@ -56,6 +59,8 @@ pub struct NamedChain {
     pub name: String,
     /// The requests that it is for.
     pub matches: Match,
+    /// Those that see a request as it came, in order.
+    pub middleware: Vec<String>,
     /// Interpreters of hints, in order.
     pub hints: Vec<String>,
     /// Those at the door, in order.

@@ -64,8 +64,8 @@ impl Store {
         std::mem::take(&mut shelf.unsaved).then(|| shelf.entries.clone())
     }
 
-    /// Has it saved the next time, changed or not.
-    pub(crate) fn mark_unsaved(&self) {
+    /// Has it written at the next save, whether or not it changes.
+    pub(crate) fn touch(&self) {
         self.0.lock().unsaved = true;
     }
 
@@ -117,11 +117,15 @@ fn size(key: &str, value: &[u8]) -> u64 {
 }
 
 /// A folder with one file a plugin.
-pub(crate) struct StoreFolder(PathBuf);
+pub(crate) struct StoreFolder {
+    folder: PathBuf,
+    // Two saves of one store would write the same draft.
+    saving: Mutex<()>,
+}
 
 impl StoreFolder {
     pub(crate) fn new(folder: PathBuf) -> Self {
-        Self(folder)
+        Self { folder, saving: Mutex::new(()) }
     }
 
     fn path(&self, plugin: &str) -> PathBuf {
@@ -129,7 +133,7 @@ impl StoreFolder {
         let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
         let name: String = plugin.chars().map(plain).collect();
         let hash = Sha256::digest(plugin.as_bytes());
-        self.0.join(format!("{name}-{:02x}{:02x}{:02x}{:02x}.store", hash[0], hash[1], hash[2], hash[3]))
+        self.folder.join(format!("{name}-{:02x}{:02x}{:02x}{:02x}.store", hash[0], hash[1], hash[2], hash[3]))
     }
 
     /// What was saved of a plugin. A file that is not whole is as good as none.
@@ -147,8 +151,13 @@ impl StoreFolder {
 
     /// Saves a store if it changed.
     pub(crate) fn save(&self, plugin: &str, store: &Store) {
+        let _one_by_one = self.saving.lock();
         let Some(entries) = store.unsaved() else { return };
-        if let Err(error) = write(&self.0, &self.path(plugin), &entries) {
+        let path = self.path(plugin);
+        if entries.is_empty() && !path.exists() {
+            return;
+        }
+        if let Err(error) = write(&self.folder, &path, &entries) {
             store.0.lock().unsaved = true;
             tracing::warn!(policy = plugin, %error, "a policy's store was not saved");
         }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::app::{App, Seat};
 use crate::ctx::Moment;
+use crate::door::Place;
 use crate::observe::{self, Outcome};
 use crate::prompt::{Detokenizer, OutputEvent, OutputParser, StopMatcher};
 use crate::request::Refusal;
@@ -64,6 +65,8 @@ pub struct Pinned {
     pub app: Arc<App>,
     /// The place in the house.
     pub seat: Seat,
+    /// The same, as its tenant's quota counts it.
+    pub place: Place,
     /// The generation that decides everything about this request.
     pub policies: Pin,
     /// Its hints, as numbers.
@@ -327,6 +330,7 @@ impl Answer {
             request = %pinned.id,
             worker = %pinned.app.workers[pinned.routed.worker].name,
             generation = pinned.policies.id().0,
+            chain = %pinned.policies.chain(),
             decided_by = %pinned.routed.decided_by,
             prompt_tokens = self.usage.prompt_tokens,
             prefix_hit_tokens = self.usage.cached_tokens,

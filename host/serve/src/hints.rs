@@ -3,7 +3,7 @@
 //! **Invariant:** hints are advice; nothing here can make a request fail, except a policy that the
 //! operator configured to reject.
 
-use policy::{Frame, Hints, HintsView, Pin, Subject};
+use policy::{Attributes, Frame, Hints, HintsView, Pin};
 
 use crate::app::App;
 use crate::ctx::name_id;
@@ -15,32 +15,45 @@ const PRIORITY_SECONDS_MAX: f32 = 3600.0;
 /// Chosen: a handful of tiers is in use; the bound keeps them exact as `f32`.
 const STRICT_TIER_MAX: u32 = 1 << 16;
 
-/// Pins a request's generation and asks it for hints.
+/// What a caller wishes, as later slots see it.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    /// Its hints, within bounds; the open attributes are beside them.
+    pub hints: Hints,
+    /// The hints that are columns.
+    pub numbers: SequenceHints,
+    /// Id of the session or agent that started this one, or 0.
+    pub parent: u64,
+    /// What the contract has no field for.
+    pub attributes: Attributes,
+}
+
+/// Asks the chain; while a canary runs, that of the side on which the session is.
 ///
-/// While a canary runs, the session says which side that is, and what the session is says the active side: the
-/// other one is asked again for itself. A request without a session goes to either.
-pub fn pin(
-    app: &App,
-    subject: &Subject<'_>,
-    (request, prompt): (&Request, &Prompt),
-) -> Result<(Pin, Hints), Refusal> {
-    let frame = app.frame();
+/// What the session is says the active side; the other one is asked again for itself. A request without a session
+/// goes to either.
+pub fn by_session(
+    pin: Pin,
+    request: &Request,
+    prompt: &Prompt,
+    frame: Frame,
+) -> Result<(Pin, Wishes), Refusal> {
     let mut asked = None;
-    let policies = app.generations.pin_for(subject, |active| {
-        let hints = interpret(active, request, prompt, frame);
-        let session = hints.as_ref().ok().and_then(|hints| hints.session.as_deref()).map_or(0, name_id);
-        asked = Some((active.id(), hints));
+    let pin = pin.by_session(|active| {
+        let wishes = interpret(active, request, prompt, frame);
+        let session = wishes.as_ref().map_or(0, |wishes| wishes.numbers.session);
+        asked = Some((active.id(), wishes));
         if session == 0 { frame.seed } else { session }
     });
-    let hints = match asked {
-        Some((id, hints)) if id == policies.id() => hints,
-        _ => interpret(&policies, request, prompt, frame),
+    let wishes = match asked {
+        Some((id, wishes)) if id == pin.id() => wishes,
+        _ => interpret(&pin, request, prompt, frame),
     };
-    Ok((policies, hints?))
+    Ok((pin, wishes?))
 }
 
 /// Asks the chain, and bounds what it says.
-pub fn interpret(pin: &Pin, request: &Request, prompt: &Prompt, frame: Frame) -> Result<Hints, Refusal> {
+pub fn interpret(pin: &Pin, request: &Request, prompt: &Prompt, frame: Frame) -> Result<Wishes, Refusal> {
     let view = HintsView {
         frame,
         protocol: request.protocol,
@@ -55,16 +68,20 @@ pub fn interpret(pin: &Pin, request: &Request, prompt: &Prompt, frame: Frame) ->
         .filter(|p| p.is_finite())
         .map(|p| p.clamp(-PRIORITY_SECONDS_MAX, PRIORITY_SECONDS_MAX));
     hints.strict_tier = hints.strict_tier.map(|t| t.min(STRICT_TIER_MAX));
-    Ok(hints)
+    // A caller that expects more than its limit expects its limit.
+    hints.expected_output_tokens = hints.expected_output_tokens.map(|n| n.min(prompt.output_tokens_max));
+    let attributes = std::mem::take(&mut hints.attributes).into();
+    let parent = hints.parent.as_deref().map_or(0, name_id);
+    Ok(Wishes { numbers: numbers(&hints, &request.tenant), parent, attributes, hints })
 }
 
-/// Hints as the numbers that later slots see.
-pub fn numbers(hints: &Hints) -> SequenceHints {
+/// Hints and the tenant as the numbers that later slots see.
+fn numbers(hints: &Hints, tenant: &str) -> SequenceHints {
     let id = |name: &Option<String>| name.as_deref().map_or(0, name_id);
     SequenceHints {
         session: id(&hints.session),
         class: id(&hints.class),
-        tenant: 0,
+        tenant: name_id(tenant),
         priority: hints.priority.unwrap_or(0.0),
         strict_tier: hints.strict_tier.unwrap_or(0),
         deadline_ms: hints.deadline_ms.unwrap_or(0),

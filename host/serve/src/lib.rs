@@ -4,14 +4,18 @@
 
 pub mod journey;
 
+pub mod admit;
 pub mod answer;
 pub mod api;
 pub mod app;
+pub mod auth;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod ctx;
+pub mod door;
 pub mod hints;
+pub mod middleware;
 pub mod model;
 pub mod observe;
 pub mod prompt;
@@ -20,7 +24,9 @@ pub mod render;
 pub mod request;
 pub mod rollout;
 pub mod route;
+pub mod row;
 pub mod server;
+pub mod stores;
 pub mod telemetry;
 pub mod worker;
 

@@ -2,6 +2,7 @@
 
 use policy::{Event, Frame, OBSERVE_OUTCOME, ObserveView, Pin, Table};
 
+use crate::row;
 use crate::worker::SequenceHints;
 
 /// How a request went, as far as it got.
@@ -37,13 +38,7 @@ pub fn tell(pin: &Pin, event: Event, outcome: &Outcome, hints: &SequenceHints, f
         outcome.output_tokens as f32,
         f32::from(outcome.finish),
     ];
-    assert_eq!(numbers.len(), OBSERVE_OUTCOME.numbers.len(), "one value for each column of the contract");
-    for (column, value) in numbers.into_iter().enumerate() {
-        table.numbers_mut(column)[0] = value;
-    }
     let ids = [outcome.worker, hints.session, outcome.sequence, hints.class, hints.tenant];
-    for (column, id) in ids.into_iter().enumerate() {
-        table.ids_mut(column)[0] = id;
-    }
+    row::fill(&mut table, &numbers, &ids);
     pin.observe(&ObserveView { frame, outcomes: &table });
 }

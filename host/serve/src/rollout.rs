@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use policy::WatchLimits;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Chosen: a day is longer than anybody waits for a verdict.
@@ -13,7 +14,7 @@ const SECONDS_MAX: f64 = 86_400.0;
 const TICK_MS_MAX: u64 = 60_000;
 
 /// When a generation is taken back.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rollout {
     /// Share of a plugin's calls that may trap.

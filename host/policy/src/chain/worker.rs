@@ -10,6 +10,11 @@ use crate::slot::{
 };
 
 impl Chain {
+    /// Whether the scheduler plans more than an order.
+    pub(crate) fn plans(&self) -> bool {
+        self.schedule.as_ref().is_some_and(|link| link.seat.compiled.exports.plan.is_some())
+    }
+
     pub(crate) fn schedule(&self, worker: usize, view: &ScheduleView<'_>) -> ScheduleDecision {
         let (waiting, running) = (view.waiting.rows(), view.running.rows());
         let builtin = || ScheduleDecision {

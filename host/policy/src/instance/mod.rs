@@ -3,6 +3,7 @@
 //! **Invariant:** after a fault it is never called again: a trap poisons the store.
 
 mod hints;
+mod middleware;
 mod request;
 mod worker;
 
@@ -10,6 +11,7 @@ use crate::bindings::exports::pointsman::policy::{
     admit, describe, filter, hints as contract_hints, observe, pick, plan, retain, route, schedule, score,
     state,
 };
+use crate::bindings::middleware::exports::vllm::router_middleware::on_request;
 use crate::bindings::pointsman::policy::types;
 use crate::describe::Inputs;
 use crate::runtime::Compiled;
@@ -45,7 +47,8 @@ pub(crate) struct Instance {
 }
 
 struct Guest {
-    describe: describe::Guest,
+    describe: Option<describe::Guest>,
+    middleware: Option<on_request::Guest>,
     hints: Option<contract_hints::Guest>,
     admit: Option<admit::Guest>,
     filter: Option<filter::Guest>,
@@ -78,14 +81,21 @@ impl Instance {
 
     /// Asks it who it is.
     pub(crate) fn describe(&mut self) -> Result<describe::Description, String> {
-        self.guarded(|guest, store, _, _| guest.describe.call_describe(store))
-            .ok_or_else(|| self.take_fault().map(|fault| fault.message).unwrap_or_default())
+        self.guarded(|guest, store, _, _| match &guest.describe {
+            Some(guest) => guest.call_describe(store),
+            None => Ok(middleware::description()),
+        })
+        .ok_or_else(|| self.take_fault().map(|fault| fault.message).unwrap_or_default())
     }
 
     /// Gives it its settings, as JSON.
     pub(crate) fn configure(&mut self, json: &str) -> Result<(), String> {
-        self.guarded(|guest, store, _, _| guest.describe.call_configure(store, json))
-            .unwrap_or_else(|| Err(self.take_fault().map(|fault| fault.message).unwrap_or_default()))
+        self.guarded(|guest, store, _, _| match &guest.describe {
+            Some(guest) => guest.call_configure(store, json),
+            None if json == "{}" => Ok(Ok(())),
+            None => Ok(Err("it takes no settings: its contract has none".to_owned())),
+        })
+        .unwrap_or_else(|| Err(self.take_fault().map(|fault| fault.message).unwrap_or_default()))
     }
 
     /// Says what crosses, and how long calls may take from here on.
@@ -151,6 +161,11 @@ impl Instance {
         self.store.data_mut().set_shelf(shelf);
     }
 
+    /// Linear memory that it has taken, in bytes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.store.data().memory_bytes
+    }
+
     /// What is left of it, to be dropped elsewhere.
     pub(crate) fn into_store(self) -> Store<Ctx> {
         self.store
@@ -181,7 +196,8 @@ fn load(compiled: &Compiled, store: &mut Store<Ctx>) -> wasmtime::Result<Guest> 
         };
     }
     Ok(Guest {
-        describe: compiled.exports.describe.load(&mut *store, &instance)?,
+        describe: load!(describe),
+        middleware: load!(middleware),
         hints: load!(hints),
         admit: load!(admit),
         filter: load!(filter),

@@ -45,20 +45,18 @@ impl Mode {
         }
     }
 
-    /// Whether the candidate decides. `session` is asked only if it matters.
-    pub(crate) fn takes(
-        &self,
-        candidate: GenerationId,
-        subject: &Subject<'_>,
-        session: impl FnOnce() -> u64,
-    ) -> bool {
+    /// Whether the candidate may decide about this request at all.
+    pub(crate) fn fits(&self, subject: &Subject<'_>) -> bool {
         match self {
             Self::Shadow => false,
-            Self::Canary { percent, matches } => {
-                matches.fits(subject) && share_of(candidate, session()) * 100.0 < *percent
-            }
+            Self::Canary { matches, .. } => matches.fits(subject),
         }
     }
+}
+
+/// Whether the candidate decides for this session.
+pub(crate) fn takes(candidate: GenerationId, percent: f64, session: u64) -> bool {
+    share_of(candidate, session) * 100.0 < percent
 }
 
 /// Where a session lies between 0 and 1: anywhere, but always there for one candidate.
@@ -92,15 +90,12 @@ mod tests {
     }
 
     #[test]
-    fn the_session_of_a_request_that_cannot_be_taken_is_not_asked() {
-        let mode = Mode::Canary {
-            percent: 100.0,
-            matches: Match { tenants: vec!["acme".to_owned()], ..Match::default() },
-        };
-        let unasked = || unreachable!("nobody needs it");
-        assert!(!mode.takes(GenerationId(2), &Subject::default(), unasked));
-        assert!(mode.takes(GenerationId(2), &Subject { tenant: "acme", ..Subject::default() }, || 1));
-        assert!(!Mode::Shadow.takes(GenerationId(2), &Subject::default(), unasked));
+    fn only_a_canary_takes_and_only_what_fits() {
+        let matches = Match { tenants: vec!["acme".to_owned()], ..Match::default() };
+        let mode = Mode::Canary { percent: 100.0, matches };
+        assert!(!mode.fits(&Subject::default()));
+        assert!(mode.fits(&Subject { tenant: "acme", ..Subject::default() }));
+        assert!(!Mode::Shadow.fits(&Subject::default()));
     }
 
     proptest! {
@@ -108,13 +103,13 @@ mod tests {
         /// them again when the share grows.
         #[test]
         fn sessions_stay_on_their_side(id in 1u64..1000, percent in 0.5f64..99.0, more in 0.0f64..1.0) {
-            let (before, after) = (canary(percent), canary(percent + (100.0 - percent) * more));
-            let takes = |mode: &Mode, session| mode.takes(GenerationId(id), &Subject::default(), || session);
+            let (before, after) = (percent, percent + (100.0 - percent) * more);
+            let takes = |percent, session| takes(GenerationId(id), percent, session);
             let mut taken = 0u32;
             for session in 0..4000u64 {
-                let side = takes(&before, session);
-                prop_assert_eq!(side, takes(&before, session));
-                prop_assert!(!side || takes(&after, session));
+                let side = takes(before, session);
+                prop_assert_eq!(side, takes(before, session));
+                prop_assert!(!side || takes(after, session));
                 taken += u32::from(side);
             }
             let share = f64::from(taken) / 40.0;

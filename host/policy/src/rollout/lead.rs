@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** one rollout at a time, and one change at a time: who comes second is told, and nothing changed.
 
-use super::canary::Mode;
+use super::canary::{self, Mode};
 use super::feed::Feed;
 use super::report::{
     ProbationReport, RollbackReport, RolloutReport, RolloutState, RolloutTotals, SideReport,
@@ -113,24 +113,23 @@ impl Rollout {
     }
 
     /// Its candidate's place beside a request that the live generation decides about.
-    pub(crate) fn shadowed(&self, subject: &Subject<'_>) -> Shadowed {
-        let asked = matches!(**self.mode.load(), Mode::Shadow);
-        Shadowed { feed: self.feed.clone(), way: self.candidate.way(subject), asked }
+    pub(crate) fn shadowed(this: &Arc<Self>, subject: &Subject<'_>) -> Shadowed {
+        let mode = this.mode.load();
+        Shadowed {
+            feed: this.feed.clone(),
+            way: this.candidate.way(subject),
+            asked: matches!(**mode, Mode::Shadow),
+            // Held by the requests that it decides about, and by no other.
+            rollout: mode.fits(subject).then(|| Arc::downgrade(this)),
+        }
     }
 
-    /// The candidate, if it decides about this request.
-    pub(crate) fn takes(
-        &self,
-        subject: &Subject<'_>,
-        session: impl FnOnce() -> u64,
-    ) -> Option<&Arc<Generation>> {
-        let mode = self.mode.load();
-        let taken = mode.takes(self.candidate.id(), subject, session);
-        match (&**mode, taken) {
-            (Mode::Shadow, _) => {}
-            (_, false) => _ = self.active_requests.fetch_add(1, Relaxed),
-            (_, true) => _ = self.candidate_requests.fetch_add(1, Relaxed),
-        }
+    /// The candidate, if it decides for this session.
+    pub(crate) fn takes(&self, session: impl FnOnce() -> u64) -> Option<&Arc<Generation>> {
+        let Mode::Canary { percent, .. } = **self.mode.load() else { return None };
+        let taken = canary::takes(self.candidate.id(), percent, session());
+        let side = if taken { &self.candidate_requests } else { &self.active_requests };
+        side.fetch_add(1, Relaxed);
         taken.then_some(&self.candidate)
     }
 
@@ -317,8 +316,6 @@ impl Generations {
         let _alone = self.begin_change()?;
         let rollout = self.rollouts.running.load_full().ok_or(RolloutError::NoRollout)?;
         let candidate = &rollout.candidate;
-        // Its stores are not what the files hold.
-        candidate.seats().values().for_each(|seat| seat.shelf.mark_unsaved());
         self.activate(candidate.clone(), &rollout.beside);
         self.rollouts.end(&rollout, RolloutState::Promoted, why.to_owned());
         self.ledger.lock().note(candidate.id(), format!("promoted: {why}"));
@@ -460,6 +457,7 @@ impl Generations {
             self.rollouts.end(&rollout, RolloutState::Aborted, why);
         }
         let to = before.id();
+        before.stores_differ_from_disk();
         self.active.store(before);
         self.rollouts.rolled_back(id, to, breach);
         self.ledger.lock().note(id, format!("rolled_back: {}", breach.why));

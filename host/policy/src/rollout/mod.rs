@@ -22,5 +22,5 @@ pub use report::{
 };
 pub use watch::{BREACHES, WatchLimits};
 
-pub(crate) use lead::Rollouts;
+pub(crate) use lead::{Rollout, Rollouts};
 pub(crate) use shadowed::Shadowed;

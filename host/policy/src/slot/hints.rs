@@ -74,6 +74,11 @@ impl From<Vec<(String, Value)>> for Attributes {
 }
 
 impl Attributes {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Every one, with its name.
     pub fn iter(&self) -> impl Iterator<Item = &(String, Value)> {
         self.0.as_deref().unwrap_or_default().iter()

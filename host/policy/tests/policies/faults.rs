@@ -1,8 +1,8 @@
 //! A broken policy costs one fallback, never a request.
 
 use crate::support::{
-    Route, Schedule, chain_of, count, deadline, faulty_plugin, frame, let_the_janitor_work, observe, start,
-    start_faulty,
+    Admission, Route, Schedule, Segments, chain_of, count, deadline, faulty_plugin, frame,
+    let_the_janitor_work, observe, start, start_faulty,
 };
 use policy::{BUILTIN, Frame, HintsView, Limits, OnFailure, Outcome, PluginSpec, Slot, Way};
 use std::time::Duration;
@@ -20,6 +20,15 @@ fn check(slot: Slot, fault: &str, expected: Outcome) {
             Slot::Hints => {
                 generation.hints(Way::default(), &hints(frame)).expect("hints").hints.session.is_some()
             }
+            Slot::Admit => {
+                let decided = generation.admit(Way::default(), &Admission::new(frame).view());
+                &*decided.expect("a verdict").decided_by != BUILTIN
+            }
+            Slot::Retain => {
+                let decision = generation.retain(0, &Segments::new(3, frame).view());
+                assert_eq!(decision.keeps.len(), 3);
+                &*decision.decided_by != BUILTIN
+            }
             Slot::Schedule => &*generation.schedule(0, &Schedule::new(5, frame).view()).decided_by != BUILTIN,
             Slot::Observe => {
                 let before = count(&generations, slot, Outcome::Ok);
@@ -33,7 +42,7 @@ fn check(slot: Slot, fault: &str, expected: Outcome) {
                 assert!(decision.candidate < 4);
                 assert!(decision.scores.iter().all(|score| !score.is_nan()));
                 match slot {
-                    Slot::Pick => &*decision.decided_by != BUILTIN,
+                    Slot::Pick | Slot::Route => &*decision.decided_by != BUILTIN,
                     _ => !decision.fell_back,
                 }
             }
@@ -99,7 +108,8 @@ fn a_tight_memory_limit_is_kept() {
 
 #[test]
 fn a_flood_of_an_answer_costs_one_fallback() {
-    check_all("flood", Outcome::Trapped, &[Slot::Hints, Slot::Filter, Slot::Score, Slot::Schedule]);
+    let slots = Slot::ALL.into_iter().filter(|slot| !matches!(slot, Slot::Pick | Slot::Observe));
+    check_all("flood", Outcome::Trapped, &slots.collect::<Vec<_>>());
 }
 
 #[test]
@@ -109,12 +119,14 @@ fn numbers_that_are_none_are_a_bad_answer() {
 
 #[test]
 fn a_wrong_length_is_a_bad_answer() {
-    check_all("wrong_length", Outcome::BadAnswer, &[Slot::Hints, Slot::Filter, Slot::Score, Slot::Schedule]);
+    let slots = Slot::ALL.into_iter().filter(|slot| !matches!(slot, Slot::Pick | Slot::Observe));
+    check_all("wrong_length", Outcome::BadAnswer, &slots.collect::<Vec<_>>());
 }
 
 #[test]
 fn rows_out_of_range_are_a_bad_answer() {
-    check_all("out_of_range", Outcome::BadAnswer, &[Slot::Hints, Slot::Pick, Slot::Schedule]);
+    let slots = [Slot::Hints, Slot::Admit, Slot::Pick, Slot::Route, Slot::Schedule];
+    check_all("out_of_range", Outcome::BadAnswer, &slots);
 }
 
 #[test]
@@ -196,11 +208,12 @@ fn skip_counts_a_failed_scorer_as_silent() {
 
 #[test]
 fn reject_refuses_the_request_and_names_the_policy() {
-    for slot in [Slot::Hints, Slot::Filter, Slot::Score, Slot::Pick] {
+    for slot in [Slot::Hints, Slot::Admit, Slot::Filter, Slot::Score, Slot::Pick, Slot::Route] {
         let generations = start_faulty(slot, "trap", OnFailure::Reject);
         let generation = generations.active();
         let refused = match slot {
             Slot::Hints => generation.hints(Way::default(), &hints(frame(1))).map(drop),
+            Slot::Admit => generation.admit(Way::default(), &Admission::new(frame(1)).view()).map(drop),
             _ => generation.route(Way::default(), &Route::new(&[0.0; 4], frame(1)).view()).map(drop),
         };
         let refused = refused.expect_err("the operator asked for it");

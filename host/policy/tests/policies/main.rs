@@ -7,3 +7,5 @@ mod generations;
 mod plugins;
 mod prepare;
 mod rollout;
+mod state;
+mod versions;

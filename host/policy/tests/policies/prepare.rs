@@ -74,7 +74,7 @@ fn a_component_that_does_not_describe_itself_is_refused() {
 fn a_slot_that_it_does_not_export_is_refused() {
     let error = refused(chain_of(Slot::Pick, PluginSpec::new(first_plugin(), "test")));
     assert_eq!(error.stage, Stage::Described);
-    assert_eq!(error.message, "the chain asks it in slot `pick`, but it exports `score`");
+    assert_eq!(error.message, "chain `default` asks it in slot `pick`, but it exports `score`");
 }
 
 #[test]

@@ -63,6 +63,10 @@ enum PluginCommand {
     },
     /// Go back to the generation before the active one.
     Rollback,
+    /// Examine a component: exports, inputs, the laws of its slots on random views, what calls cost.
+    Check(super::examine::ExamineArgs),
+    /// Time a component's calls at 8, 64 and 512 rows.
+    Bench(super::examine::ExamineArgs),
 }
 
 pub(super) async fn plugin(args: PluginArgs) -> anyhow::Result<()> {
@@ -78,6 +82,8 @@ pub(super) async fn plugin(args: PluginArgs) -> anyhow::Result<()> {
             let reply = client.send(Method::PUT, &format!("/admin/v1/plugins/{name}"), component).await?;
             println!("generation {} is active", checked(reply)?["generation"]);
         }
+        PluginCommand::Check(args) => super::examine::run(&args, false)?,
+        PluginCommand::Bench(args) => super::examine::run(&args, true)?,
         PluginCommand::Rollback => {
             let reply = client.send(Method::POST, "/admin/v1/rollback", "").await?;
             println!("generation {} is active", checked(reply)?["generation"]);

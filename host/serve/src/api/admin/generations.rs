@@ -50,12 +50,12 @@ pub(super) async fn put(
     Query(query): Query<Vec<(String, String)>>,
     call: HttpRequest<Body>,
 ) -> Response {
-    let wish = match Wish::of_query(&app, &query) {
+    let wish = match Wish::of_query(&query) {
         Ok(wish) => wish,
         Err(refused) => return *refused,
     };
     let component: Arc<[u8]> = match read(call, COMPONENT_BYTES_MAX).await {
-        Ok((_, bytes)) => bytes.to_vec().into(),
+        Ok(put) => put.body.to_vec().into(),
         Err(e) => return failure(StatusCode::PAYLOAD_TOO_LARGE, Some("fetched"), &e.to_string()),
     };
     if !app.generations.plugins().iter().any(|p| p.name == name) {

@@ -16,6 +16,7 @@ use serde_json::json;
 use super::{bad_field, failure, not_prepared};
 use crate::api::json_reply;
 use crate::app::App;
+use crate::auth::is_credential;
 
 /// Boxed: a response is large, and a refusal is rare.
 type Refused = Box<Response>;
@@ -30,7 +31,7 @@ pub(super) enum Wish {
 
 impl Wish {
     /// `rollout`, `percent`, and any number of `model`, `tenant` and `header` (`name:pattern`).
-    pub(super) fn of_query(app: &App, query: &[(String, String)]) -> Result<Self, Refused> {
+    pub(super) fn of_query(query: &[(String, String)]) -> Result<Self, Refused> {
         let (mut mode, mut percent, mut matches) = (None, None, Match::default());
         for (key, value) in query {
             match key.as_str() {
@@ -53,7 +54,7 @@ impl Wish {
             }
         }
         match mode {
-            Some(mode) => mode_of(app, mode, percent, matches).map(Self::Try),
+            Some(mode) => mode_of(mode, percent, matches).map(Self::Try),
             None if query.is_empty() => Ok(Self::Swap),
             None => Err(bad("rollout", "is missing: `shadow` or `canary`")),
         }
@@ -79,7 +80,7 @@ struct Rule {
     headers: BTreeMap<String, String>,
 }
 
-fn mode_of(app: &App, mode: &str, percent: Option<f64>, matches: Match) -> Result<Mode, Refused> {
+fn mode_of(mode: &str, percent: Option<f64>, matches: Match) -> Result<Mode, Refused> {
     match mode {
         "shadow" if percent.is_some() => Err(bad("percent", "belongs to a canary; a shadow decides nothing")),
         "shadow" if !matches.is_all() => {
@@ -90,29 +91,27 @@ fn mode_of(app: &App, mode: &str, percent: Option<f64>, matches: Match) -> Resul
             let percent = percent.ok_or_else(|| {
                 bad("percent", "is missing: a canary needs its share, above 0 and at most 100")
             })?;
-            check_headers(app, &matches)?;
+            check_headers(&matches)?;
             Ok(Mode::Canary { percent, matches })
         }
         _ => Err(bad("mode", &format!("is `{mode}`; it must be `shadow` or `canary`"))),
     }
 }
 
-/// A header that policies may not see is matched by nobody.
-fn check_headers(app: &App, matches: &Match) -> Result<(), Refused> {
-    let seen = |name: &str| {
-        app.config.hints.headers.iter().any(|allowed| match allowed.strip_suffix('*') {
-            Some(beginning) => name.starts_with(beginning),
-            None => name == allowed,
-        })
-    };
-    match matches.headers.iter().find(|(name, _)| !seen(name)) {
-        Some((name, _)) => {
-            let allowed = app.config.hints.headers.join(", ");
-            let problem = format!("names `{name}`; the configuration's `hints.headers` lets in {allowed}");
-            Err(bad("header", &problem))
+fn check_headers(matches: &Match) -> Result<(), Refused> {
+    for (name, pattern) in &matches.headers {
+        if is_credential(&name.to_ascii_lowercase()) {
+            let problem = format!("names `{name}`, which holds credentials: match `tenant` in its place");
+            return Err(bad("header", &problem));
         }
-        None => Ok(()),
+        if name.is_empty() || name.chars().any(|c| c.is_ascii_uppercase() || !c.is_ascii_graphic()) {
+            return Err(bad("header", &format!("names `{name}`; it must be a header's name in lower case")));
+        }
+        if pattern.is_empty() {
+            return Err(bad("header", &format!("has no pattern for `{name}`; `*` takes every value")));
+        }
     }
+    Ok(())
 }
 
 fn bad(field: &str, problem: &str) -> Refused {
@@ -151,7 +150,7 @@ pub(super) async fn set_mode(State(app): State<Arc<App>>, body: Bytes) -> Respon
             _ => Match::default(),
         },
     };
-    match mode_of(&app, &wish.mode, wish.percent, matches) {
+    match mode_of(&wish.mode, wish.percent, matches) {
         Ok(mode) => change(&app, "rollout", move |app| app.generations.set_mode(mode)).await,
         Err(refused) => *refused,
     }
