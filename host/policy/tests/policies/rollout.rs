@@ -1,6 +1,8 @@
 //! A candidate beside the active generation: shadow, canary, promotion, and what is taken back by itself.
 
-use crate::support::{Route, chain_of, count, deadline, faulty_plugin, first_plugin, frame, runtime, start};
+use crate::support::{
+    Admission, Route, chain_of, count, deadline, faulty_plugin, first_plugin, frame, keeper, runtime, start,
+};
 use policy::{
     Candidate, ChainSpec, GenerationId, GenerationState, Generations, Match, Mode, OBSERVE_OUTCOME,
     ObserveView, Outcome, Pin, PluginSpec, PolicyMetric, RolloutError, RolloutReport, RolloutState, Slot,
@@ -225,6 +227,35 @@ fn a_promoted_candidate_is_active_and_keeps_what_it_learned_as_a_shadow() {
     assert_eq!((report.state, report.candidate), (RolloutState::Promoted, id));
     assert_eq!(state_of(&generations, GenerationId(1)), GenerationState::Ready);
     assert_eq!(generations.rollback().expect("there is one before"), GenerationId(1));
+}
+
+#[test]
+fn state_is_copied_to_a_candidate_and_carried_on_by_its_promotion() {
+    let keeping = |config| chain_of(Slot::Score, PluginSpec { config, ..PluginSpec::new(keeper(), "test") });
+    let generations = start(keeping(serde_json::json!({})));
+    let counted = || generations.plugins()[0].metrics.get("count").copied();
+    let ask = |times: u64| (0..times).for_each(|session| _ = route(&pin(&generations, session), 7));
+    ask(4);
+    let candidate = Candidate::Chain(keeping(serde_json::json!({ "hoard_bytes": 1 })));
+    generations.start_rollout(candidate, Mode::Shadow).expect("it can be tried");
+    ask(3);
+    compared(&generations, Slot::Route, 3);
+    assert_eq!(counted(), Some(PolicyMetric::Gauge(7.0)), "the shadow's calls are not the live one's");
+    generations.promote().expect("it can be promoted");
+    ask(1);
+    assert_eq!(counted(), Some(PolicyMetric::Gauge(8.0)), "four copied, three as a shadow, one of its own");
+}
+
+#[test]
+fn verdicts_of_a_shadow_are_compared_too() {
+    let generations = start(chain_of(Slot::Admit, faulty_plugin("ok")));
+    let candidate = Candidate::Chain(chain_of(Slot::Admit, faulty_plugin("ok")));
+    generations.start_rollout(candidate, Mode::Shadow).expect("it can be tried");
+    for session in 0..10 {
+        pin(&generations, session).admit(&Admission::new(frame(7)).view()).expect("a verdict");
+    }
+    let seen = &compared(&generations, Slot::Admit, 10).shadow[&Slot::Admit];
+    assert_eq!((seen.decisions, seen.agreed, seen.agreement), (10, 10, 1.0));
 }
 
 #[test]
