@@ -38,6 +38,8 @@ fn mistakes_are_named() {
     refused("[plugins.pick-max-score]\nsignature = \"x\"", &["plugins.pick-max-score.signature", "files"]);
     let unchecked = "[plugins.x]\nsource = \"it.wasm\"\nsignature = \"it.sig\"";
     refused(unchecked, &["plugins.x.signature", "supply.keys"]);
+    refused("[rollout]\ntrap_rate_max = 2.0", &["rollout.trap_rate_max", "from 0 to 1"]);
+    refused("[rollout]\ntick_ms = 0", &["rollout.tick_ms", "1 to 60000"]);
     refused("[plugins.pick-max-score.limits]\ndeadline_us = 0", &["deadline_us", "at least 1"]);
 }
 

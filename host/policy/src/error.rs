@@ -66,9 +66,12 @@ pub struct PrepareError {
 impl PrepareError {
     pub(crate) const BUSY: &'static str = "another change is under way; try again when it is done";
 
-    /// Whether it was refused only because another change is under way.
+    /// Beginning of a message: the active generation stays while a candidate is tried beside it.
+    pub(crate) const ROLLOUT: &'static str = "a rollout is under way, of generation ";
+
+    /// Whether it was refused only because another change or a rollout is under way.
     pub fn is_busy(&self) -> bool {
-        self.message == Self::BUSY
+        self.message == Self::BUSY || self.message.starts_with(Self::ROLLOUT)
     }
 
     pub(crate) fn new(stage: Stage, plugin: &str, message: impl Into<String>) -> Self {

@@ -6,9 +6,11 @@
 
 use crate::chain::{AdmitDecision, Chain, HintsDecision, RetainDecision, RouteDecision, ScheduleDecision};
 use crate::clock;
+use crate::diff::GenerationDiff;
 use crate::error::{PrepareError, Rejected, Stage};
-use crate::prepare::{self, Preparation, Seats};
+use crate::prepare::{self, Preparation, Seats, Sharing};
 use crate::report::{Ledger, PluginCounts, PluginReport};
+use crate::rollout::{Rollout, Rollouts, Shadowed};
 use crate::runtime::Runtime;
 use crate::slot::{
     Action, AdmitView, Clip, Frame, HintsView, MiddlewareView, ObserveView, RetainView, RouteView,
@@ -140,7 +142,7 @@ impl Generation {
     }
 
     /// The folder has what another generation's plugins remembered, or did not yet save.
-    fn stores_differ_from_disk(&self) {
+    pub(crate) fn stores_differ_from_disk(&self) {
         self.seats.values().for_each(|seat| seat.shelf.touch());
     }
 
@@ -167,6 +169,7 @@ pub struct Pin {
     generation: Arc<Generation>,
     way: Way,
     witnesses: Arc<Witnesses>,
+    shadowed: Option<Shadowed>,
 }
 
 type Witnesses = Vec<Arc<dyn Witness>>;
@@ -180,6 +183,17 @@ impl Pin {
     /// Its number.
     pub fn id(&self) -> GenerationId {
         self.generation.id
+    }
+
+    /// The same, or that of the candidate which decides for this session. `session` says its id, by the hints of the
+    /// active side, and is asked only while there is a choice. What was asked before stays decided by the active
+    /// side: nobody knows the session of a request that is not read.
+    pub fn by_session(self, session: impl FnOnce(&Self) -> u64) -> Self {
+        let Some(shadowed) = &self.shadowed else { return self };
+        match shadowed.candidate(|| session(&self)) {
+            Some((generation, way)) => Self { generation, way, witnesses: self.witnesses, shadowed: None },
+            None => self,
+        }
     }
 
     /// Name of the chain.
@@ -206,7 +220,7 @@ impl Pin {
     pub fn admit(&self, view: &AdmitView<'_>) -> Result<AdmitDecision, Rejected> {
         let _order = one_by_one(&self.witnesses);
         let decision = self.generation.admit(self.way, view)?;
-        tell(&self.witnesses, &self.generation, self.way, &Seen::Admit(view, &decision));
+        self.tell(&Seen::Admit(view, &decision));
         Ok(decision)
     }
 
@@ -214,7 +228,7 @@ impl Pin {
     pub fn route(&self, view: &RouteView<'_>) -> Result<RouteDecision, Rejected> {
         let _order = one_by_one(&self.witnesses);
         let decision = self.generation.route(self.way, view)?;
-        tell(&self.witnesses, &self.generation, self.way, &Seen::Route(view, &decision));
+        self.tell(&Seen::Route(view, &decision));
         Ok(decision)
     }
 
@@ -222,7 +236,14 @@ impl Pin {
     pub fn observe(&self, view: &ObserveView<'_>) {
         let _order = one_by_one(&self.witnesses);
         self.generation.observe(self.way, view);
-        tell(&self.witnesses, &self.generation, self.way, &Seen::Observe(view));
+        self.tell(&Seen::Observe(view));
+    }
+
+    fn tell(&self, seen: &Seen<'_>) {
+        tell(&self.witnesses, &self.generation, self.way, seen);
+        if let Some(shadowed) = &self.shadowed {
+            shadowed.see(seen);
+        }
     }
 }
 
@@ -250,11 +271,12 @@ pub struct Generations {
     runtime: Arc<Runtime>,
     workers: usize,
     stores: Option<StoreFolder>,
-    active: ArcSwap<Generation>,
+    pub(crate) active: ArcSwap<Generation>,
     witnesses: ArcSwap<Witnesses>,
     // Held while a generation is prepared, which takes milliseconds and more.
-    changing: Mutex<()>,
-    ledger: Mutex<Ledger>,
+    pub(crate) changing: Mutex<()>,
+    pub(crate) ledger: Mutex<Ledger>,
+    pub(crate) rollouts: Rollouts,
 }
 
 impl Generations {
@@ -273,7 +295,7 @@ impl Generations {
         let stores = store_folder.map(StoreFolder::new);
         let saved = |plugin: &str| load(stores.as_ref(), plugin);
         let preparation = Preparation { runtime: &runtime, spec: &spec, workers, generation, saved: &saved };
-        let seats = preparation.seats(&Seats::new())?;
+        let seats = preparation.seats(&Seats::new(), Sharing::Same)?;
         let first = Arc::new(Generation::new(generation, spec, seats, "start".to_owned()));
         let mut ledger = Ledger::default();
         ledger.activated(&first);
@@ -285,6 +307,7 @@ impl Generations {
             witnesses: ArcSwap::default(),
             changing: Mutex::new(()),
             ledger: Mutex::new(ledger),
+            rollouts: Rollouts::default(),
         }))
     }
 
@@ -303,11 +326,19 @@ impl Generations {
         self.active.load().plans()
     }
 
-    /// The generation and the chain that decide about a request, from here to its end.
+    /// The active generation and the chain that decide about a request, from here to its end.
     pub fn pin(&self, subject: &Subject<'_>) -> Pin {
+        let shadowed = self.rollouts.running().as_ref().map(|rollout| Rollout::shadowed(rollout, subject));
         let generation = self.active.load_full();
         let way = generation.way(subject);
-        Pin { generation, way, witnesses: self.witnesses.load_full() }
+        Pin { generation, way, witnesses: self.witnesses.load_full(), shadowed }
+    }
+
+    /// The same, of the active generation or the one that decides for a share of requests beside it. Which of them
+    /// depends on the session: `session` says its id, by the hints of the active side. It is asked only while there
+    /// is a choice.
+    pub fn pin_for(&self, subject: &Subject<'_>, session: impl FnOnce(&Pin) -> u64) -> Pin {
+        self.pin(subject).by_session(session)
     }
 
     /// What a worker does next, by the active generation.
@@ -315,7 +346,7 @@ impl Generations {
         let (generation, witnesses) = (self.active.load_full(), self.witnesses.load());
         let _order = one_by_one(&witnesses);
         let decision = generation.schedule(worker, view);
-        tell(&witnesses, &generation, Way::default(), &Seen::Schedule(worker, view, &decision));
+        self.tell(&witnesses, &generation, &Seen::Schedule(worker, view, &decision));
         decision
     }
 
@@ -324,7 +355,7 @@ impl Generations {
         let (generation, witnesses) = (self.active.load_full(), self.witnesses.load());
         let _order = one_by_one(&witnesses);
         let decision = generation.retain(worker, view);
-        tell(&witnesses, &generation, Way::default(), &Seen::Retain(worker, view, &decision));
+        self.tell(&witnesses, &generation, &Seen::Retain(worker, view, &decision));
         decision
     }
 
@@ -333,7 +364,14 @@ impl Generations {
         let (generation, witnesses) = (self.active.load_full(), self.witnesses.load());
         let _order = one_by_one(&witnesses);
         generation.clipped(worker, frame, clips);
-        tell(&witnesses, &generation, Way::default(), &Seen::Clipped(worker, frame, clips));
+        self.tell(&witnesses, &generation, &Seen::Clipped(worker, frame, clips));
+    }
+
+    fn tell(&self, witnesses: &Witnesses, generation: &Arc<Generation>, seen: &Seen<'_>) {
+        tell(witnesses, generation, Way::default(), seen);
+        if let Some(rollout) = &*self.rollouts.running() {
+            rollout.see(seen);
+        }
     }
 
     /// Has a witness told of every decision from here on.
@@ -351,6 +389,7 @@ impl Generations {
     /// Prepares a chain and makes it active. Blocks for as long as compiling takes, and for changes before it.
     pub fn apply(&self, spec: ChainSpec) -> Result<GenerationId, PrepareError> {
         let _one_by_one = self.changing.lock();
+        self.rollouts.check_none()?;
         self.publish(spec, "chain".to_owned())
     }
 
@@ -363,12 +402,13 @@ impl Generations {
         origin: String,
     ) -> Result<GenerationId, PrepareError> {
         let _alone = self.begin_change()?;
+        self.rollouts.check_none()?;
         let (spec, reason) = self.with_plugin(name, component, origin)?;
         self.publish(spec, reason)
     }
 
     /// The only change from here on. Errors: another one is under way.
-    fn begin_change(&self) -> Result<MutexGuard<'_, ()>, PrepareError> {
+    pub(crate) fn begin_change(&self) -> Result<MutexGuard<'_, ()>, PrepareError> {
         self.changing.try_lock().ok_or_else(|| PrepareError {
             stage: Stage::Fetched,
             plugin: None,
@@ -377,7 +417,7 @@ impl Generations {
     }
 
     /// The active chain with another component in a plugin's place, and a word about it.
-    fn with_plugin(
+    pub(crate) fn with_plugin(
         &self,
         name: &str,
         component: Arc<[u8]>,
@@ -396,31 +436,44 @@ impl Generations {
     }
 
     /// Prepares a generation that decides nothing yet.
-    fn prepare(&self, spec: ChainSpec, reason: String) -> Result<Arc<Generation>, PrepareError> {
+    pub(crate) fn prepare(
+        &self,
+        spec: ChainSpec,
+        reason: String,
+        sharing: Sharing,
+    ) -> Result<Arc<Generation>, PrepareError> {
         let id = self.ledger.lock().take_id();
         let (runtime, workers) = (&self.runtime, self.workers);
         let saved = |plugin: &str| load(self.stores.as_ref(), plugin);
         let preparation = Preparation { runtime, spec: &spec, workers, generation: id, saved: &saved };
-        let seats = preparation.seats(&self.active.load().seats)?;
+        let seats = preparation.seats(&self.active.load().seats, sharing)?;
         Ok(Arc::new(Generation::new(id, spec, seats, reason)))
     }
 
     fn publish(&self, spec: ChainSpec, reason: String) -> Result<GenerationId, PrepareError> {
-        let next = self.prepare(spec, reason)?;
+        let next = self.prepare(spec, reason, Sharing::Same)?;
         let id = next.id;
-        let mut ledger = self.ledger.lock();
-        ledger.activated(&next);
-        ledger.keep(READY_MAX + 1);
-        next.stores_differ_from_disk();
-        self.active.store(next);
-        drop(ledger);
+        let before = self.active();
+        self.activate(next, &before);
         tracing::info!(generation = id.0, "policy generation active");
         Ok(id)
     }
 
-    /// Makes the generation active that was so before this one. Errors: there is none.
+    /// Makes a prepared generation active and watches it for a while.
+    pub(crate) fn activate(&self, next: Arc<Generation>, before: &Generation) {
+        let mut ledger = self.ledger.lock();
+        ledger.activated(&next);
+        ledger.keep(READY_MAX + 1);
+        next.stores_differ_from_disk();
+        self.active.store(next.clone());
+        drop(ledger);
+        self.rollouts.begin_probation(&next, before);
+    }
+
+    /// Makes the generation active that was so before this one. Errors: there is none, or a candidate is tried.
     pub fn rollback(&self) -> Result<GenerationId, PrepareError> {
         let _one_by_one = self.changing.lock();
+        self.rollouts.check_none()?;
         let mut ledger = self.ledger.lock();
         let Some(before) = ledger.roll_back() else {
             let message = "no generation is kept from before the active one".to_owned();
@@ -430,6 +483,7 @@ impl Generations {
         before.stores_differ_from_disk();
         self.active.store(before);
         drop(ledger);
+        self.rollouts.end_probation();
         tracing::info!(generation = id.0, "policy generation rolled back");
         Ok(id)
     }
@@ -444,7 +498,12 @@ impl Generations {
 
     /// Generations, the oldest known first.
     pub fn history(&self) -> Vec<crate::report::GenerationReport> {
-        self.ledger.lock().history(&self.active.load())
+        self.ledger.lock().history(&self.active.load(), &self.rollouts)
+    }
+
+    /// What changed from one generation to another. Errors: the one that is not remembered.
+    pub fn diff(&self, from: GenerationId, to: GenerationId) -> Result<GenerationDiff, GenerationId> {
+        self.ledger.lock().diff([from, to])
     }
 
     /// The plugins of the active generation.

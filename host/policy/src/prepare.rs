@@ -33,13 +33,25 @@ pub(crate) struct Preparation<'a> {
     pub(crate) saved: &'a dyn Fn(&str) -> Entries,
 }
 
+/// What a new generation takes from the live one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// The plugins that are the same.
+    Same,
+    /// A copy of all state, and no plugin: what is asked beside the live one must not disturb it.
+    Fork,
+}
+
 impl Preparation<'_> {
-    /// Prepares all plugins; those that are the same in `live` are taken from there.
-    pub(crate) fn seats(&self, live: &Seats) -> Result<Seats, PrepareError> {
+    /// Prepares all plugins, each with the state and the store of its namesake in `live`; or takes it from there.
+    pub(crate) fn seats(&self, live: &Seats, sharing: Sharing) -> Result<Seats, PrepareError> {
         check_names(self.spec)?;
         let mut seats = Seats::new();
         for (name, plugin) in &self.spec.plugins {
-            let seat = match live.get(name).filter(|seat| is_same(seat, self.spec, plugin, self.workers)) {
+            let same = |seat: &&Arc<Seat>| {
+                sharing == Sharing::Same && is_same(seat, self.spec, plugin, self.workers)
+            };
+            let seat = match live.get(name).filter(same) {
                 Some(seat) => seat.clone(),
                 None => {
                     let old = live.get(name);

@@ -1,5 +1,6 @@
 //! What an operator asks for: plugins, and the order in which they answer.
 
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -91,13 +92,14 @@ pub struct Subject<'a> {
 }
 
 /// Which requests something is for. A pattern is a text, or a beginning followed by `*`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Match {
     /// Models, any of them; empty for all.
     pub models: Vec<String>,
     /// Tenants, any of them; empty for all.
     pub tenants: Vec<String>,
     /// Headers, all of them: name and pattern.
+    #[serde(serialize_with = "as_map")]
     pub headers: Vec<(String, String)>,
 }
 
@@ -118,6 +120,10 @@ impl Match {
             && any(&self.tenants, subject.tenant)
             && self.headers.iter().all(header)
     }
+}
+
+fn as_map<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(name, pattern)| (name, pattern)))
 }
 
 fn fits(pattern: &str, text: &str) -> bool {

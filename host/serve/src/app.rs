@@ -119,6 +119,7 @@ impl App {
         let runtime = Runtime::new(RuntimeConfig { compile_cache, ..RuntimeConfig::default() })?;
         let setup = Setup { workers: config.engine.workers, store_folder: config.state.folder() };
         let generations = Generations::start_with(Arc::clone(&runtime), chain_spec(&config)?, setup)?;
+        generations.keep_watch(config.rollout.limits()).map_err(StartError::Thread)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
         let mut workers = Vec::new();
         for (index, executor) in executors.into_iter().enumerate() {

@@ -36,7 +36,7 @@ pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response,
     let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //  400, naming the field
     let request = request.of_tenant(tenant); //                                   rules match on it
     let prompt = render::prompt(&app, &request)?; //                              template, tokens, block names
-    let wishes = hints::interpret(&policies, &request, &prompt, app.frame())?; // * no answer: no hints
+    let (policies, wishes) = hints::by_session(policies, &request, &prompt, app.frame())?; // * no answer: no hints
     let mut row = row::request(&request, &prompt, &wishes); //                     what the next two are shown
     let place = admit::enter(&app, &policies, &mut row).await?; //              * no answer: it comes in
     let routed = choose(&app, &policies, &prompt, &row)?; //                    * no answer: the built-in

@@ -3,6 +3,8 @@
 //! **Invariant:** label values are enums or names from the configuration, never ids; nothing of a prompt,
 //! a completion or a header's value is written anywhere.
 
+mod rollout;
+
 use std::io::IsTerminal;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -150,6 +152,7 @@ pub struct Metrics {
     policy_clipped: Family<BySlot, Counter>,
     policy_call_us: Family<ByQuantile, Gauge<f64, AtomicU64>>,
     compile_cache: Family<ByOutcome, Counter>,
+    rollout: rollout::RolloutMetrics,
 }
 
 impl Metrics {
@@ -180,6 +183,7 @@ impl Metrics {
             policy_clipped: Family::default(),
             policy_call_us: Family::default(),
             compile_cache: Family::default(),
+            rollout: rollout::RolloutMetrics::default(),
         };
         metrics.register();
         metrics
@@ -218,6 +222,7 @@ impl Metrics {
         );
         r.register("policy_call_us", "Time of a policy call, quantiles", self.policy_call_us.clone());
         r.register("compile_cache", "Components asked of the compile cache", self.compile_cache.clone());
+        self.rollout.register(&mut r);
     }
 
     /// Counts an admitted request that ended.
@@ -257,6 +262,7 @@ impl Metrics {
         self.collect_workers(app);
         self.collect_policies(app);
         self.collect_cache(app);
+        self.rollout.collect(&app.generations);
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry.lock()) {
             tracing::error!(%error, "metrics cannot be written");

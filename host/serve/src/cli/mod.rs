@@ -1,4 +1,4 @@
-//! The command line: `serve`, `demo`, `config`, `plugin`, `generations`.
+//! The command line: `serve`, `demo`, `config`, `plugin`, `rollout`, `generations`.
 //!
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
@@ -7,6 +7,7 @@ mod config;
 mod demo;
 mod examine;
 mod operate;
+mod rollout;
 mod run;
 mod supply;
 
@@ -38,8 +39,10 @@ enum Command {
     Config(config::ConfigCommand),
     /// List, swap and roll back plugins of a running host; sign, push and pull their components.
     Plugin(operate::PluginArgs),
-    /// Show the generations of a running host.
-    Generations(operate::Admin),
+    /// Try a plugin beside the active one before it decides everything.
+    Rollout(rollout::RolloutArgs),
+    /// Show the generations of a running host, or what lies between two of them.
+    Generations(operate::GenerationsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -103,6 +106,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => demo::demo(&args),
         Command::Config(command) => config::config(command),
         Command::Plugin(args) => run::block_on(operate::plugin(args))?,
-        Command::Generations(admin) => run::block_on(operate::generations(admin))?,
+        Command::Rollout(args) => run::block_on(rollout::rollout(args))?,
+        Command::Generations(args) => run::block_on(operate::generations(args))?,
     }
 }

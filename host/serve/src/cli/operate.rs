@@ -19,6 +19,31 @@ pub(super) struct Admin {
     admin: String,
 }
 
+impl Admin {
+    pub(super) fn address(self) -> String {
+        self.admin
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GenerationsArgs {
+    #[command(subcommand)]
+    command: Option<GenerationsCommand>,
+    #[command(flatten)]
+    admin: Admin,
+}
+
+#[derive(Debug, Subcommand)]
+enum GenerationsCommand {
+    /// Show what changed from one generation to another.
+    Diff {
+        /// The one.
+        from: u64,
+        /// The other.
+        to: u64,
+    },
+}
+
 #[derive(Debug, Args)]
 pub(super) struct PluginArgs {
     #[command(subcommand)]
@@ -94,13 +119,17 @@ async fn swap(client: &Client, name: &str, source: &str, sha256: &str) -> anyhow
     client.send_with(Method::PUT, &path, &headers, component).await
 }
 
-pub(super) async fn generations(admin: Admin) -> anyhow::Result<()> {
-    let reply = checked(Client::new(admin.admin).get("/admin/v1/generations").await?)?;
+pub(super) async fn generations(args: GenerationsArgs) -> anyhow::Result<()> {
+    let path = match args.command {
+        None => "/admin/v1/generations".to_owned(),
+        Some(GenerationsCommand::Diff { from, to }) => format!("/admin/v1/generations/{from}/diff/{to}"),
+    };
+    let reply = checked(Client::new(args.admin.admin).get(&path).await?)?;
     println!("{}", serde_json::to_string_pretty(&reply)?);
     Ok(())
 }
 
-fn checked(reply: Reply) -> anyhow::Result<Value> {
+pub(super) fn checked(reply: Reply) -> anyhow::Result<Value> {
     if reply.status.is_success() {
         return Ok(reply.json);
     }
@@ -136,6 +165,6 @@ pub(super) fn outcomes(calls: &Value) -> String {
     counts.map(|(outcome, count)| format!("{count} {outcome}")).collect::<Vec<_>>().join(", ")
 }
 
-fn text(value: &Value) -> &str {
+pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("-")
 }

@@ -68,6 +68,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// Where components come from.
     pub supply: Supply,
+    /// When a generation of policies is taken back.
+    pub rollout: crate::rollout::Rollout,
     /// Plugins by name.
     pub plugins: BTreeMap<String, Plugin>,
     /// The default chain: which plugin answers in which slot, in order.
@@ -183,6 +185,7 @@ impl Config {
         self.middleware.check()?;
         self.supply.check()?;
         self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name, &self.supply))?;
+        self.rollout.check().map_err(|(key, problem)| error::bad(key, problem))?;
         for (slot, name) in [("schedule", &self.chain.schedule), ("retain", &self.chain.retain)] {
             if self.plugins.get(name).is_some_and(|plugin| !plugin.matches.is_empty()) {
                 let problem = format!(
