@@ -1,6 +1,9 @@
 //! What a policy may say to its host: log lines and metrics. Natively they are recorded for tests.
 //!
-//! **Invariant:** neither returns anything, so that no decision can depend on them.
+//! **Invariant:** neither returns anything, so that no decision can depend on them. What [`store`] returns is
+//! the policy's own: part of its state.
+
+pub mod store;
 
 pub use crate::bindings::describe::pointsman::policy::log::Level;
 
