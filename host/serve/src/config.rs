@@ -183,11 +183,26 @@ pub struct Kv {
     pub block_tokens: u32,
     /// Memory for blocks, for each worker; taken from the machine as it is used.
     pub memory_mib_per_worker: u64,
+    /// Share of the pages that may be kept by ttl at once.
+    pub pinned_share_max: f64,
+    /// Share of the pages that may be kept by ttl for one tenant.
+    pub tenant_share_max: f64,
+    /// Longest ttl.
+    pub ttl_seconds_max: u32,
+    /// Share of the pages in use from which the cache counts as full.
+    pub retain_mark: f64,
 }
 
 impl Default for Kv {
     fn default() -> Self {
-        Self { block_tokens: 16, memory_mib_per_worker: 1024 }
+        Self {
+            block_tokens: 16,
+            memory_mib_per_worker: 1024,
+            pinned_share_max: 0.5,
+            tenant_share_max: 1.0,
+            ttl_seconds_max: 3600,
+            retain_mark: 0.9,
+        }
     }
 }
 
@@ -324,6 +339,8 @@ pub struct Chain {
     pub pick: String,
     /// Orders waiting sequences; empty takes the built-in.
     pub schedule: String,
+    /// Says what of the KV cache is worth keeping; empty keeps what was used last.
+    pub retain: String,
 }
 
 /// A scorer and its weight.
@@ -350,6 +367,7 @@ impl Default for Chain {
             score: chain.score.into_iter().map(|(plugin, weight)| Scorer { plugin, weight }).collect(),
             pick: chain.pick.unwrap_or_default(),
             schedule: chain.schedule.unwrap_or_default(),
+            retain: chain.retain.unwrap_or_default(),
         }
     }
 }
@@ -410,6 +428,19 @@ impl Config {
         if !(1..=256).contains(&self.kv.block_tokens) {
             return Err(bad("kv.block_tokens", format!("must be 1 to 256, is {}", self.kv.block_tokens)));
         }
+        for (key, share) in [
+            ("pinned_share_max", self.kv.pinned_share_max),
+            ("tenant_share_max", self.kv.tenant_share_max),
+            ("retain_mark", self.kv.retain_mark),
+        ] {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(bad(format!("kv.{key}"), format!("must be 0 to 1, is {share}")));
+            }
+        }
+        if self.kv.ttl_seconds_max > TTL_SECONDS_MAX {
+            let problem = format!("must be at most {TTL_SECONDS_MAX}, is {}", self.kv.ttl_seconds_max);
+            return Err(bad("kv.ttl_seconds_max", problem));
+        }
         for (key, us) in [
             ("step_us", self.engine.sim.step_us),
             ("prefill_us_per_token", self.engine.sim.prefill_us_per_token),
@@ -453,6 +484,9 @@ impl Config {
 /// Chosen: the pooling allocator reserves this much address space for each instance.
 pub const PLUGIN_MEMORY_MIB_MAX: u64 = 64;
 
+/// Specified: the contract counts milliseconds in 32 bits.
+const TTL_SECONDS_MAX: u32 = u32::MAX / 1000;
+
 fn at_least(key: &str, value: u64, min: u64) -> Result<(), ConfigError> {
     if value < min {
         return Err(bad(key, format!("must be at least {min}, is {value}")));
@@ -463,7 +497,10 @@ fn at_least(key: &str, value: u64, min: u64) -> Result<(), ConfigError> {
 impl Chain {
     /// Every plugin named, slot by slot.
     fn names(&self) -> impl Iterator<Item = &str> {
-        let singles = [self.pick.as_str(), self.schedule.as_str()].into_iter().filter(|n| !n.is_empty());
+        let singles = [&self.pick, &self.schedule, &self.retain]
+            .map(String::as_str)
+            .into_iter()
+            .filter(|n| !n.is_empty());
         let score = self.score.iter().map(|s| s.plugin.as_str());
         self.hints.iter().chain(&self.filter).map(String::as_str).chain(score).chain(singles)
     }
@@ -518,6 +555,7 @@ pub fn chain_spec(config: &Config) -> Result<policy::ChainSpec, ConfigError> {
         score: chain.score.iter().map(|s| (s.plugin.clone(), s.weight)).collect(),
         pick: named(&chain.pick),
         schedule: named(&chain.schedule),
+        retain: named(&chain.retain),
         ..policy::ChainSpec::default()
     })
 }

@@ -19,6 +19,7 @@ use crate::app::{App, Seat};
 use crate::ctx::{Moment, name_id};
 use crate::prompt::{Detokenizer, OutputParser, StopMatcher};
 use crate::request::{Prompt, Refusal, Request};
+use crate::retain::{self, Turn};
 use crate::route::{self, Routed};
 use crate::worker::{SequenceHints, Start};
 use crate::{hints, render};
@@ -34,8 +35,9 @@ pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response,
     let wishes = hints::interpret(&policies, &request, &prompt, app.frame())?; // * no answer: no hints
     let numbers = hints::numbers(&wishes);
     let routed = choose(&app, &policies, &prompt, (&wishes, &numbers))?; //     * no answer: the built-in
+    let turn = retain::turn(&app, &prompt, &wishes); //                 what retain* will want to know, if anybody
     let pinned = pin(&app, seat, policies, (&request, numbers, routed), arrived);
-    let answer = start(pinned, &request, &prompt)?; //      [ schedule* → kv → engine ]↺ on the worker's thread
+    let answer = start(pinned, &request, &prompt, turn)?; //      [ schedule* → kv → engine ]↺ on the worker's thread
     Ok(api::reply(answer, &request).await) //                                     text, calls, usage, sse
 }
 
@@ -74,7 +76,12 @@ fn pin(
 }
 
 /// Starts a sequence for each choice on the chosen worker.
-fn start(pinned: Pinned, request: &Request, prompt: &Prompt) -> Result<Answer, Refusal> {
+fn start(
+    pinned: Pinned,
+    request: &Request,
+    prompt: &Prompt,
+    turn: Option<Arc<Turn>>,
+) -> Result<Answer, Refusal> {
     let app = Arc::clone(&pinned.app);
     let worker = &app.workers[pinned.routed.worker];
     let room = app.context_max - prompt.tokens.len() as u32;
@@ -91,6 +98,7 @@ fn start(pinned: Pinned, request: &Request, prompt: &Prompt) -> Result<Answer, R
             output_tokens_max: limit,
             stop_tokens: Arc::clone(&app.model.stop_tokens),
             hints: sequence_hints(pinned.hints, limit),
+            turn: turn.clone(),
             arrived: pinned.arrived,
             events,
         });

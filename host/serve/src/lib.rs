@@ -18,6 +18,7 @@ pub mod prompt;
 pub mod reload;
 pub mod render;
 pub mod request;
+pub mod retain;
 pub mod route;
 pub mod server;
 pub mod telemetry;

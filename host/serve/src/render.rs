@@ -5,7 +5,7 @@
 use kv::BlockName;
 
 use crate::app::App;
-use crate::prompt::{PromptError, RenderInput};
+use crate::prompt::{PromptError, RenderInput, segments};
 use crate::request::{Prompt, Refusal, Request, ToolChoice};
 use crate::worker::NO_SALT;
 
@@ -39,7 +39,11 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
         return Err(Refusal::TooLong { tokens: tokens.len(), max });
     }
     let blocks = block_names(app, &tokens);
-    Ok(Prompt { tokens: tokens.into(), blocks: blocks.into(), forced, in_reasoning })
+    let segments = app
+        .generations
+        .retains()
+        .then(|| segments(&app.model.template, &app.model.tokenizer, &input, &text, &tokens));
+    Ok(Prompt { tokens: tokens.into(), blocks: blocks.into(), forced, in_reasoning, segments })
 }
 
 fn block_names(app: &App, tokens: &[u32]) -> Vec<BlockName> {

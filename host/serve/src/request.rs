@@ -5,6 +5,8 @@ use std::sync::Arc;
 use engine::SamplingParams;
 use serde_json::Value;
 
+use crate::prompt::Segment;
+
 /// One API call, parsed and checked; the protocol it came by is behind it.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -71,6 +73,8 @@ pub struct Prompt {
     pub forced: String,
     /// Whether the prompt ends inside a reasoning section.
     pub in_reasoning: bool,
+    /// What its tokens are; `None` where nobody wants to know.
+    pub segments: Option<Vec<Segment>>,
 }
 
 /// Why a request is refused. `api/error.rs` gives each its status.

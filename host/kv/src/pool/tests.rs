@@ -212,7 +212,7 @@ fn a_share_that_is_kept_is_bounded_and_freed_as_time_goes_by() {
     let mut pool = BlockPool::new(4, BLOCK as u32).with_keep_bounds(bounds);
     let seq = run(&mut pool, &[1, 1, 2, 2, 3, 3]);
     pool.release(&seq.pages);
-    let mut keep = |pool: &mut BlockPool, i: usize, until_ms, tenant| {
+    let keep = |pool: &mut BlockPool, i: usize, until_ms, tenant| {
         pool.retain(seq.names[i], worth(70, until_ms), tenant)
     };
     assert_eq!(keep(&mut pool, 0, 10, 1), Retained::Granted);

@@ -8,6 +8,7 @@ use kv::{BlockName, BlockPool, Fingerprint, NameChain, PageIdx};
 use tokio::sync::mpsc;
 
 use crate::ctx::Moment;
+use crate::retain::Turn;
 
 /// What a worker needs to start a sequence.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Start {
     pub stop_tokens: Arc<[u32]>,
     /// What scheduling wants to know.
     pub hints: SequenceHints,
+    /// What the `retain` slot is told of it; `None` where nobody is asked.
+    pub turn: Option<Arc<Turn>>,
     /// When the request came in.
     pub arrived: Moment,
     /// Where events go; dropping the receiver cancels the sequence.
@@ -136,6 +139,11 @@ impl Sequence {
     /// Tokens without KV. One of them is left to a decode step; more is prefill.
     pub(super) fn left(&self) -> usize {
         self.history.len() - self.computed
+    }
+
+    /// Names of its leading blocks that others can find.
+    pub(super) fn sealed_names(&self) -> &[BlockName] {
+        &self.names[..self.sealed]
     }
 
     pub(super) fn cancelled(&self) -> bool {
