@@ -13,6 +13,7 @@ use std::ops::Range;
 use serde_json::{Value, json};
 
 use crate::prompt::Guard;
+use crate::prompt::canonical::{Arguments, Content, Rules};
 use crate::prompt::segments::{Role, Span};
 
 /// Chosen: a message that a template leaves out costs a search through the rest of the text.
@@ -57,7 +58,9 @@ impl Search<'_> {
 
 impl Layout {
     /// Learns the layout; `render` gives the text of messages and tools, with the model's turn begun or not.
-    pub(super) fn learn(render: &dyn Fn(&Value, &Value, bool) -> String, parts: bool) -> Self {
+    pub(super) fn learn(render: &dyn Fn(&Value, &Value, bool) -> String, rules: &Rules) -> Self {
+        let parts = rules.content == Content::Parts;
+        let arguments = if rules.arguments == Arguments::Text { json!("{}") } else { json!({}) };
         let mut layout = Self::default();
         let content = |text: &str| if parts { json!([{"type": "text", "text": text}]) } else { json!(text) };
         let message = |role: &str, text: &str| json!({"role": role, "content": content(text)});
@@ -71,8 +74,7 @@ impl Layout {
         for from in [0, 1] {
             layout.learn_openings(render, &plain[from..], &none);
         }
-        let call =
-            |id: &str| json!({"id": id, "type": "function", "function": {"name": "probe", "arguments": {}}});
+        let call = |id: &str| json!({"id": id, "type": "function", "function": {"name": "probe", "arguments": arguments}});
         let calling = json!({"role": "assistant", "content": content("probefive"),
             "tool_calls": [call("callaaaaa"), call("callbbbbb")]});
         let answer = |id: &str, text: &str| json!({"role": "tool", "tool_call_id": id, "name": "probe", "content": content(text)});
@@ -107,7 +109,7 @@ impl Layout {
                 let shorter = render(&json!(messages[..i]), tools, false);
                 shorter.get(end_before..).unwrap_or_default().to_owned()
             };
-            let opening = between.strip_prefix(closing.as_str()).unwrap_or(between).to_owned();
+            let opening = between[closed(between, &closing)..].to_owned();
             let known = self.openings_mut(message["role"].as_str().unwrap_or_default());
             // Before a first message may stand anything: a date, a system prompt of the template's own.
             let typical = i > 0 || message["role"] == "system";
@@ -140,7 +142,10 @@ impl Layout {
     ///
     /// Cost: at most [`PASSES_MAX`] searches through the text; mostly two.
     pub(super) fn spans(&self, messages: &[Value], tools: bool, text: &str, guard: &Guard) -> Vec<Span> {
-        let mut spans = vec![Span { role: Role::System, start: 0, message: Span::BEFORE }];
+        // What a template writes before its first system message is part of it.
+        let is_given = messages.first().is_some_and(|first| role_of_message(first) == Role::System);
+        let message = if is_given { 0 } else { Span::BEFORE };
+        let mut spans = vec![Span { role: Role::System, start: 0, message }];
         let left = Cell::new(text.len().saturating_mul(PASSES_MAX));
         let mut cursor = 0;
         for (i, message) in messages.iter().enumerate() {
@@ -153,7 +158,6 @@ impl Layout {
                 continue;
             };
             let role = role_of(name);
-            // What a template writes before its first system message is part of it.
             let start = if i == 0 && role == Role::System { 0 } else { found.start };
             put(&mut spans, Span { role, start, message: i as i32 });
             cursor = found.end;
@@ -249,6 +253,10 @@ fn put(spans: &mut Vec<Span>, span: Span) {
     spans.push(span);
 }
 
+fn role_of_message(message: &Value) -> Role {
+    role_of(message["role"].as_str().unwrap_or_default())
+}
+
 fn role_of(name: &str) -> Role {
     match name {
         "system" | "developer" => Role::System,
@@ -291,6 +299,17 @@ fn learn_tools(
     let open = before.split('{').next().unwrap_or_default().trim();
     let close = after.trim_start_matches(|c: char| c.is_alphanumeric() || "}]\"',:".contains(c)).trim_end();
     (!open.is_empty() && !close.trim().is_empty()).then(|| (open.to_owned(), close.to_owned()))
+}
+
+/// Bytes of what is between two messages that close the first one, given what closes it at the end of a text. Where a
+/// template joins messages, less closes it there.
+fn closed(between: &str, closing: &str) -> usize {
+    let same = common_prefix(between, closing);
+    if same == closing.len() {
+        return same;
+    }
+    // Not in the middle of a mark.
+    between[..same].rfind(['>', ']', '\n']).map_or(0, |at| at + 1)
 }
 
 fn learn_turn(render: &dyn Fn(&Value, &Value, bool) -> String, messages: &[Value]) -> String {

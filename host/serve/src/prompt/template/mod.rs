@@ -193,7 +193,7 @@ impl ChatTemplate {
             let values = json!({"messages": messages, "tools": tools, "add_generation_prompt": begin});
             self.render_values(name, values, 0).unwrap_or_default()
         };
-        Layout::learn(&render, rules.content == Content::Parts)
+        Layout::learn(&render, rules)
     }
 
     fn render_values(&self, name: &str, mut values: serde_json::Value, now_ms: u64) -> Result<String, Error> {
