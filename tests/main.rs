@@ -12,6 +12,7 @@ mod hot_swap;
 mod kv_cache;
 mod middleware;
 mod process;
+mod retention;
 mod rollout;
 mod stores;
 mod supply;

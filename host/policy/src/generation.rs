@@ -131,6 +131,11 @@ impl Generation {
         self.chains[0].retain(worker, view)
     }
 
+    /// Whether a plugin says what of a worker's cache is worth keeping; else nobody need ask.
+    pub fn retains(&self) -> bool {
+        self.chains[0].retain.is_some()
+    }
+
     /// Tells the policy that retains what the host made less of.
     pub fn clipped(&self, worker: usize, frame: Frame, clips: &[Clip]) {
         self.chains[0].clipped(worker, frame, clips);
@@ -357,6 +362,11 @@ impl Generations {
         let decision = generation.retain(worker, view);
         self.tell(&witnesses, &generation, &Seen::Retain(worker, view, &decision));
         decision
+    }
+
+    /// Whether a plugin of the active generation says what of a worker's cache is worth keeping.
+    pub fn retains(&self) -> bool {
+        self.active.load().retains()
     }
 
     /// Tells the policy that retains what the host made less of.

@@ -130,6 +130,7 @@ impl App {
                 prefixes: Arc::clone(&prefixes),
                 generations: Arc::clone(&generations),
                 schedule: config.schedule.clone(),
+                kv: config.kv.clone(),
                 ctx: ctx.clone(),
             };
             workers.push(Worker::start(parts).map_err(StartError::Thread)?);

@@ -21,6 +21,7 @@ use crate::door::Place;
 use crate::hints::Wishes;
 use crate::prompt::{Detokenizer, OutputParser, StopMatcher};
 use crate::request::{Prompt, Refusal, Request};
+use crate::retain::{self, Turn};
 use crate::route::{self, Routed};
 use crate::worker::Start;
 use crate::{admit, auth, hints, middleware, render, row};
@@ -40,8 +41,9 @@ pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response,
     let mut row = row::request(&request, &prompt, &wishes); //                     what the next two are shown
     let place = admit::enter(&app, &policies, &mut row).await?; //              * no answer: it comes in
     let routed = choose(&app, &policies, &prompt, &row)?; //                    * no answer: the built-in
+    let turn = retain::turn(&app, &prompt, &wishes); //                             what retain* will be told, if asked
     let pinned = pin(&app, (seat, place), policies, (&request, &wishes, routed), arrived);
-    let answer = start(pinned, &request, &prompt, &wishes)?; // [ schedule* → kv → engine ]↺ on the worker's thread
+    let answer = start(pinned, (&request, &prompt), &wishes, turn)?; // [ schedule* → kv → engine ]↺ on the worker's thread
     Ok(api::reply(answer, &request).await) //                                     text, calls, usage, sse
 }
 
@@ -78,7 +80,12 @@ fn pin(
 }
 
 /// Starts a sequence for each choice on the chosen worker.
-fn start(pinned: Pinned, request: &Request, prompt: &Prompt, wishes: &Wishes) -> Result<Answer, Refusal> {
+fn start(
+    pinned: Pinned,
+    (request, prompt): (&Request, &Prompt),
+    wishes: &Wishes,
+    turn: Option<Arc<Turn>>,
+) -> Result<Answer, Refusal> {
     let app = Arc::clone(&pinned.app);
     let worker = &app.workers[pinned.routed.worker];
     let mut choices = Vec::with_capacity(request.choices as usize);
@@ -94,6 +101,7 @@ fn start(pinned: Pinned, request: &Request, prompt: &Prompt, wishes: &Wishes) ->
             stop_tokens: Arc::clone(&app.model.stop_tokens),
             hints: pinned.hints,
             attributes: wishes.attributes.clone(),
+            turn: turn.clone(),
             arrived: pinned.arrived,
             events,
         });

@@ -22,6 +22,7 @@ pub mod prompt;
 pub mod reload;
 pub mod render;
 pub mod request;
+pub mod retain;
 pub mod rollout;
 pub mod route;
 pub mod row;

@@ -7,7 +7,7 @@ use engine::SamplingParams;
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, kind};
-use super::matches_any;
+use super::{marks, matches_any};
 use crate::auth::is_credential;
 use crate::config::{HintSources, Limits};
 use crate::ctx::mix;
@@ -44,6 +44,8 @@ pub fn parse(body: &[u8], headers: &HeaderMap, rules: &Rules<'_>, seed: u64) -> 
     let messages = messages(&fields)?;
     let tools = tools(&fields)?;
     let tool_choice = tool_choice(&fields, tools.as_deref())?;
+    let mut extensions = extensions(&fields, &rules.hints.extensions)?;
+    extensions.extend(marks::extension(&messages, fields.list("tools")?));
     refuse_structured_output(&fields)?;
     Ok(Request {
         id: format!("chatcmpl-{:016x}{:016x}", mix(seed), seed),
@@ -59,7 +61,7 @@ pub fn parse(body: &[u8], headers: &HeaderMap, rules: &Rules<'_>, seed: u64) -> 
         choices: fields.integer("n", 1, rules.limits.choices_max.into())?.unwrap_or(1) as u32,
         stream: stream(&fields)?,
         headers: hint_headers(headers, &rules.hints.headers),
-        extensions: extensions(&fields, &rules.hints.extensions)?,
+        extensions,
     })
 }
 
@@ -123,7 +125,7 @@ fn tools(fields: &Fields<'_>) -> Result<Option<Vec<Value>>, Refusal> {
         let function = object.object("function")?.ok_or_else(|| object.wrong("function", "an object"))?;
         function.text("name")?.ok_or_else(|| function.wrong("name", "the name of a function"))?;
         function.object("parameters")?;
-        functions.push(tool.clone());
+        functions.push(marks::unmarked(tool));
     }
     Ok((!functions.is_empty()).then_some(functions))
 }

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod chat;
 pub mod error;
 mod fields;
+mod marks;
 mod reply;
 
 use std::sync::Arc;

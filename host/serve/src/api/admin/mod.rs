@@ -53,6 +53,7 @@ async fn workers(State(app): State<Arc<App>>) -> Response {
                 "pages": w.load.pages.load(Relaxed),
                 "pages_pinned": w.load.pages_pinned.load(Relaxed),
                 "pages_cached": w.load.pages_cached.load(Relaxed),
+                "pages_kept": w.load.pages_kept.load(Relaxed),
                 "steps": w.load.steps.load(Relaxed),
                 "evictions": w.load.evictions.load(Relaxed),
                 "preemptions": w.load.preemptions.load(Relaxed),
