@@ -449,6 +449,15 @@ fn step(pool: &mut BlockPool, model: &mut Model, live: &mut Vec<Seq>, op: &Op) -
                 assert_eq!(error, KvError::OutOfPages { wanted: *count, available: model.available() });
             }
         },
+        Op::Retain(..) | Op::Expire(_) | Op::Forget => say(pool, model, op),
+        Op::Seal(_) | Op::Finish(_) => {}
+    }
+    evicted
+}
+
+/// Says on both what blocks are worth.
+fn say(pool: &mut BlockPool, model: &mut Model, op: &Op) {
+    match op {
         Op::Retain(tokens, retention, tenant) => {
             let name = *names(tokens).last().expect("at least one block");
             assert_eq!(pool.retain(name, *retention, *tenant), model.retain(name, *retention, *tenant));
@@ -462,9 +471,8 @@ fn step(pool: &mut BlockPool, model: &mut Model, live: &mut Vec<Seq>, op: &Op) -
             pool.forget_retention();
             model.worth.clear();
         }
-        Op::Seal(_) | Op::Finish(_) => {}
+        _ => unreachable!("the other operations move pages"),
     }
-    evicted
 }
 
 /// What holds after every operation.

@@ -142,7 +142,7 @@ impl Retainer {
         for conversation in conversations {
             let rows = row..row + conversation.stretches.len();
             let wanted = self.wanted(conversation, rows.clone(), &mut clips, now_ms);
-            apply(conversation, occasion, &wanted, memory.shared(conversation), with.pool, &mut clips);
+            apply((conversation, memory.shared(conversation)), occasion, &wanted, with.pool, &mut clips);
             row = rows.end;
         }
         let clips: Vec<Clip> = clips.clips.into_values().collect();
@@ -295,10 +295,9 @@ impl Clips<'_> {
 /// Has the pool order a conversation's blocks by what they are to be worth; `shared` leading ones are those of other
 /// sessions, too, which lose nothing by this answer.
 fn apply(
-    conversation: &Conversation,
+    (conversation, shared): (&Conversation, usize),
     occasion: Occasion,
     wanted: &[Wanted],
-    shared: usize,
     pool: &mut BlockPool,
     clips: &mut Clips<'_>,
 ) {

@@ -164,6 +164,7 @@ impl Layout {
             let opened = self.opened(name, &text[found.start..found.end]);
             if name == "assistant"
                 && let Some(thought) = reasoning(text, found.start + opened)
+                && !self.user.iter().any(|opening| text[thought.clone()].contains(opening.as_str()))
             {
                 put(&mut spans, Span { role: Role::Reasoning, start: thought.start, message: i as i32 });
                 put(&mut spans, Span { role, start: thought.end, message: i as i32 });

@@ -69,7 +69,7 @@ fn answer(
 ) -> (Vec<Retention>, Vec<(u32, u32, String)>) {
     let mut clips = Clips { keeps, clips: BTreeMap::new() };
     let wanted = retainer().wanted(of, 0..keeps.len(), &mut clips, 1_000);
-    apply(of, occasion, &wanted, shared, pool, &mut clips);
+    apply((of, shared), occasion, &wanted, pool, &mut clips);
     let worth = of.names.iter().map(|name| pool.retention(name).expect("resident")).collect();
     (worth, clips.clips.into_values().map(|clip| (clip.row, clip.got.ttl_ms, clip.bound)).collect())
 }
