@@ -8,5 +8,6 @@ mod config;
 mod faults;
 mod hot_swap;
 mod kv_cache;
+mod languages;
 mod process;
 mod tidy;

@@ -3,6 +3,7 @@
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
 
+mod author;
 mod demo;
 mod operate;
 mod run;
@@ -33,7 +34,7 @@ enum Command {
     /// Check a configuration file, or print the reference one.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// List, swap and roll back plugins of a running host.
+    /// Write plugins; list, swap and roll back those of a running host.
     Plugin(operate::PluginArgs),
     /// Show the generations of a running host.
     Generations(operate::Admin),

@@ -7,6 +7,7 @@ use axum::http::Method;
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
+use super::author::{self, AuthorCommand};
 use crate::client::{Client, Reply};
 
 /// Which host to talk to.
@@ -38,11 +39,14 @@ enum PluginCommand {
     },
     /// Go back to the generation before the active one.
     Rollback,
+    #[command(flatten)]
+    Author(AuthorCommand),
 }
 
 pub(super) async fn plugin(args: PluginArgs) -> anyhow::Result<()> {
-    let client = Client::new(args.admin.admin);
+    let client = Client::new(args.admin.admin.clone());
     match args.command {
+        PluginCommand::Author(command) => author::run(command, args.admin.admin).await?,
         PluginCommand::List => {
             let reply = client.get("/admin/v1/plugins").await?;
             list(&checked(reply)?);
@@ -67,7 +71,7 @@ pub(super) async fn generations(admin: Admin) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn checked(reply: Reply) -> anyhow::Result<Value> {
+pub(super) fn checked(reply: Reply) -> anyhow::Result<Value> {
     if reply.status.is_success() {
         return Ok(reply.json);
     }

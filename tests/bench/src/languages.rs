@@ -1,0 +1,117 @@
+//! What each guest language costs: the template's scorer, built and asked in the same host.
+//!
+//! A language whose toolchain is not on the path is left out, by name.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use plugin_tool::{Lang, NewPlugin, ToolError};
+use policy::{
+    ChainSpec, Frame, Generations, Limits, PluginSpec, ROUTE_CANDIDATE, ROUTE_REQUEST, RouteView, Runtime,
+    RuntimeConfig, Table,
+};
+
+use crate::table::{Bar, head, quantile, row, us};
+
+const ROWS: [usize; 3] = [8, 64, 512];
+/// A language's calls at one size. Chosen: p99 has 30 samples above it, and Python is done in seconds.
+const CALLS: u64 = 3000;
+/// Instances whose memory is measured together.
+const INSTANCES: u32 = 16;
+/// An interpreter takes longer than the default of 2 ms for 512 candidates on a busy machine.
+const DEADLINE: Duration = Duration::from_millis(200);
+
+pub(crate) fn run() -> anyhow::Result<()> {
+    let workshop = tempfile::tempdir()?;
+    for lang in Lang::ALL {
+        match build(lang, workshop.path()) {
+            Ok((component, took)) => measure(lang, &component, took)?,
+            Err(error) => match error.downcast_ref() {
+                Some(ToolError::Missing { .. }) => println!("\n{lang}: left out: {error}"),
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Builds the template's scorer with four declared columns, of which it reads one. The time is that of a second build,
+/// as an author meets it.
+fn build(lang: Lang, workshop: &Path) -> anyhow::Result<(PathBuf, Duration)> {
+    let plugin = NewPlugin { name: &format!("bench-{lang}"), lang, slot: "score", dir: workshop };
+    let root = plugin_tool::new(&plugin)?;
+    let source = root.join(plugin_tool::Manifest::read(&root)?.source);
+    let text = std::fs::read_to_string(&source)?;
+    plugin_tool::build(&root)?;
+    let four = "\"queue_len\", \"running\", \"kv_used\", \"overlap_tokens\"";
+    std::fs::write(&source, text.replacen("\"queue_len\"", four, 1))?;
+    let begun = Instant::now();
+    let built = plugin_tool::build(&root)?;
+    Ok((built.component, begun.elapsed()))
+}
+
+fn measure(lang: Lang, component: &Path, build: Duration) -> anyhow::Result<()> {
+    let bytes = std::fs::read(component)?;
+    let runtime = Runtime::new(RuntimeConfig::default())?;
+    let mut spec = PluginSpec::new(bytes.clone(), "bench");
+    spec.limits = Limits { deadline: DEADLINE, ..spec.limits };
+    let begun = Instant::now();
+    let one = start(&runtime, spec.clone())?;
+    let cold = begun.elapsed();
+    let before = resident_kib()?;
+    spec.limits.instances = INSTANCES;
+    let many = start(&runtime, spec)?;
+    let memory = (resident_kib()? - before) / f64::from(INSTANCES);
+    head(&format!("{lang}: the template's scorer, 4 columns of f32"));
+    row("build, s", build.as_secs_f64(), None, Bar::None);
+    row("component, KiB", bytes.len() as f64 / 1024.0, None, Bar::None);
+    row("cold start: compile, describe, configure, try; ms", cold.as_secs_f64() * 1e3, None, Bar::None);
+    row("memory of one more instance, KiB", memory, None, Bar::None);
+    for rows in ROWS {
+        let mut samples = calls(&one, rows)?;
+        row(&format!("score of {rows} candidates, p50, us"), quantile(&mut samples, 0.5), None, Bar::None);
+        row(&format!("score of {rows} candidates, p99, us"), quantile(&mut samples, 0.99), None, Bar::None);
+    }
+    drop(many);
+    Ok(())
+}
+
+fn start(runtime: &Arc<Runtime>, plugin: PluginSpec) -> anyhow::Result<Arc<Generations>> {
+    let chain = ChainSpec {
+        plugins: [("scorer".to_owned(), plugin)].into(),
+        score: vec![("scorer".to_owned(), 1.0)],
+        ..ChainSpec::default()
+    };
+    Ok(Generations::start(Arc::clone(runtime), chain, 1)?)
+}
+
+/// Times of whole route decisions with this one scorer; the built-in picker adds 0.1 us.
+fn calls(generations: &Arc<Generations>, rows: usize) -> anyhow::Result<Vec<f64>> {
+    let request = Table::new(&ROUTE_REQUEST, 1);
+    let mut candidates = Table::new(&ROUTE_CANDIDATE, rows);
+    for column in 0..ROUTE_CANDIDATE.numbers.len() {
+        let cells = candidates.numbers_mut(column).iter_mut().enumerate();
+        cells.for_each(|(at, cell)| *cell = ((at * 37 + column * 11) % 97) as f32);
+    }
+    let mut samples = Vec::new();
+    for call in 0..CALLS + CALLS / 10 {
+        let frame = Frame { now_ms: 1_700_000_000_000, seed: call + 1 };
+        let view = RouteView { frame, request: &request, candidates: &candidates };
+        let begun = Instant::now();
+        let decision = generations.active().route(&view)?;
+        let took = us(begun.elapsed());
+        anyhow::ensure!(!decision.fell_back, "the scorer gave no answer");
+        if call >= CALLS / 10 {
+            samples.push(took);
+        }
+    }
+    Ok(samples)
+}
+
+fn resident_kib() -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("there is no VmRSS")?;
+    Ok(line.split_whitespace().next().context("VmRSS has a number")?.parse()?)
+}
