@@ -3,12 +3,15 @@
 //! Rust needs what this workspace needs. The others need toolchains that a fresh machine lacks: `.ci/run` installs them
 //! and runs these tests by name.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout};
 
 use axum::http::Method;
 use plugin_tool::{Lang, NewPlugin};
 use serde_json::{Value, json};
 
+use crate::process::{command, signal};
 use crate::support::{Host, post, user, with_model};
 
 /// Every slot, with where a chain asks it and what sets it in motion.
@@ -233,5 +236,85 @@ async fn two_choices_in_javascript_take_the_pickers_place() {
         assert_eq!((reply.status.as_u16(), reply.header("x-pointsman-decided-by")), (200, "pick-max-score"));
     }
     assert_eq!(host.calls("pick-max-score", "pick", "ok").await, 8);
+    host.stop().await;
+}
+
+/// A running `pointsman plugin dev`, and what it prints.
+struct Dev {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Dev {
+    fn start(root: &Path, name: &str, admin: &str) -> Self {
+        let dir = root.to_str().expect("the path is UTF-8");
+        let mut child = command(&["plugin", "dev", dir, "--name", name, "--admin", admin])
+            .spawn()
+            .expect("the process starts");
+        let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        Self { child, lines }
+    }
+
+    /// What it prints up to the line that says it waits.
+    fn round(&mut self) -> String {
+        let mut said = String::new();
+        for line in self.lines.by_ref() {
+            let line = line.expect("it is text");
+            if line.starts_with("waiting for a save") {
+                return said;
+            }
+            said += &line;
+        }
+        panic!("it ended: {said}");
+    }
+}
+
+/// Every save becomes a generation, or the reason why not.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs zig, or clang and wasm-ld"]
+async fn a_save_becomes_a_generation_or_a_reason() {
+    let workshop = Workshop::new();
+    let root = workshop.start(Lang::C, "score");
+    let host = Host::simulated("").await;
+    let (source, text) =
+        (root.join("policy.c"), std::fs::read_to_string(root.join("policy.c")).expect("it is there"));
+    let mut dev = Dev::start(&root, "route-least-load", &format!("http://{}", host.server.admin));
+    let mut saved = async |text: Option<&str>| {
+        if let Some(text) = text {
+            std::fs::write(&source, text).expect("it can be written");
+        }
+        tokio::task::block_in_place(|| dev.round())
+    };
+    let first = saved(None).await;
+    assert!(first.contains("generation 2 is active"), "{first}");
+    let broken = saved(Some(&text.replace("return true;", "return true"))).await;
+    assert!(broken.contains("expected ';'") && broken.contains("policy.c"), "{broken}");
+    let refused = saved(Some(&text.replace("\"queue_len\", NULL", "\"queue_length\", NULL"))).await;
+    assert!(refused.contains("queue_length") && refused.contains("not described"), "{refused}");
+    assert_eq!(host.generation().await, 2);
+    let mended = saved(Some(&text.replace("half_at = 1;", "half_at = 2;"))).await;
+    assert!(mended.contains("generation 3 is active"), "{mended}");
+    signal(&dev.child, "-INT");
+    assert!(tokio::task::block_in_place(|| dev.child.wait()).expect("it ends").success());
+    host.stop().await;
+}
+
+/// A policy that fails costs its call: the host answers, and says in the policy's own words what happened.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs node and componentize-qjs on the path"]
+async fn an_exception_in_javascript_costs_one_fallback_and_no_request() {
+    let workshop = Workshop::new();
+    let root = workshop.start(Lang::Js, "score");
+    let source = root.join("policy.js");
+    let text = std::fs::read_to_string(&source).expect("it is there");
+    // Trial calls have the seed 0, and pass.
+    let faulty = text.replace("const halfAt", "if (view.frame.seed !== 0) null.gone;\n    const halfAt");
+    assert_ne!(faulty, text);
+    std::fs::write(&source, faulty).expect("it can be written");
+    let built = plugin_tool::build(&root).unwrap_or_else(|e| panic!("{e}"));
+    let host = Host::start(&asked_in("score", &built.component)).await;
+    let reply = host.chat(json!({ "messages": user("hello"), "max_tokens": 1 })).await;
+    assert_eq!(reply.status, 200, "{}", reply.json);
+    assert_eq!(host.calls("mine", "score", "trapped").await, 1);
     host.stop().await;
 }
