@@ -67,7 +67,7 @@ async fn decides(workshop: &Workshop, lang: Lang, slot: &'static str) -> PathBuf
     let root = workshop.start(lang, slot);
     let built = tokio::task::spawn_blocking(move || {
         let said = plugin_tool::test(&root).unwrap_or_else(|e| panic!("{lang} {slot}: {e}"));
-        println!("{lang} {slot}: {}", said.lines().last().unwrap_or_default());
+        eprintln!("{lang} {slot}: {}", said.lines().last().unwrap_or_default());
         plugin_tool::build(&root).unwrap_or_else(|e| panic!("{lang} {slot}: {e}"))
     });
     let built = built.await.expect("no panic");
