@@ -10,6 +10,7 @@ mod config;
 mod faults;
 mod hot_swap;
 mod kv_cache;
+mod languages;
 mod middleware;
 mod process;
 mod retention;

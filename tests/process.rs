@@ -20,7 +20,8 @@ fn pointsman() {
     }
 }
 
-fn command(args: &[&str]) -> Command {
+/// `pointsman` with these arguments.
+pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("a test knows its own path"));
     command
         .args(["--exact", "process::pointsman", "--nocapture"])
@@ -71,7 +72,7 @@ fn serve(more: &[&str]) -> Served {
     Served { child, _stdout: lines, api, admin }
 }
 
-fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args([name, &child.id().to_string()]).status().expect("kill is there");
     assert!(sent.success());
 }

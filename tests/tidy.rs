@@ -143,10 +143,11 @@ fn dependencies_point_one_way() {
         ("host/kv", &[] as &[&str]),
         ("host/engine", &["kv"]),
         ("host/policy", &[]),
-        ("host/serve", &["kv", "engine", "policy"]),
+        ("host/serve", &["kv", "engine", "policy", "plugin-tool"]),
         ("sdk/rust", &[]),
+        ("sdk/tool", &[]),
     ]);
-    let ours = ["kv", "engine", "policy", "serve", "pointsman-sdk"];
+    let ours = ["kv", "engine", "policy", "serve", "pointsman-sdk", "plugin-tool"];
     let owners = [
         ("wasmtime", "host/policy"),
         ("wasmtime-wasi", "host/policy"),

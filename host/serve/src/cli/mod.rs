@@ -3,6 +3,7 @@
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
 
+mod author;
 mod config;
 mod demo;
 mod examine;
@@ -37,7 +38,7 @@ enum Command {
     /// Check, explain or import a configuration; print the reference one or its schema.
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// List, swap and roll back plugins of a running host; sign, push and pull their components.
+    /// Write and examine plugins; sign, push and pull them; list, swap and roll back those of a running host.
     Plugin(operate::PluginArgs),
     /// Try a plugin beside the active one before it decides everything.
     Rollout(rollout::RolloutArgs),

@@ -7,6 +7,7 @@ use axum::http::Method;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::author::{self, AuthorCommand};
 use super::supply::{self, SupplyCommand};
 use crate::client::{Client, Reply};
 use crate::source::{self, COMPONENT_BYTES_MAX, SCHEME};
@@ -74,11 +75,14 @@ enum PluginCommand {
     Bench(super::examine::ExamineArgs),
     #[command(flatten)]
     Supply(SupplyCommand),
+    #[command(flatten)]
+    Author(AuthorCommand),
 }
 
 pub(super) async fn plugin(args: PluginArgs) -> anyhow::Result<()> {
-    let client = Client::new(args.admin.admin);
+    let client = Client::new(args.admin.admin.clone());
     match args.command {
+        PluginCommand::Author(command) => author::run(command, args.admin.admin).await?,
         PluginCommand::List => {
             let reply = client.get("/admin/v1/plugins").await?;
             list(&checked(reply)?);
