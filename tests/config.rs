@@ -29,6 +29,17 @@ fn mistakes_are_named() {
     refused("[[chain.score]]\nplugin = \"route-least-load\"\nweight = -1", &["chain.score.weight"]);
     refused("[plugins.x]\nsource = \"builtin:nothing\"", &["plugins.x.source", "pick-max-score"]);
     refused("[plugins.x]\nlimit = 1", &["limit"]);
+    refused("[supply]\nverify = \"require\"", &["supply.keys", "public key"]);
+    refused("[supply]\nverify = \"maybe\"", &["maybe", "require"]);
+    refused("[supply]\ntimeout_seconds = 0", &["supply.timeout_seconds", "at least 1"]);
+    refused("[plugins.x]\nsource = \"oci://it\"", &["plugins.x.source", "oci://HOST"]);
+    refused("[plugins.x]\nsource = \"https://host/it.wasm\"", &["plugins.x.source", "file:PATH"]);
+    refused("[plugins.pick-max-score]\nsha256 = \"12\"", &["plugins.pick-max-score.sha256", "64"]);
+    refused("[plugins.pick-max-score]\nsignature = \"x\"", &["plugins.pick-max-score.signature", "files"]);
+    let unchecked = "[plugins.x]\nsource = \"it.wasm\"\nsignature = \"it.sig\"";
+    refused(unchecked, &["plugins.x.signature", "supply.keys"]);
+    refused("[rollout]\ntrap_rate_max = 2.0", &["rollout.trap_rate_max", "from 0 to 1"]);
+    refused("[rollout]\ntick_ms = 0", &["rollout.tick_ms", "1 to 60000"]);
     refused("[plugins.pick-max-score.limits]\ndeadline_us = 0", &["deadline_us", "at least 1"]);
 }
 

@@ -2,6 +2,8 @@
 
 mod support;
 
+mod admission;
+mod attributes;
 mod bad_input;
 mod chat;
 mod config;
@@ -9,5 +11,9 @@ mod faults;
 mod hot_swap;
 mod kv_cache;
 mod languages;
+mod middleware;
 mod process;
+mod rollout;
+mod stores;
+mod supply;
 mod tidy;

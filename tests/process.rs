@@ -26,16 +26,17 @@ pub(crate) fn command(args: &[&str]) -> Command {
     command
         .args(["--exact", "process::pointsman", "--nocapture"])
         .env(ARGS, args.join("\n"))
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
         .env_remove("RUST_LOG");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     command(args).output().expect("the process starts")
 }
 
-fn refused(args: &[&str], words: &[&str]) {
+pub(crate) fn refused(args: &[&str], words: &[&str]) {
     let output = run(args);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{args:?} succeeded");
@@ -147,6 +148,41 @@ fn plugins_are_listed_swapped_and_rolled_back() {
     refused(&["plugin", "swap", "route-prefix-affinity", "/dev/null", "--admin", &admin], &["compiled"]);
     refused(&["plugin", "list", "--admin", "http://127.0.0.1:9"], &["127.0.0.1:9", "refused"]);
     signal(&served.child, "-INT");
+    assert!(served.child.wait().expect("it ends").success());
+}
+
+#[test]
+fn a_rollout_is_led_from_a_terminal() {
+    let mut served = serve(&[]);
+    let admin = format!("http://{}", served.admin);
+    let file = component("route-prefix-affinity");
+    let file = file.to_str().expect("a path is text");
+    let say = |args: &[&str], words: &[&str]| {
+        let output = run(&[args, &["--admin", &admin]].concat());
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        for word in words {
+            assert!(said.contains(word), "{args:?}: `{word}` is missing in {said}");
+        }
+    };
+    say(&["rollout", "status"], &["active generation 1", "no rollout"]);
+    say(&["rollout", "shadow", "route-prefix-affinity", file], &["generation 2 is shadow"]);
+    say(&["rollout", "canary", "--percent", "12.5"], &["generation 2 is canary"]);
+    say(&["rollout", "status"], &["generation 2 is canary at 12.5 % beside 1", "0 by the candidate"]);
+    say(&["rollout", "abort"], &["generation 2 is aborted"]);
+    let narrow = ["--tenant", "acme*", "--header", "x-pointsman-ring=early", "--percent", "5"];
+    let begin = ["rollout", "canary", "route-prefix-affinity", file];
+    say(&[begin.as_slice(), &narrow].concat(), &["generation 3 is canary"]);
+    say(
+        &["rollout", "status", "--json"],
+        &["\"acme*\"", "\"x-pointsman-ring\": \"early\"", "\"percent\": 5.0"],
+    );
+    refused(&["rollout", "canary", "--percent", "0", "--admin", &admin], &["`percent`", "above 0"]);
+    refused(&["plugin", "rollback", "--admin", &admin], &["generation 3 (canary)", "abort it"]);
+    say(&["rollout", "promote"], &["generation 3 is promoted"]);
+    say(&["generations", "diff", "1", "3"], &["\"changed\"", "\"from\": 1"]);
+    refused(&["generations", "diff", "1", "9", "--admin", &admin], &["generation 9 is not remembered"]);
+    signal(&served.child, "-TERM");
     assert!(served.child.wait().expect("it ends").success());
 }
 

@@ -13,7 +13,7 @@ fn embed() -> Result<(), Box<dyn std::error::Error>> {
     let here = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let workspace = here.ancestors().nth(2).ok_or("this crate lies two folders deep")?;
-    for input in ["plugins", "sdk/rust", "wit/v0.1", ".cargo/config.toml", "Cargo.toml", "Cargo.lock"] {
+    for input in ["plugins", "sdk/rust", "wit", ".cargo/config.toml", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", workspace.join(input).display());
     }
     let packages = plugins(workspace)?;

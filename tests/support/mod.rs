@@ -21,13 +21,40 @@ pub(crate) struct Host {
     pub(crate) admin: Client,
 }
 
+/// A response as it came over the wire.
+pub(crate) struct Heard {
+    head: String,
+    pub(crate) json: Value,
+}
+
+impl Heard {
+    pub(crate) fn status(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap_or_default()
+    }
+
+    /// A header; empty if it is not there.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
+    }
+}
+
 impl Host {
     /// A host with the embedded model and what `toml` changes.
     pub(crate) async fn start(toml: &str) -> Self {
+        Self::start_with(toml, 20).await
+    }
+
+    /// The same, with a stop that waits for so many seconds.
+    pub(crate) async fn start_with(toml: &str, drain_seconds: u64) -> Self {
         let mut config = Config::parse(toml).expect("the test's configuration is right");
         config.listen.api = SocketAddr::from(([127, 0, 0, 1], 0));
         config.listen.admin = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.limits.drain_seconds = 20;
+        config.limits.drain_seconds = drain_seconds;
+        if config.supply.cache_dir.is_empty() {
+            // Tests leave nothing in the folders of whoever runs them.
+            "off".clone_into(&mut config.supply.cache_dir);
+        }
         let app = tokio::task::spawn_blocking(move || App::start(config, None))
             .await
             .expect("start does not panic");
@@ -78,6 +105,26 @@ impl Host {
     pub(crate) async fn generation(&self) -> u64 {
         let reply = self.admin.get("/admin/v1/generations").await.expect("the admin API answers");
         reply.json["active"].as_u64().expect("an id is a number")
+    }
+
+    /// A chat on a connection of its own, with these headers.
+    pub(crate) async fn chat_with(&self, headers: &[(&str, &str)], body: Value) -> Heard {
+        let mut request = with_model(body).to_string();
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        request = String::from_utf8(post("/v1/chat/completions", &request))
+            .expect("requests are UTF-8")
+            .replacen("\r\n", &format!("\r\n{headers}"), 1);
+        let response = self.raw(request.as_bytes()).await;
+        let (head, body) = response.split_once("\r\n\r\n").expect("a response has a head");
+        Heard { head: head.to_owned(), json: serde_json::from_str(body).unwrap_or(Value::Null) }
+    }
+
+    /// A metric of a plugin; null if it never said it.
+    pub(crate) async fn said(&self, plugin: &str, metric: &str) -> Value {
+        let reply = self.admin.get("/admin/v1/plugins").await.expect("the admin API answers");
+        let plugins = reply.json["plugins"].as_array().cloned().unwrap_or_default();
+        let report = plugins.into_iter().find(|p| p["name"] == plugin).expect("the plugin is in the chain");
+        report["metrics"][metric]["value"].clone()
     }
 
     /// Calls of a plugin in a slot with an outcome.

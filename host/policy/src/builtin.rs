@@ -2,9 +2,9 @@
 //!
 //! **Invariant:** each always answers, in bounds, and from its view alone.
 
-use crate::slot::{Answer, PickPolicy, RouteView, SchedulePolicy, ScheduleView, ScorePolicy};
+use crate::slot::{Answer, PickPolicy, RouteView, SchedulePlan, SchedulePolicy, ScheduleView, ScorePolicy};
 
-/// Indices in `ROUTE_REQUEST` and `ROUTE_CANDIDATE`; a test holds them to their names.
+/// Indices in `REQUEST` and `ROUTE_CANDIDATE`; a test holds them to their names.
 const PROMPT_TOKENS: usize = 0;
 const OVERLAP_TOKENS: usize = 0;
 const QUEUED_TOKENS: usize = 3;
@@ -60,8 +60,8 @@ impl PickPolicy for BestOfTwo {
 pub struct FirstCome;
 
 impl SchedulePolicy for FirstCome {
-    fn order(&mut self, view: &ScheduleView<'_>) -> Answer<Vec<u32>> {
-        Some((0..view.waiting.rows() as u32).collect())
+    fn plan(&mut self, view: &ScheduleView<'_>) -> Answer<SchedulePlan> {
+        Some(SchedulePlan { order: (0..view.waiting.rows() as u32).collect(), ..SchedulePlan::default() })
     }
 }
 
@@ -76,7 +76,7 @@ fn mix(seed: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::slot::{Frame, ROUTE_CANDIDATE, ROUTE_REQUEST};
+    use crate::slot::{Frame, REQUEST, ROUTE_CANDIDATE};
     use crate::table::Table;
     use proptest::prelude::*;
 
@@ -85,7 +85,7 @@ mod tests {
     }
 
     fn ask<T>(prompt: f32, columns: [&[f32]; 3], ask: impl FnOnce(&RouteView<'_>) -> T) -> T {
-        let mut request = Table::new(&ROUTE_REQUEST, 1);
+        let mut request = Table::new(&REQUEST, 1);
         request.numbers_mut(PROMPT_TOKENS)[0] = prompt;
         let mut candidates = Table::new(&ROUTE_CANDIDATE, columns[0].len());
         for (column, values) in [OVERLAP_TOKENS, QUEUED_TOKENS, ACTIVE_TOKENS].into_iter().zip(columns) {
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn the_columns_are_where_they_are_looked_for() {
-        assert_eq!(ROUTE_REQUEST.number("prompt_tokens"), Some(PROMPT_TOKENS));
+        assert_eq!(REQUEST.number("prompt_tokens"), Some(PROMPT_TOKENS));
         assert_eq!(ROUTE_CANDIDATE.number("overlap_tokens"), Some(OVERLAP_TOKENS));
         assert_eq!(ROUTE_CANDIDATE.number("queued_tokens"), Some(QUEUED_TOKENS));
         assert_eq!(ROUTE_CANDIDATE.number("active_tokens"), Some(ACTIVE_TOKENS));

@@ -14,14 +14,11 @@ pub fn builtin_plugin(name: &str) -> Option<PluginSpec> {
     Some(PluginSpec::new(builtin_component(name)?, format!("builtin:{name}")))
 }
 
-/// The chain that a host starts with where its operator says nothing else: all of them.
+/// The chain that a host starts with where its operator says nothing else.
 pub fn default_chain() -> ChainSpec {
-    let names = CATALOGUE.iter().map(|(name, _)| *name);
     let own = |name: &str| name.to_owned();
-    ChainSpec {
-        plugins: names.filter_map(|name| Some((own(name), builtin_plugin(name)?))).collect(),
+    let mut chain = ChainSpec {
         hints: vec![own("hints-agent")],
-        filter: vec![],
         // Overlap saves real work, so it outweighs the two others together.
         score: vec![
             (own("route-prefix-affinity"), 2.0),
@@ -30,5 +27,10 @@ pub fn default_chain() -> ChainSpec {
         ],
         pick: Some(own("pick-max-score")),
         schedule: Some(own("schedule-agent-priority")),
-    }
+        ..ChainSpec::default()
+    };
+    let scorers = chain.score.iter().map(|(name, _)| name);
+    let named = chain.hints.iter().chain(scorers).chain(&chain.pick).chain(&chain.schedule).cloned();
+    chain.plugins = named.filter_map(|name| Some((name.clone(), builtin_plugin(&name)?))).collect();
+    chain
 }

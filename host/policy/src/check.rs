@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** an answer that passes is safe to act on, whoever gave it.
 
-use crate::slot::{Hints, Value};
+use crate::slot::{Action, Decided, Header, Hints, Keep, SchedulePlan, Value, Verdict};
 
 /// Longest session or parent name, in bytes.
 pub const SESSION_BYTES_MAX: usize = 256;
@@ -10,6 +10,10 @@ pub const SESSION_BYTES_MAX: usize = 256;
 pub const CLASS_BYTES_MAX: usize = 64;
 /// Most attributes.
 pub const ATTRIBUTES_MAX: usize = 16;
+/// Longest reason that a policy gives a caller, in bytes.
+pub const REASON_BYTES_MAX: usize = 256;
+/// Longest reason of a route decision, in bytes: it goes into logs.
+const ROUTE_REASON_BYTES_MAX: usize = 128;
 /// Longest text of an attribute, in bytes.
 pub const TEXT_BYTES_MAX: usize = 256;
 
@@ -61,6 +65,81 @@ pub(crate) fn order(order: &[u32], rows: usize, seen: &mut Vec<bool>) -> Result<
         }
     }
     Ok(())
+}
+
+/// A complete order, a size for every sequence or for none, victims that run, each once.
+pub(crate) fn plan(plan: &SchedulePlan, waiting: usize, running: usize) -> Result<(), String> {
+    let mut seen = vec![];
+    order(&plan.order, waiting, &mut seen)?;
+    let sizes = plan.chunk_tokens.len();
+    if sizes != 0 && sizes != waiting + running {
+        return Err(format!("{sizes} chunk sizes for {waiting} waiting and {running} running sequences"));
+    }
+    seen.clear();
+    seen.resize(running, false);
+    for row in &plan.victims {
+        match seen.get_mut(*row as usize) {
+            Some(seen) if !*seen => *seen = true,
+            Some(_) => return Err(format!("victim {row} twice")),
+            None => return Err(format!("victim {row} of {running} running sequences")),
+        }
+    }
+    Ok(())
+}
+
+/// A status of an error, and headers that can be sent.
+pub(crate) fn action(action: &Action) -> Result<(), String> {
+    let changes = match action {
+        Action::Continue => return Ok(()),
+        Action::Reject(400..=599) => return Ok(()),
+        Action::Reject(status) => {
+            return Err(format!("a rejection with status {status}; 400 to 599 are errors"));
+        }
+        Action::Modify(changes) => changes,
+    };
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let visible = |byte: u8| byte == b'\t' || (byte >= b' ' && byte != 0x7f);
+    let bad = |(name, value): &&Header| {
+        name.is_empty() || !name.bytes().all(token) || !value.iter().copied().all(visible)
+    };
+    match changes.set.iter().chain(&changes.add).find(bad) {
+        Some((name, _)) => Err(format!("header `{}` cannot be sent", name.escape_default())),
+        None => Ok(()),
+    }
+}
+
+/// A reason that fits a line.
+pub(crate) fn verdict(verdict: &Verdict) -> Result<(), String> {
+    match verdict {
+        Verdict::Reject { reason, .. } => reasonable(reason, REASON_BYTES_MAX),
+        Verdict::Admit | Verdict::DeferUntil(_) => Ok(()),
+    }
+}
+
+fn reasonable(reason: &str, max: usize) -> Result<(), String> {
+    match reason.len() <= max {
+        true => Ok(()),
+        false => Err(format!("a reason of {} bytes; at most {max}", reason.len())),
+    }
+}
+
+/// A row that is there, and a reason that fits a log line.
+pub(crate) fn decided(decided: &Decided, rows: usize) -> Result<(), String> {
+    reasonable(decided.reason.as_deref().unwrap_or_default(), ROUTE_REASON_BYTES_MAX)?;
+    pick(decided.candidate, rows)
+}
+
+/// One answer a segment; a priority above the highest becomes that. Returns how many did.
+pub(crate) fn keeps(keeps: &mut [Keep], rows: usize) -> Result<u64, String> {
+    if keeps.len() != rows {
+        return Err(format!("{} answers for {rows} segments", keeps.len()));
+    }
+    let mut clipped = 0;
+    for keep in keeps {
+        clipped += u64::from(keep.priority > Keep::PRIORITY_MAX);
+        keep.priority = keep.priority.min(Keep::PRIORITY_MAX);
+    }
+    Ok(clipped)
 }
 
 /// Names and texts of bounded length, finite numbers.
@@ -132,6 +211,33 @@ mod tests {
         check(attribute(Value::Text(text(TEXT_BYTES_MAX + 1))), false);
         let many = vec![("a".to_owned(), Value::Flag(true)); ATTRIBUTES_MAX + 1];
         check(Hints { attributes: many, ..Hints::default() }, false);
+    }
+
+    #[test]
+    fn a_plan_names_sequences_that_are_there() {
+        let check = |order: &[u32], chunk_tokens: &[u32], victims: &[u32], fits: bool| {
+            let plan = SchedulePlan {
+                order: order.to_vec(),
+                chunk_tokens: chunk_tokens.to_vec(),
+                victims: victims.to_vec(),
+            };
+            assert_eq!(super::plan(&plan, 2, 1).is_ok(), fits, "{plan:?}");
+        };
+        check(&[1, 0], &[], &[], true);
+        check(&[1, 0], &[1, 2, 3], &[0], true);
+        check(&[1], &[], &[], false);
+        check(&[1, 0], &[1, 2], &[], false);
+        check(&[1, 0], &[], &[0, 0], false);
+        check(&[1, 0], &[], &[1], false);
+    }
+
+    #[test]
+    fn a_retention_has_an_answer_for_each_segment() {
+        let wild = Keep { priority: 200, ..Keep::ORDINARY };
+        let mut answer = [Keep::ORDINARY, wild];
+        assert_eq!(keeps(&mut answer, 2), Ok(1));
+        assert_eq!(answer[1].priority, Keep::PRIORITY_MAX);
+        assert!(keeps(&mut answer, 3).is_err());
     }
 
     proptest! {

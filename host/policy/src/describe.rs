@@ -3,13 +3,17 @@
 //! **Invariant:** a column that is not declared never crosses.
 
 use crate::bindings::exports::pointsman::policy::describe as contract;
+use crate::check::ATTRIBUTES_MAX;
 use crate::slot::{
-    OBSERVE_OUTCOME, ROUTE_CANDIDATE, ROUTE_REQUEST, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE, Slot,
+    ADMIT_FLEET, OBSERVE_OUTCOME, REQUEST, RETAIN_CACHE, RETAIN_SEGMENT, ROUTE_CANDIDATE, SCHEDULE_BUDGET,
+    SCHEDULE_SEQUENCE, Slot,
 };
 use crate::table::{Schema, Table};
 
 /// Longest name or version kept, in bytes.
 const NAME_BYTES_MAX: usize = 128;
+/// A column that begins so is an open attribute.
+const ATTRIBUTE: &str = "attr.";
 
 /// A plugin's own words, and the projections that follow from them.
 #[derive(Clone, Debug, Default)]
@@ -23,30 +27,59 @@ pub(crate) struct Description {
 /// The declared columns of each table in each slot.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Inputs {
+    pub(crate) admit: [Projection; 2],
     pub(crate) filter: [Projection; 2],
     pub(crate) score: [Projection; 2],
     pub(crate) pick: [Projection; 2],
+    pub(crate) route: [Projection; 2],
     pub(crate) schedule: [Projection; 2],
+    pub(crate) retain: [Projection; 2],
     pub(crate) observe: Projection,
 }
 
-/// Indices of declared columns, in the order of declaration.
+/// Declared columns, in the order of declaration.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Projection {
-    numbers: Vec<usize>,
-    ids: Vec<usize>,
+    numbers: Vec<Column>,
+    ids: Vec<Column>,
+}
+
+/// Where a declared column comes from.
+#[derive(Clone, Debug)]
+enum Column {
+    /// The table's own, by index.
+    Own(usize),
+    /// An open attribute, by name.
+    Attribute(Box<str>),
 }
 
 impl Projection {
     /// Appends the declared columns of a table to a call's flat lists.
     pub(crate) fn append(&self, table: &Table, numbers: &mut Vec<f32>, ids: &mut Vec<u64>) {
         for column in &self.numbers {
-            numbers.extend_from_slice(table.numbers(*column));
+            match column {
+                Column::Own(index) => numbers.extend_from_slice(table.numbers(*index)),
+                Column::Attribute(name) => {
+                    numbers.extend(table.attributes().iter().map(|of| of.number(name)));
+                    numbers.resize(numbers.len() + rows_without(table), 0.0);
+                }
+            }
         }
         for column in &self.ids {
-            ids.extend_from_slice(table.ids(*column));
+            match column {
+                Column::Own(index) => ids.extend_from_slice(table.ids(*index)),
+                Column::Attribute(name) => {
+                    ids.extend(table.attributes().iter().map(|of| of.id(name)));
+                    ids.resize(ids.len() + rows_without(table), 0);
+                }
+            }
         }
     }
+}
+
+/// Rows of a table in which nobody set attributes.
+fn rows_without(table: &Table) -> usize {
+    table.rows() - table.attributes().len()
 }
 
 impl Description {
@@ -78,14 +111,20 @@ pub(crate) fn list(slots: &[Slot]) -> String {
 impl Inputs {
     fn declare(&mut self, input: &contract::Input) -> Result<(), String> {
         let (projection, schema) = match (input.slot.as_str(), input.table.as_str()) {
-            ("filter", "request") => (&mut self.filter[0], &ROUTE_REQUEST),
+            ("admit", "request") => (&mut self.admit[0], &REQUEST),
+            ("admit", "fleet") => (&mut self.admit[1], &ADMIT_FLEET),
+            ("filter", "request") => (&mut self.filter[0], &REQUEST),
             ("filter", "candidate") => (&mut self.filter[1], &ROUTE_CANDIDATE),
-            ("score", "request") => (&mut self.score[0], &ROUTE_REQUEST),
+            ("score", "request") => (&mut self.score[0], &REQUEST),
             ("score", "candidate") => (&mut self.score[1], &ROUTE_CANDIDATE),
-            ("pick", "request") => (&mut self.pick[0], &ROUTE_REQUEST),
+            ("pick", "request") => (&mut self.pick[0], &REQUEST),
             ("pick", "candidate") => (&mut self.pick[1], &ROUTE_CANDIDATE),
+            ("route", "request") => (&mut self.route[0], &REQUEST),
+            ("route", "candidate") => (&mut self.route[1], &ROUTE_CANDIDATE),
             ("schedule", "budget") => (&mut self.schedule[0], &SCHEDULE_BUDGET),
             ("schedule", "sequence") => (&mut self.schedule[1], &SCHEDULE_SEQUENCE),
+            ("retain", "cache") => (&mut self.retain[0], &RETAIN_CACHE),
+            ("retain", "segment") => (&mut self.retain[1], &RETAIN_SEGMENT),
             ("observe", "outcome") => (&mut self.observe, &OBSERVE_OUTCOME),
             (slot, table) => return Err(format!("slot `{slot}` has no table `{table}`")),
         };
@@ -96,16 +135,20 @@ impl Inputs {
 
 fn project(input: &contract::Input, schema: &Schema) -> Result<Projection, String> {
     let find = |kind: &str, names: &[String], known: &[&str]| {
-        if names.len() > known.len() {
+        let attributes = if schema.open { ATTRIBUTES_MAX } else { 0 };
+        if names.len() > known.len() + attributes {
             return Err(format!("{} {kind} columns of table `{}` declared", names.len(), input.table));
         }
-        let index = |name: &String| {
-            known.iter().position(|column| column == name).ok_or_else(|| {
+        let source = |name: &String| {
+            if let Some(attribute) = name.strip_prefix(ATTRIBUTE).filter(|_| schema.open) {
+                return Ok(Column::Attribute(attribute.into()));
+            }
+            known.iter().position(|column| column == name).map(Column::Own).ok_or_else(|| {
                 let (slot, table, known) = (&input.slot, &input.table, known.join(", "));
                 format!("slot `{slot}`, table `{table}` has no {kind} column `{name}`; it has {known}")
             })
         };
-        names.iter().map(index).collect::<Result<Vec<_>, _>>()
+        names.iter().map(source).collect::<Result<Vec<_>, _>>()
     };
     let numbers = find("number", &input.numbers, schema.numbers)?;
     Ok(Projection { numbers, ids: find("id", &input.ids, schema.ids)? })
@@ -114,6 +157,7 @@ fn project(input: &contract::Input, schema: &Schema) -> Result<Projection, Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slot::Value;
 
     fn declare(slot: &str, table: &str, numbers: &[&str]) -> Result<Description, String> {
         let numbers = numbers.iter().map(|name| (*name).to_owned()).collect();
@@ -137,6 +181,22 @@ mod tests {
         let (mut numbers, mut ids) = (vec![], vec![]);
         described.inputs.score[1].append(&table, &mut numbers, &mut ids);
         assert_eq!((numbers, ids), (vec![3.0, 4.0, 1.0, 2.0], vec![]));
+    }
+
+    #[test]
+    fn an_open_attribute_is_a_column_and_zero_where_nobody_set_it() {
+        let described = declare("score", "request", &["attr.gold", "priority"]).expect("known columns");
+        let mut table = Table::new(&REQUEST, 1);
+        table.numbers_mut(3)[0] = 7.0;
+        let read = |table: &Table| {
+            let (mut numbers, mut ids) = (vec![], vec![]);
+            described.inputs.score[0].append(table, &mut numbers, &mut ids);
+            numbers
+        };
+        assert_eq!(read(&table), [0.0, 7.0]);
+        table.set_attributes(0, vec![("gold".to_owned(), Value::Flag(true))].into());
+        assert_eq!(read(&table), [1.0, 7.0]);
+        assert!(declare("score", "candidate", &["attr.gold"]).is_err(), "a worker has no attributes");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub enum PolicyError {
 pub enum Stage {
     /// The component's bytes are there, and so is every name of the chain.
     Fetched,
+    /// They are the bytes that were asked for: their digest is the one pinned, their signature holds.
+    Verified,
     /// It is a component that imports nothing but what the host offers.
     Compiled,
     /// It said who it is; its slots and columns are known.
@@ -39,6 +41,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fetched => "fetched",
+            Self::Verified => "verified",
             Self::Compiled => "compiled",
             Self::Described => "described",
             Self::Configured => "configured",
@@ -61,6 +64,16 @@ pub struct PrepareError {
 }
 
 impl PrepareError {
+    pub(crate) const BUSY: &'static str = "another change is under way; try again when it is done";
+
+    /// Beginning of a message: the active generation stays while a candidate is tried beside it.
+    pub(crate) const ROLLOUT: &'static str = "a rollout is under way, of generation ";
+
+    /// Whether it was refused only because another change or a rollout is under way.
+    pub fn is_busy(&self) -> bool {
+        self.message == Self::BUSY || self.message.starts_with(Self::ROLLOUT)
+    }
+
     pub(crate) fn new(stage: Stage, plugin: &str, message: impl Into<String>) -> Self {
         Self { stage, plugin: Some(plugin.to_owned()), message: message.into() }
     }

@@ -2,9 +2,13 @@
 //!
 //! One runtime serves all generations. **Invariant:** nothing here is called for a request.
 
+use crate::bindings::middleware::exports::vllm::router_middleware::on_request;
 use crate::bindings::{self, exports::pointsman::policy as exports};
+use crate::cache::{self, CacheCounts, CompileCache};
+use crate::contract;
 use crate::error::PolicyError;
-use crate::sandbox::Ctx;
+use crate::format;
+use crate::sandbox::{Ctx, Metering};
 use crate::seat::Seat;
 use crate::slot::Slot;
 use lru::LruCache;
@@ -13,10 +17,11 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use wasmtime::component::{Component, HasSelf, InstancePre, Linker, Resource, types};
+use wasmtime::component::{Component, HasSelf, InstancePre, Linker, Resource};
 use wasmtime::{
     Config, Engine, Inlining, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Store,
 };
@@ -24,13 +29,8 @@ use wasmtime_wasi::p2::DynPollable;
 
 /// Jobs that may wait for the janitor. Beyond it the caller does them itself.
 const JOBS_MAX: usize = 1024;
-/// The interfaces of the contract start with this.
-const PACKAGE: &str = "pointsman:policy/";
-/// The track of contract versions that this host speaks.
-const TRACK: &str = "@0.1.";
-
 /// Settings of the sandbox.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RuntimeConfig {
     /// How often running calls are looked at. A call ends at most two ticks after its deadline.
     pub tick: Duration,
@@ -40,6 +40,10 @@ pub struct RuntimeConfig {
     pub instances_max: u32,
     /// The most memory that a plugin's limits may give an instance.
     pub memory_bytes_max: u64,
+    /// How the work of a call is bounded.
+    pub metering: Metering,
+    /// Folder of compiled code, kept between starts; none compiles at each start.
+    pub compile_cache: Option<PathBuf>,
 }
 
 impl Default for RuntimeConfig {
@@ -49,6 +53,8 @@ impl Default for RuntimeConfig {
             components_max: 32,
             instances_max: 1000,
             memory_bytes_max: 64 << 20,
+            metering: Metering::CpuTime,
+            compile_cache: None,
         }
     }
 }
@@ -88,13 +94,24 @@ pub(crate) struct Compiled {
     pub(crate) wasi: bool,
     pub(crate) slots: Vec<Slot>,
     pub(crate) instance: InstancePre<Ctx>,
-    pub(crate) describe: exports::describe::GuestIndices,
+    pub(crate) exports: Exports,
+}
+
+/// Where the functions of each interface are that it exports.
+pub(crate) struct Exports {
+    pub(crate) describe: Option<exports::describe::GuestIndices>,
+    pub(crate) middleware: Option<on_request::GuestIndices>,
     pub(crate) hints: Option<exports::hints::GuestIndices>,
+    pub(crate) admit: Option<exports::admit::GuestIndices>,
     pub(crate) filter: Option<exports::filter::GuestIndices>,
     pub(crate) score: Option<exports::score::GuestIndices>,
     pub(crate) pick: Option<exports::pick::GuestIndices>,
+    pub(crate) route: Option<exports::route::GuestIndices>,
     pub(crate) schedule: Option<exports::schedule::GuestIndices>,
+    pub(crate) plan: Option<exports::plan::GuestIndices>,
+    pub(crate) retain: Option<exports::retain::GuestIndices>,
     pub(crate) observe: Option<exports::observe::GuestIndices>,
+    pub(crate) state: Option<exports::state::GuestIndices>,
 }
 
 /// Work that no request should wait for.
@@ -111,6 +128,7 @@ pub struct Runtime {
     bare: Linker<Ctx>,
     with_wasi: Linker<Ctx>,
     compiled: Mutex<LruCache<Digest, Arc<Compiled>>>,
+    cache: Option<CompileCache>,
     jobs: SyncSender<Job>,
     config: RuntimeConfig,
 }
@@ -122,6 +140,8 @@ impl Runtime {
         let engine = Engine::new(&engine_config(&config)).map_err(refused)?;
         let mut bare = Linker::new(&engine);
         bindings::Policy::add_to_linker::<_, HasSelf<Ctx>>(&mut bare, |ctx| ctx).map_err(refused)?;
+        bindings::middleware::Middleware::add_to_linker::<_, HasSelf<Ctx>>(&mut bare, |ctx| ctx)
+            .map_err(refused)?;
         let with_wasi = add_wasi(bare.clone()).map_err(refused)?;
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -136,11 +156,25 @@ impl Runtime {
         thread("policy-janitor").spawn(move || work_off(&queue))?;
         let components_max = NonZeroUsize::new(config.components_max).unwrap_or(NonZeroUsize::MIN);
         let compiled = Mutex::new(LruCache::new(components_max));
-        Ok(Arc::new(Self { engine, bare, with_wasi, compiled, jobs, config }))
+        let cache = config.compile_cache.as_ref().and_then(|folder| {
+            CompileCache::open(folder, cache::BYTES_MAX)
+                .inspect_err(|error| tracing::warn!(%error, "the compile cache is off"))
+                .ok()
+        });
+        Ok(Arc::new(Self { engine, bare, with_wasi, compiled, cache, jobs, config }))
+    }
+
+    /// What the compile cache was good for; nothing where there is none.
+    pub fn cache_counts(&self) -> CacheCounts {
+        self.cache.as_ref().map(CompileCache::counts).unwrap_or_default()
     }
 
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    pub(crate) fn metering(&self) -> Metering {
+        self.config.metering
     }
 
     pub(crate) fn memory_bytes_max(&self) -> u64 {
@@ -159,30 +193,27 @@ impl Runtime {
     }
 
     fn compile_anew(&self, digest: Digest, bytes: &[u8]) -> Result<Compiled, String> {
-        let component = Component::from_binary(&self.engine, bytes)
-            .map_err(|error| format!("these bytes are no component: {error:#}"))?;
+        format::check_component(bytes)?;
+        let from_bytes = || Component::from_binary(&self.engine, bytes);
+        let component = match &self.cache {
+            Some(cache) => cache.component(&self.engine, digest, from_bytes),
+            None => from_bytes(),
+        };
+        let component = component.map_err(|error| format!("these bytes are no component: {error:#}"))?;
         let ty = component.component_type();
+        let exported: Vec<&str> = ty.exports(&self.engine).map(|(name, _)| name).collect();
+        let version = contract::version(&exported)?;
         let wasi = ty.imports(&self.engine).any(|(name, _)| name.starts_with("wasi:"));
         let linker = if wasi { &self.with_wasi } else { &self.bare };
-        let pre = linker.instantiate_pre(&component).map_err(|error| format!("{error:#}"))?;
-        let describe = exports::describe::GuestIndices::new(&pre).map_err(|_| {
-            let exported = ty.exports(&self.engine).map(|(name, _)| name).collect::<Vec<_>>().join(", ");
-            format!("it does not export `{PACKAGE}describe{TRACK}0`; it exports {exported}")
-        })?;
-        let has = |slot: Slot| exports_slot(&ty, &self.engine, slot);
-        Ok(Compiled {
-            digest,
-            wasi,
-            slots: Slot::ALL.into_iter().filter(|slot| has(*slot)).collect(),
-            describe,
-            hints: indices(has(Slot::Hints), || exports::hints::GuestIndices::new(&pre))?,
-            filter: indices(has(Slot::Filter), || exports::filter::GuestIndices::new(&pre))?,
-            score: indices(has(Slot::Score), || exports::score::GuestIndices::new(&pre))?,
-            pick: indices(has(Slot::Pick), || exports::pick::GuestIndices::new(&pre))?,
-            schedule: indices(has(Slot::Schedule), || exports::schedule::GuestIndices::new(&pre))?,
-            observe: indices(has(Slot::Observe), || exports::observe::GuestIndices::new(&pre))?,
-            instance: pre,
-        })
+        let pre = linker
+            .instantiate_pre(&component)
+            .map_err(|error| contract::explain(version, &format!("{error:#}")))?;
+        if version.is_none() {
+            return Err(contract::missing(&exported));
+        }
+        let exports = Exports::find(&pre, &exported)
+            .map_err(|error| contract::explain(version, &format!("{error:#}")))?;
+        Ok(Compiled { digest, wasi, slots: exports.slots(), exports, instance: pre })
     }
 
     /// Hands work to the janitor; does it here if the janitor is too far behind.
@@ -193,15 +224,49 @@ impl Runtime {
     }
 }
 
-fn exports_slot(ty: &types::Component, engine: &Engine, slot: Slot) -> bool {
-    ty.exports(engine).any(|(name, _)| {
-        let rest = name.strip_prefix(PACKAGE).and_then(|name| name.strip_prefix(slot.as_str()));
-        rest.is_some_and(|version| version.starts_with(TRACK))
-    })
-}
+impl Exports {
+    fn find(pre: &InstancePre<Ctx>, exported: &[&str]) -> wasmtime::Result<Self> {
+        macro_rules! find {
+            ($interface:ident) => {
+                contract::has(exported, stringify!($interface))
+                    .then(|| exports::$interface::GuestIndices::new(pre))
+                    .transpose()?
+            };
+        }
+        Ok(Self {
+            describe: find!(describe),
+            middleware: contract::is_middleware(exported)
+                .then(|| on_request::GuestIndices::new(pre))
+                .transpose()?,
+            hints: find!(hints),
+            admit: find!(admit),
+            filter: find!(filter),
+            score: find!(score),
+            pick: find!(pick),
+            route: find!(route),
+            schedule: find!(schedule),
+            plan: find!(plan),
+            retain: find!(retain),
+            observe: find!(observe),
+            state: find!(state),
+        })
+    }
 
-fn indices<T>(has: bool, find: impl FnOnce() -> wasmtime::Result<T>) -> Result<Option<T>, String> {
-    if has { find().map(Some).map_err(|error| format!("{error:#}")) } else { Ok(None) }
+    fn slots(&self) -> Vec<Slot> {
+        let answers = |slot: &Slot| match slot {
+            Slot::Middleware => self.middleware.is_some(),
+            Slot::Hints => self.hints.is_some(),
+            Slot::Admit => self.admit.is_some(),
+            Slot::Filter => self.filter.is_some(),
+            Slot::Score => self.score.is_some(),
+            Slot::Pick => self.pick.is_some(),
+            Slot::Route => self.route.is_some(),
+            Slot::Schedule => self.schedule.is_some() || self.plan.is_some(),
+            Slot::Retain => self.retain.is_some(),
+            Slot::Observe => self.observe.is_some(),
+        };
+        Slot::ALL.into_iter().filter(answers).collect()
+    }
 }
 
 fn engine_config(config: &RuntimeConfig) -> Config {
@@ -223,7 +288,10 @@ fn engine_config(config: &RuntimeConfig) -> Config {
     engine.cranelift_opt_level(OptLevel::Speed).compiler_inlining(Inlining::No);
     // Compiling takes one core: requests that are in flight have the others.
     engine.parallel_compilation(false);
-    engine.epoch_interruption(true);
+    match config.metering {
+        Metering::CpuTime => engine.epoch_interruption(true),
+        Metering::Fuel => engine.consume_fuel(true),
+    };
     engine.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     engine
 }

@@ -2,8 +2,9 @@
 //!
 //! **Invariant:** nothing of the host is reachable from here but a log line and bounded metrics.
 
-use crate::bindings::pointsman::policy::{log, metrics, types};
+use crate::bindings::pointsman::policy::{log, metrics, store, types};
 use crate::clock;
+use crate::store::{Store as Shelf, StoreError};
 use parking_lot::Mutex;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -14,7 +15,10 @@ use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
 use wasmtime_wasi::{Deterministic, WasiCtx, WasiCtxView, WasiView};
 
 /// Host-call data a call may move, in bytes: answers and log lines. Chosen: 1,024 scores are 4 KiB.
-const HOSTCALL_BYTES_MAX: usize = 1 << 20;
+pub(crate) const HOSTCALL_BYTES_MAX: usize = 1 << 20;
+/// Fuel for a microsecond of deadline. Chosen: 5 to 25 units run in a nanosecond, so that a policy that keeps its
+/// deadline on any machine never runs dry.
+const FUEL_PER_US: u64 = 50_000;
 /// Half of the 1 ms tick: CPU time that a call has spent, on average, when its first tick comes.
 const BEFORE_FIRST_TICK: Duration = Duration::from_micros(500);
 const TABLE_ELEMENTS_MAX: usize = 20_000;
@@ -29,6 +33,16 @@ const METRIC_NAME_BYTES_MAX: usize = 64;
 pub(crate) struct OverDeadline {
     spent_us: u128,
     deadline_us: u128,
+}
+
+/// How the work of a call is bounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Metering {
+    /// By CPU time, as the deadline says.
+    #[default]
+    CpuTime,
+    /// By instructions, as many as the deadline has room for: the same on every machine, for replays.
+    Fuel,
 }
 
 /// What a policy counts.
@@ -48,7 +62,10 @@ pub(crate) type Metrics = Arc<Mutex<BTreeMap<String, PolicyMetric>>>;
 pub(crate) struct Ctx {
     plugin: Arc<str>,
     metrics: Metrics,
+    shelf: Shelf,
+    metering: Metering,
     memory_bytes_max: usize,
+    pub(crate) memory_bytes: usize,
     deadline: Duration,
     cpu_at_first_tick: Option<Duration>,
     log_lines: u32,
@@ -58,11 +75,15 @@ pub(crate) struct Ctx {
 }
 
 impl Ctx {
-    pub(crate) fn new(plugin: Arc<str>, metrics: Metrics, memory_bytes_max: u64, wasi: bool) -> Self {
+    pub(crate) fn new(belongings: Belongings, memory_bytes_max: u64, wasi: bool) -> Self {
+        let Belongings { plugin, metrics, shelf } = belongings;
         Self {
             plugin,
             metrics,
+            shelf,
+            metering: Metering::CpuTime,
             memory_bytes_max: usize::try_from(memory_bytes_max).unwrap_or(usize::MAX),
+            memory_bytes: 0,
             deadline: Duration::MAX,
             cpu_at_first_tick: None,
             log_lines: 0,
@@ -72,7 +93,8 @@ impl Ctx {
     }
 
     /// A store with all limits in place.
-    pub(crate) fn into_store(self, engine: &Engine) -> Store<Ctx> {
+    pub(crate) fn into_store(mut self, engine: &Engine, metering: Metering) -> Store<Ctx> {
+        self.metering = metering;
         let mut store = Store::new(engine, self);
         store.limiter(|ctx| ctx);
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
@@ -85,11 +107,9 @@ impl Ctx {
         store
     }
 
-    /// Starts the budget of one call. The store's epoch deadline must be set beside it.
-    pub(crate) fn arm(&mut self, deadline: Duration) {
-        self.deadline = deadline;
-        self.cpu_at_first_tick = None;
-        self.log_lines = 0;
+    /// Has it read and write this store from here on.
+    pub(crate) fn set_shelf(&mut self, shelf: Shelf) {
+        self.shelf = shelf;
     }
 
     fn tick(&mut self) -> Result<(), OverDeadline> {
@@ -116,6 +136,30 @@ impl Ctx {
             metrics.insert(name, update(before));
         }
     }
+}
+
+/// What the instances of a plugin share.
+#[derive(Clone, Default)]
+pub(crate) struct Belongings {
+    pub(crate) plugin: Arc<str>,
+    pub(crate) metrics: Metrics,
+    pub(crate) shelf: Shelf,
+}
+
+/// Starts the budget of one call. Errors: the store cannot meter.
+pub(crate) fn arm(store: &mut Store<Ctx>, deadline: Duration) -> wasmtime::Result<()> {
+    let ctx = store.data_mut();
+    ctx.deadline = deadline;
+    ctx.cpu_at_first_tick = None;
+    ctx.log_lines = 0;
+    match ctx.metering {
+        Metering::CpuTime => store.set_epoch_deadline(1),
+        Metering::Fuel => {
+            let us = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
+            store.set_fuel(us.saturating_mul(FUEL_PER_US))?;
+        }
+    }
+    Ok(())
 }
 
 /// WASI for components whose language insists on it: no files, no network, no arguments, and neither
@@ -158,9 +202,11 @@ impl WasiView for Ctx {
 
 impl ResourceLimiter for Ctx {
     // An error and not `Ok(false)`: the guest would abort without a word.
-    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let max = self.memory_bytes_max;
         wasmtime::ensure!(desired <= max, "wanted {desired} bytes of memory; its limit is {max}");
+        // A component may have several memories.
+        self.memory_bytes += desired.saturating_sub(current);
         Ok(true)
     }
 
@@ -172,6 +218,8 @@ impl ResourceLimiter for Ctx {
 }
 
 impl types::Host for Ctx {}
+
+impl crate::bindings::middleware::vllm::router_middleware::types::Host for Ctx {}
 
 impl log::Host for Ctx {
     fn log(&mut self, level: log::Level, mut message: String) {
@@ -203,5 +251,26 @@ impl metrics::Host for Ctx {
 
     fn gauge_set(&mut self, name: String, value: f64) {
         self.set_metric(name, |_| PolicyMetric::Gauge(value));
+    }
+}
+
+impl store::Host for Ctx {
+    fn get(&mut self, key: String) -> Option<Vec<u8>> {
+        self.shelf.get(&key).map(|value| value.to_vec())
+    }
+
+    fn set(&mut self, key: String, value: Vec<u8>) -> Result<(), store::Refusal> {
+        self.shelf.set(key, value).map_err(|error| match error {
+            StoreError::Quota => store::Refusal::Quota,
+            StoreError::Key => store::Refusal::Key,
+        })
+    }
+
+    fn remove(&mut self, key: String) {
+        self.shelf.remove(&key);
+    }
+
+    fn keys(&mut self, prefix: String) -> Vec<String> {
+        self.shelf.keys(&prefix)
     }
 }

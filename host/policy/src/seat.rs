@@ -8,23 +8,21 @@ use crate::describe::Description;
 use crate::generation::GenerationId;
 use crate::instance::{Fault, Instance};
 use crate::runtime::{Compiled, Job, Runtime};
-use crate::sandbox::{Ctx, Metrics};
+use crate::sandbox::{Belongings, Ctx, Metrics};
 use crate::slot::{Answer, Slot};
 use crate::spec::PluginSpec;
 use crate::stats::{Outcome, Stats};
+use crate::store::Store;
 use crate::trial;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 /// Faults in a row that open the breaker. Chosen: a rebuild costs about 0.1 ms on the janitor's thread.
 const FAULTS_MAX: u32 = 5;
 /// How long an open breaker keeps callers away: at first, and at most after doubling.
 const COOL_DOWN_MS: u64 = 1_000;
 const COOL_DOWN_MS_MAX: u64 = 60_000;
-/// Budget of a trial call: it pays for first page faults. Chosen: well above the default deadline.
-const TRIAL_DEADLINE: Duration = Duration::from_millis(20);
 
 /// Where an instance lives. Empty while a replacement is built.
 type Place = Mutex<Option<Instance>>;
@@ -34,7 +32,7 @@ type Place = Mutex<Option<Instance>>;
 pub(crate) struct Places {
     /// For the slots of a request.
     pub(crate) request: usize,
-    /// For `schedule`: one a worker.
+    /// For `schedule` and `retain`: one a worker.
     pub(crate) workers: usize,
 }
 
@@ -46,6 +44,7 @@ pub(crate) struct Seat {
     pub(crate) compiled: Arc<Compiled>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) metrics: Metrics,
+    pub(crate) shelf: Store,
     generation: GenerationId,
     runtime: Arc<Runtime>,
     inputs: Arc<crate::describe::Inputs>,
@@ -102,13 +101,14 @@ pub(crate) struct Parts {
     pub(crate) compiled: Arc<Compiled>,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) metrics: Metrics,
+    pub(crate) shelf: Store,
     pub(crate) generation: GenerationId,
 }
 
 impl Seat {
     /// Builds all instances of a plugin. Errors: one does not start, or fails its trial.
     pub(crate) fn new(parts: Parts, places: Places) -> Result<Arc<Self>, String> {
-        let Parts { name, spec, described, compiled, runtime, metrics, generation } = parts;
+        let Parts { name, spec, described, compiled, runtime, metrics, shelf, generation } = parts;
         let seat = |this: &Weak<Self>| Self {
             inputs: Arc::new(described.inputs.clone()),
             name,
@@ -116,6 +116,7 @@ impl Seat {
             described,
             compiled,
             metrics,
+            shelf,
             generation,
             runtime,
             stats: Arc::default(),
@@ -173,14 +174,110 @@ impl Seat {
     pub(crate) fn ask_worker<T>(
         &self,
         worker: usize,
-        now_ms: u64,
+        asked: Asked,
         call: impl FnOnce(&mut Instance) -> Answer<T>,
         check: impl FnOnce(&mut T) -> Result<(), String>,
     ) -> Result<Answer<T>, Outcome> {
         match self.workers.get(worker) {
-            Some(place) => self.ask_at(place, Asked { slot: Slot::Schedule, now_ms }, call, check),
-            None => self.miss(Slot::Schedule),
+            Some(place) => self.ask_at(place, asked, call, check),
+            None => self.miss(asked.slot),
         }
+    }
+
+    /// Tells the instance of a worker something that it gives no answer to, and that counts as no call unless it
+    /// fails.
+    pub(crate) fn tell_worker(
+        &self,
+        worker: usize,
+        now_ms: u64,
+        call: impl FnOnce(&mut Instance) -> Answer<()>,
+    ) {
+        let Some(place) = self.workers.get(worker) else { return };
+        let mut held = place.lock();
+        let Some(instance) = held.as_mut() else { return };
+        call(instance);
+        if let Some(fault) = instance.take_fault() {
+            let poisoned = std::mem::replace(&mut *held, self.take_spare());
+            drop(held);
+            self.bury(poisoned);
+            self.faulted(Slot::Retain, now_ms, &fault);
+        }
+    }
+
+    /// Has the instances begin with the state of those of the seat that this one takes the place of. What cannot
+    /// be carried starts cold, and the log says why.
+    pub(crate) fn inherit(&self, old: &Seat) {
+        let pairs = |new: &[Place], old: &[Place]| {
+            for (index, place) in new.iter().enumerate() {
+                let Some(from) = old.get(index).or(old.first()) else { return };
+                self.carry(from, place);
+            }
+        };
+        pairs(&self.request, &old.request);
+        pairs(&self.workers, &old.workers);
+    }
+
+    fn carry(&self, from: &Place, to: &Place) {
+        let mut heir = to.lock();
+        let Some(new) = heir.as_mut() else { return };
+        let carried = self.carried(from, new);
+        let policy = &*self.name;
+        match &carried {
+            Ok(Some(bytes)) => tracing::info!(policy, bytes, "policy state carried over"),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(policy, error, "policy starts cold"),
+        }
+        // An heir that refused its state may hold half of it: a fresh one takes its place.
+        if carried.is_err() {
+            match self.build() {
+                Ok(fresh) => self.bury(heir.replace(fresh)),
+                Err(error) => tracing::warn!(policy, error, "no instance of a policy"),
+            }
+        }
+    }
+
+    /// Bytes carried; `None` if there is no state to carry.
+    fn carried(&self, from: &Place, new: &mut Instance) -> Result<Option<usize>, String> {
+        let Some(schema) = new.state_schema()? else { return Ok(None) };
+        let mut held = from.lock();
+        let Some(old) = held.as_mut() else { return Ok(None) };
+        let exported = old.export_state(&schema, self.spec.limits.state_bytes_max);
+        if old.is_finished() {
+            self.bury(held.take());
+        }
+        drop(held);
+        let Some(state) = exported? else {
+            return Err(format!("the one before it has no state in the form `{schema}`"));
+        };
+        new.import_state(&schema, &state)?;
+        Ok(Some(state.len()))
+    }
+
+    /// The state of each instance, requests' before workers', and its form; empty if it exports none.
+    pub(crate) fn states(&self) -> Vec<(String, Vec<u8>)> {
+        let state = |place: &Place| {
+            let mut held = place.lock();
+            let instance = held.as_mut()?;
+            let exported = instance.state_schema().ok().flatten().and_then(|schema| {
+                let state = instance.export_state(&schema, self.spec.limits.state_bytes_max).ok()??;
+                Some((schema, state))
+            });
+            if instance.is_finished() {
+                self.bury(held.take());
+            }
+            exported
+        };
+        self.request.iter().chain(&self.workers).filter_map(state).collect()
+    }
+
+    /// Sets the state of each instance, as [`Seat::states`] gave them.
+    pub(crate) fn restore(&self, states: &[(String, Vec<u8>)]) -> Result<(), String> {
+        for (place, (schema, state)) in self.request.iter().chain(&self.workers).zip(states) {
+            if let Some(instance) = place.lock().as_mut() {
+                instance.import_state(schema, state)?;
+            }
+        }
+        Ok(())
     }
 
     /// Tells every instance.
@@ -280,11 +377,16 @@ impl Seat {
     }
 
     fn build(&self) -> Result<Instance, String> {
-        let mut instance = start(&self.name, &self.spec, &self.compiled, &self.runtime, &self.metrics)?;
+        // Warm-up calls write to a copy of the store.
+        let shelf = Store::new(self.shelf.entries(), self.spec.limits.store_bytes_max);
+        let (plugin, metrics) = (self.name.clone(), self.metrics.clone());
+        let belongings = Belongings { plugin, metrics, shelf };
+        let mut instance = start(belongings, &self.spec, &self.compiled, &self.runtime)?;
         instance.configure(&settings(&self.spec))?;
-        instance.set_terms(self.inputs.clone(), self.spec.limits.deadline.max(TRIAL_DEADLINE));
+        instance.set_terms(self.inputs.clone(), self.spec.limits.deadline.max(trial::DEADLINE));
         trial::warm(&mut instance, &self.described.slots)?;
         instance.set_terms(self.inputs.clone(), self.spec.limits.deadline);
+        instance.set_shelf(self.shelf.clone());
         Ok(instance)
     }
 
@@ -310,15 +412,14 @@ fn is_news(times: u64) -> bool {
 
 /// A new instance, not yet configured.
 pub(crate) fn start(
-    name: &Arc<str>,
+    belongings: Belongings,
     spec: &PluginSpec,
     compiled: &Compiled,
     runtime: &Runtime,
-    metrics: &Metrics,
 ) -> Result<Instance, String> {
     let memory_bytes_max = spec.limits.memory_bytes.min(runtime.memory_bytes_max());
-    let ctx = Ctx::new(name.clone(), metrics.clone(), memory_bytes_max, compiled.wasi);
-    Instance::new(compiled, ctx.into_store(runtime.engine()))
+    let ctx = Ctx::new(belongings, memory_bytes_max, compiled.wasi);
+    Instance::new(compiled, ctx.into_store(runtime.engine(), runtime.metering()))
 }
 
 /// A plugin's settings as it gets them: no settings are the empty object.
@@ -329,10 +430,13 @@ pub(crate) fn settings(spec: &PluginSpec) -> String {
 /// Checks a plugin on an instance of its own: every slot, the learning ones included.
 pub(crate) fn try_out(parts: &Parts) -> Result<(), String> {
     let Parts { name, spec, described, compiled, runtime, .. } = parts;
-    let mut instance = start(name, spec, compiled, runtime, &Metrics::default())?;
+    // Its own metrics and its own copy of the store: a trial leaves no trace.
+    let shelf = Store::new(parts.shelf.entries(), spec.limits.store_bytes_max);
+    let belongings = Belongings { plugin: name.clone(), metrics: Metrics::default(), shelf };
+    let mut instance = start(belongings, spec, compiled, runtime)?;
     instance.configure(&settings(spec))?;
     let inputs = Arc::new(described.inputs.clone());
-    instance.set_terms(inputs, spec.limits.deadline.max(TRIAL_DEADLINE));
+    instance.set_terms(inputs, spec.limits.deadline.max(trial::DEADLINE));
     trial::full(&mut instance, &described.slots)
 }
 

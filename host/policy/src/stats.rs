@@ -116,7 +116,7 @@ impl SlotStats {
 
 /// Counters of one plugin.
 #[derive(Debug, Default)]
-pub(crate) struct Stats([SlotStats; 6]);
+pub(crate) struct Stats([SlotStats; Slot::COUNT]);
 
 impl Stats {
     pub(crate) fn slot(&self, slot: Slot) -> &SlotStats {
@@ -139,6 +139,19 @@ impl Counts {
             return;
         }
         self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| mine.add(&theirs));
+    }
+
+    /// What came after an earlier reading of the same counters.
+    pub(crate) fn since(mut self, earlier: &Self) -> Self {
+        self.0.iter_mut().zip(&earlier.0).for_each(|(now, then)| now.subtract(then));
+        self
+    }
+
+    /// All slots together.
+    pub(crate) fn total(&self) -> SlotCounts {
+        let mut total = SlotCounts::default();
+        self.0.iter().for_each(|slot| total.add(slot));
+        total
     }
 
     /// The slots that were called or missed a call.
@@ -164,10 +177,28 @@ impl SlotCounts {
         self.outcomes[outcome as usize]
     }
 
+    /// Calls, and those that were not even made.
+    pub(crate) fn calls(&self) -> u64 {
+        self.outcomes.iter().sum()
+    }
+
+    fn subtract(&mut self, other: &Self) {
+        let minus = |mine: &mut u64, theirs: u64| *mine = mine.saturating_sub(theirs);
+        self.outcomes.iter_mut().zip(other.outcomes).for_each(|(mine, theirs)| minus(mine, theirs));
+        minus(&mut self.clipped, other.clipped);
+        minus(&mut self.times.spent_ns, other.times.spent_ns);
+        self.times
+            .buckets
+            .iter_mut()
+            .zip(&other.times.buckets)
+            .for_each(|(mine, theirs)| minus(mine, *theirs));
+    }
+
     fn add(&mut self, other: &Self) {
         self.outcomes.iter_mut().zip(other.outcomes).for_each(|(mine, theirs)| *mine += theirs);
         self.clipped += other.clipped;
         self.times.spent_ns += other.times.spent_ns;
+        self.times.buckets.resize(BUCKETS, 0);
         self.times.buckets.iter_mut().zip(&other.times.buckets).for_each(|(mine, theirs)| *mine += theirs);
     }
 }

@@ -1,5 +1,7 @@
 //! Numbers for policies: rows times named columns, one contiguous run a column.
 
+use crate::slot::Attributes;
+
 /// The columns a slot offers. A policy names those that it wants to see.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Schema {
@@ -7,6 +9,8 @@ pub struct Schema {
     pub numbers: &'static [&'static str],
     /// Columns of `u64`: ids, hashes, and counts above 2^24.
     pub ids: &'static [&'static str],
+    /// Whether its rows carry open attributes, which are columns too: `attr.NAME`.
+    pub open: bool,
 }
 
 /// Rows of one schema, stored by column: `numbers[column * rows + row]`.
@@ -16,6 +20,8 @@ pub struct Table {
     rows: usize,
     numbers: Vec<f32>,
     ids: Vec<u64>,
+    // Empty, or one a row.
+    attributes: Vec<Attributes>,
 }
 
 impl Table {
@@ -26,6 +32,7 @@ impl Table {
             rows,
             numbers: vec![0.0; schema.numbers.len() * rows],
             ids: vec![0; schema.ids.len() * rows],
+            attributes: vec![],
         }
     }
 
@@ -36,6 +43,28 @@ impl Table {
         self.numbers.resize(self.schema.numbers.len() * rows, 0.0);
         self.ids.clear();
         self.ids.resize(self.schema.ids.len() * rows, 0);
+        self.attributes.clear();
+    }
+
+    /// Becomes the same as another; keeps the memory.
+    pub(crate) fn set_to(&mut self, other: &Self) {
+        self.schema = other.schema;
+        self.rows = other.rows;
+        self.numbers.clone_from(&other.numbers);
+        self.ids.clone_from(&other.ids);
+        self.attributes.clone_from(&other.attributes);
+    }
+
+    /// Sets the open attributes of a row.
+    pub fn set_attributes(&mut self, row: usize, attributes: Attributes) {
+        assert!(self.schema.open && row < self.rows, "attributes belong to a row of an open table");
+        self.attributes.resize(self.rows, Attributes::default());
+        self.attributes[row] = attributes;
+    }
+
+    /// The open attributes of each row; none where no row has any.
+    pub fn attributes(&self) -> &[Attributes] {
+        &self.attributes
     }
 
     /// Its schema.
@@ -76,6 +105,9 @@ impl Table {
         }
         for column in 0..self.schema.ids.len() {
             gather(self.ids(column), rows, selected.ids_mut(column));
+        }
+        if !self.attributes.is_empty() {
+            selected.attributes = rows.iter().map(|row| self.attributes[*row].clone()).collect();
         }
         selected
     }

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use engine::Sampled;
-use policy::Generation;
+use policy::Pin;
 use tokio::sync::mpsc;
 
 use crate::app::{App, Seat};
 use crate::ctx::Moment;
+use crate::door::Place;
 use crate::observe::{self, Outcome};
 use crate::prompt::{Detokenizer, OutputEvent, OutputParser, StopMatcher};
 use crate::request::Refusal;
@@ -64,8 +65,10 @@ pub struct Pinned {
     pub app: Arc<App>,
     /// The place in the house.
     pub seat: Seat,
+    /// The same, as its tenant's quota counts it.
+    pub place: Place,
     /// The generation that decides everything about this request.
-    pub generation: Arc<Generation>,
+    pub policies: Pin,
     /// Its hints, as numbers.
     pub hints: SequenceHints,
     /// Where it was sent, and by whom.
@@ -313,7 +316,7 @@ impl Answer {
             worker: pinned.app.workers[pinned.routed.worker].id,
             sequence: crate::ctx::name_id(&pinned.id),
         };
-        observe::tell(&pinned.generation, event, &outcome, &pinned.hints, pinned.app.frame());
+        observe::tell(&pinned.policies, event, &outcome, &pinned.hints, pinned.app.frame());
     }
 
     fn account(&self, outcome: &'static str) {
@@ -326,7 +329,8 @@ impl Answer {
         tracing::info!(
             request = %pinned.id,
             worker = %pinned.app.workers[pinned.routed.worker].name,
-            generation = pinned.generation.id().0,
+            generation = pinned.policies.id().0,
+            chain = %pinned.policies.chain(),
             decided_by = %pinned.routed.decided_by,
             prompt_tokens = self.usage.prompt_tokens,
             prefix_hit_tokens = self.usage.cached_tokens,

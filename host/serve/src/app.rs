@@ -8,11 +8,13 @@ use std::time::Duration;
 use engine::{CpuConfig, CpuExec, Executor, Model, Pace, SimConfig, SimExec};
 use kv::PrefixIndex;
 use parking_lot::Mutex;
-use policy::{GenerationId, Generations, PrepareError, Runtime, RuntimeConfig};
+use policy::{GenerationId, Generations, PrepareError, Runtime, RuntimeConfig, Setup};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::auth::Auth;
 use crate::config::{Config, ConfigError, Device, chain_spec};
 use crate::ctx::Ctx;
+use crate::door::Door;
 use crate::model::{ModelError, ServedModel};
 use crate::request::Refusal;
 use crate::telemetry::Metrics;
@@ -27,6 +29,8 @@ pub struct App {
     pub config: Config,
     /// Where the configuration came from, for reloads.
     pub config_path: Option<PathBuf>,
+    /// Who may call.
+    pub auth: Auth,
     /// Clock, seeds, tasks.
     pub ctx: Ctx,
     /// What is served.
@@ -41,10 +45,14 @@ pub struct App {
     pub workers: Vec<Worker>,
     /// Which worker has which block.
     pub prefixes: Arc<PrefixIndex>,
+    /// The sandbox of those who decide.
+    pub runtime: Arc<Runtime>,
     /// Who decides.
     pub generations: Arc<Generations>,
     /// Counters.
     pub metrics: Metrics,
+    /// Who is inside, and who waits to be admitted.
+    pub door: Arc<Door>,
     seats: Arc<Semaphore>,
     sequences: AtomicU64,
     draining: AtomicBool,
@@ -79,10 +87,19 @@ pub enum StartError {
 pub enum ReloadError {
     /// The file.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(ConfigError),
     /// The chain.
     #[error(transparent)]
     Chain(#[from] PrepareError),
+}
+
+impl From<ConfigError> for ReloadError {
+    fn from(error: ConfigError) -> Self {
+        match error {
+            ConfigError::Source { plugin, error } => Self::Chain(error.of_plugin(&plugin)),
+            error => Self::Config(error),
+        }
+    }
 }
 
 /// A request's place in the house, held until its answer is out.
@@ -98,8 +115,11 @@ impl App {
         let context_max = executors.iter().map(|e| context(e.caps())).min().unwrap_or(0);
         let fingerprint = executors.first().map_or(kv::Fingerprint(0), |e| e.caps().fingerprint);
         let vocab = executors.iter().map(|e| e.caps().vocab).min().unwrap_or(0);
-        let runtime = Runtime::new(RuntimeConfig::default())?;
-        let generations = Generations::start(runtime, chain_spec(&config)?, config.engine.workers)?;
+        let compile_cache = config.supply.folder().map(|folder| folder.join("code"));
+        let runtime = Runtime::new(RuntimeConfig { compile_cache, ..RuntimeConfig::default() })?;
+        let setup = Setup { workers: config.engine.workers, store_folder: config.state.folder() };
+        let generations = Generations::start_with(Arc::clone(&runtime), chain_spec(&config)?, setup)?;
+        generations.keep_watch(config.rollout.limits()).map_err(StartError::Thread)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
         let mut workers = Vec::new();
         for (index, executor) in executors.into_iter().enumerate() {
@@ -115,11 +135,13 @@ impl App {
             workers.push(Worker::start(parts).map_err(StartError::Thread)?);
         }
         Ok(Arc::new(Self {
+            door: Arc::default(),
             seats: Arc::new(Semaphore::new(config.limits.requests_max)),
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             reloading: Mutex::new(()),
             metrics: Metrics::new(),
+            auth: Auth::new(&config.auth, &config.tenants),
             config,
             config_path,
             ctx,
@@ -129,6 +151,7 @@ impl App {
             vocab,
             workers,
             prefixes,
+            runtime,
             generations,
         }))
     }
@@ -174,12 +197,18 @@ impl App {
     pub fn reload(&self) -> Result<Option<GenerationId>, ReloadError> {
         let Some(path) = &self.config_path else { return Ok(None) };
         let _one_at_a_time = self.reloading.lock();
-        let config = Config::load(path)?;
-        let without_chain =
-            |c: &Config| Config { plugins: Default::default(), chain: Default::default(), ..c.clone() };
-        if without_chain(&config) != without_chain(&self.config) {
-            tracing::warn!("only `plugins` and `chain` are reloaded; other changes need a restart");
+        let mut config = Config::load(path)?;
+        let without_chains = |c: &Config| Config {
+            plugins: Default::default(),
+            chain: Default::default(),
+            chains: Default::default(),
+            ..c.clone()
+        };
+        if without_chains(&config) != without_chains(&self.config) {
+            tracing::warn!("only `plugins`, `chain` and `chains` are reloaded; other changes need a restart");
         }
+        // What must be shown for a component is not relaxed by the file that names it while the host runs.
+        config.supply = self.config.supply.clone();
         Ok(Some(self.generations.apply(chain_spec(&config)?)?))
     }
 

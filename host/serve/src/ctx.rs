@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+pub use policy::name_id;
 use tokio_util::task::TaskTracker;
 
 /// Clock, seeds and tasks of one host.
@@ -80,16 +81,4 @@ pub fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
-}
-
-/// A stable 64-bit id for a name; 0 only for the empty name.
-pub fn name_id(name: &str) -> u64 {
-    if name.is_empty() {
-        return 0;
-    }
-    // FNV-1a: stable over versions and machines, so that logs and replays agree.
-    let hash = name
-        .bytes()
-        .fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3));
-    mix(hash).max(1)
 }

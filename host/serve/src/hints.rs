@@ -3,8 +3,9 @@
 //! **Invariant:** hints are advice; nothing here can make a request fail, except a policy that the
 //! operator configured to reject.
 
-use policy::{Frame, Generation, Hints, HintsView};
+use policy::{Attributes, Frame, Hints, HintsView, Pin};
 
+use crate::app::App;
 use crate::ctx::name_id;
 use crate::request::{Prompt, Refusal, Request};
 use crate::worker::SequenceHints;
@@ -14,13 +15,45 @@ const PRIORITY_SECONDS_MAX: f32 = 3600.0;
 /// Chosen: a handful of tiers is in use; the bound keeps them exact as `f32`.
 const STRICT_TIER_MAX: u32 = 1 << 16;
 
-/// Asks the chain, and bounds what it says.
-pub fn interpret(
-    generation: &Generation,
+/// What a caller wishes, as later slots see it.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    /// Its hints, within bounds; the open attributes are beside them.
+    pub hints: Hints,
+    /// The hints that are columns.
+    pub numbers: SequenceHints,
+    /// Id of the session or agent that started this one, or 0.
+    pub parent: u64,
+    /// What the contract has no field for.
+    pub attributes: Attributes,
+}
+
+/// Asks the chain; while a canary runs, that of the side on which the session is.
+///
+/// What the session is says the active side; the other one is asked again for itself. A request without a session
+/// goes to either.
+pub fn by_session(
+    pin: Pin,
     request: &Request,
     prompt: &Prompt,
     frame: Frame,
-) -> Result<Hints, Refusal> {
+) -> Result<(Pin, Wishes), Refusal> {
+    let mut asked = None;
+    let pin = pin.by_session(|active| {
+        let wishes = interpret(active, request, prompt, frame);
+        let session = wishes.as_ref().map_or(0, |wishes| wishes.numbers.session);
+        asked = Some((active.id(), wishes));
+        if session == 0 { frame.seed } else { session }
+    });
+    let wishes = match asked {
+        Some((id, wishes)) if id == pin.id() => wishes,
+        _ => interpret(&pin, request, prompt, frame),
+    };
+    Ok((pin, wishes?))
+}
+
+/// Asks the chain, and bounds what it says.
+pub fn interpret(pin: &Pin, request: &Request, prompt: &Prompt, frame: Frame) -> Result<Wishes, Refusal> {
     let view = HintsView {
         frame,
         protocol: request.protocol,
@@ -29,21 +62,26 @@ pub fn interpret(
         prompt_tokens: prompt.tokens.len() as u32,
         output_tokens_max: request.output_tokens_max,
     };
-    let mut hints = generation.hints(&view).map_err(|e| Refusal::Policy(e.to_string()))?.hints;
+    let mut hints = pin.hints(&view).map_err(|e| Refusal::Policy(e.to_string()))?.hints;
     hints.priority = hints
         .priority
         .filter(|p| p.is_finite())
         .map(|p| p.clamp(-PRIORITY_SECONDS_MAX, PRIORITY_SECONDS_MAX));
     hints.strict_tier = hints.strict_tier.map(|t| t.min(STRICT_TIER_MAX));
-    Ok(hints)
+    // A caller that expects more than its limit expects its limit.
+    hints.expected_output_tokens = hints.expected_output_tokens.map(|n| n.min(prompt.output_tokens_max));
+    let attributes = std::mem::take(&mut hints.attributes).into();
+    let parent = hints.parent.as_deref().map_or(0, name_id);
+    Ok(Wishes { numbers: numbers(&hints, &request.tenant), parent, attributes, hints })
 }
 
-/// Hints as the numbers that later slots see.
-pub fn numbers(hints: &Hints) -> SequenceHints {
+/// Hints and the tenant as the numbers that later slots see.
+fn numbers(hints: &Hints, tenant: &str) -> SequenceHints {
     let id = |name: &Option<String>| name.as_deref().map_or(0, name_id);
     SequenceHints {
         session: id(&hints.session),
         class: id(&hints.class),
+        tenant: name_id(tenant),
         priority: hints.priority.unwrap_or(0.0),
         strict_tier: hints.strict_tier.unwrap_or(0),
         deadline_ms: hints.deadline_ms.unwrap_or(0),

@@ -7,85 +7,93 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::http::Request as HttpRequest;
+use axum::http::{HeaderMap, Request as HttpRequest};
 use axum::response::Response;
 use engine::SamplingParams;
-use policy::Hints;
+use policy::{Pin, Subject, Table};
 use tokio::sync::mpsc;
 
 use crate::answer::{Answer, Choice, Pinned};
 use crate::api::{self, chat};
 use crate::app::{App, Seat};
-use crate::ctx::{Moment, name_id};
+use crate::ctx::Moment;
+use crate::door::Place;
+use crate::hints::Wishes;
 use crate::prompt::{Detokenizer, OutputParser, StopMatcher};
 use crate::request::{Prompt, Refusal, Request};
 use crate::route::{self, Routed};
-use crate::worker::{SequenceHints, Start};
-use crate::{hints, render};
+use crate::worker::Start;
+use crate::{admit, auth, hints, middleware, render, row};
 
 /// `POST /v1/chat/completions`. A star marks a policy slot.
 pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response, Refusal> {
     let arrived = app.ctx.now();
+    let tenant = app.auth.tenant(call.headers())?; //                             401, before anything is read
     let seat = app.enter()?; //                                                   429 before anybody pays
-    let (headers, body) = api::read(call, app.config.limits.body_bytes_max).await?; // 413
+    let call = api::read(call, app.config.limits.body_bytes_max).await?; //         413
+    let policies = policies(&app, &tenant, &call.headers); //                      generation and chain, to the end
+    let (headers, body) = middleware::pass(&app, &policies, call)?; //           * no answer: refused
     let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //  400, naming the field
+    let request = request.of_tenant(tenant); //                                   rules match on it
     let prompt = render::prompt(&app, &request)?; //                              template, tokens, block names
-    let generation = app.generations.active(); //                                 pinned from here to the end
-    let wishes = hints::interpret(&generation, &request, &prompt, app.frame())?; // * no answer: no hints
-    let numbers = hints::numbers(&wishes);
-    let routed = choose(&app, &generation, &prompt, (&wishes, &numbers))?; //     * no answer: the built-in
-    let pinned = pin(&app, seat, generation, (&request, numbers, routed), arrived);
-    let answer = start(pinned, &request, &prompt)?; //      [ schedule* → kv → engine ]↺ on the worker's thread
+    let (policies, wishes) = hints::by_session(policies, &request, &prompt, app.frame())?; // * no answer: no hints
+    let mut row = row::request(&request, &prompt, &wishes); //                     what the next two are shown
+    let place = admit::enter(&app, &policies, &mut row).await?; //              * no answer: it comes in
+    let routed = choose(&app, &policies, &prompt, &row)?; //                    * no answer: the built-in
+    let pinned = pin(&app, (seat, place), policies, (&request, &wishes, routed), arrived);
+    let answer = start(pinned, &request, &prompt, &wishes)?; // [ schedule* → kv → engine ]↺ on the worker's thread
     Ok(api::reply(answer, &request).await) //                                     text, calls, usage, sse
 }
 
-fn choose(
-    app: &App,
-    generation: &policy::Generation,
-    prompt: &Prompt,
-    (wishes, numbers): (&Hints, &SequenceHints),
-) -> Result<Routed, Refusal> {
-    let parent = wishes.parent.as_deref().map_or(0, name_id);
+/// Pins the active generation, and in it the chain whose rule the request fits.
+fn policies(app: &App, tenant: &str, headers: &HeaderMap) -> Pin {
+    // Rules are the operator's: they may be about any header, not only those that policies read.
+    let headers = auth::without_credentials(headers);
+    app.generations.pin(&Subject { model: &app.model.name, tenant, headers: &headers })
+}
+
+fn choose(app: &App, policies: &Pin, prompt: &Prompt, row: &Table) -> Result<Routed, Refusal> {
     let fleet = (app.workers.as_slice(), app.prefixes.as_ref());
-    route::choose(generation, fleet, (prompt, numbers, parent), app.config.kv.block_tokens, app.frame())
+    route::choose(policies, fleet, (prompt, row), app.config.kv.block_tokens, app.frame())
 }
 
 fn pin(
     app: &Arc<App>,
-    seat: Seat,
-    generation: Arc<policy::Generation>,
-    (request, hints, routed): (&Request, SequenceHints, Routed),
+    (seat, place): (Seat, Place),
+    policies: Pin,
+    (request, wishes, routed): (&Request, &Wishes, Routed),
     arrived: Moment,
 ) -> Pinned {
     tracing::debug!(
         request = %request.id,
         worker = %app.workers[routed.worker].name,
-        generation = generation.id().0,
+        generation = policies.id().0,
+        chain = %policies.chain(),
         decided_by = %routed.decided_by,
         overlap_tokens = routed.overlap_tokens,
         "request routed"
     );
-    Pinned { app: Arc::clone(app), seat, generation, hints, routed, id: request.id.clone(), arrived }
+    let (app, id) = (Arc::clone(app), request.id.clone());
+    Pinned { app, seat, place, policies, hints: wishes.numbers, routed, id, arrived }
 }
 
 /// Starts a sequence for each choice on the chosen worker.
-fn start(pinned: Pinned, request: &Request, prompt: &Prompt) -> Result<Answer, Refusal> {
+fn start(pinned: Pinned, request: &Request, prompt: &Prompt, wishes: &Wishes) -> Result<Answer, Refusal> {
     let app = Arc::clone(&pinned.app);
     let worker = &app.workers[pinned.routed.worker];
-    let room = app.context_max - prompt.tokens.len() as u32;
-    let limit = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default).min(room);
     let mut choices = Vec::with_capacity(request.choices as usize);
     for number in 0..request.choices {
         // Room for every token and the end: the worker never waits for a reader.
-        let (events, received) = mpsc::channel(limit as usize + 1);
+        let (events, received) = mpsc::channel(prompt.output_tokens_max as usize + 1);
         let begun = worker.submit(Start {
             id: app.next_sequence(),
             tokens: Arc::clone(&prompt.tokens),
             blocks: Arc::clone(&prompt.blocks),
             sampling: choice_sampling(&request.sampling, number),
-            output_tokens_max: limit,
+            output_tokens_max: prompt.output_tokens_max,
             stop_tokens: Arc::clone(&app.model.stop_tokens),
-            hints: sequence_hints(pinned.hints, limit),
+            hints: pinned.hints,
+            attributes: wishes.attributes.clone(),
             arrived: pinned.arrived,
             events,
         });
@@ -114,9 +122,4 @@ fn choice_sampling(sampling: &SamplingParams, number: u32) -> SamplingParams {
     let mut own = sampling.clone();
     own.seed = own.seed.wrapping_add(number.into());
     own
-}
-
-/// A caller that expects more than its limit expects its limit.
-fn sequence_hints(hints: SequenceHints, limit: u32) -> SequenceHints {
-    SequenceHints { expected_output_tokens: hints.expected_output_tokens.min(limit), ..hints }
 }

@@ -4,22 +4,30 @@
 
 pub mod journey;
 
+pub mod admit;
 pub mod answer;
 pub mod api;
 pub mod app;
+pub mod auth;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod ctx;
+pub mod door;
 pub mod hints;
+pub mod middleware;
 pub mod model;
 pub mod observe;
 pub mod prompt;
 pub mod reload;
 pub mod render;
 pub mod request;
+pub mod rollout;
 pub mod route;
+pub mod row;
 pub mod server;
+pub mod source;
+pub mod stores;
 pub mod telemetry;
 pub mod worker;
 

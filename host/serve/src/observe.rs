@@ -1,7 +1,8 @@
 //! The `observe` slot: tells policies what became of a request.
 
-use policy::{Event, Frame, Generation, OBSERVE_OUTCOME, ObserveView, Table};
+use policy::{Event, Frame, OBSERVE_OUTCOME, ObserveView, Pin, Table};
 
+use crate::row;
 use crate::worker::SequenceHints;
 
 /// How a request went, as far as it got.
@@ -26,7 +27,7 @@ pub struct Outcome {
 }
 
 /// Tells the chain that a request was pinned to.
-pub fn tell(generation: &Generation, event: Event, outcome: &Outcome, hints: &SequenceHints, frame: Frame) {
+pub fn tell(pin: &Pin, event: Event, outcome: &Outcome, hints: &SequenceHints, frame: Frame) {
     let mut table = Table::new(&OBSERVE_OUTCOME, 1);
     let numbers = [
         event as u8 as f32,
@@ -37,13 +38,7 @@ pub fn tell(generation: &Generation, event: Event, outcome: &Outcome, hints: &Se
         outcome.output_tokens as f32,
         f32::from(outcome.finish),
     ];
-    assert_eq!(numbers.len(), OBSERVE_OUTCOME.numbers.len(), "one value for each column of the contract");
-    for (column, value) in numbers.into_iter().enumerate() {
-        table.numbers_mut(column)[0] = value;
-    }
-    let ids = [outcome.worker, hints.session, outcome.sequence, hints.class];
-    for (column, id) in ids.into_iter().enumerate() {
-        table.ids_mut(column)[0] = id;
-    }
-    generation.observe(&ObserveView { frame, outcomes: &table });
+    let ids = [outcome.worker, hints.session, outcome.sequence, hints.class, hints.tenant];
+    row::fill(&mut table, &numbers, &ids);
+    pin.observe(&ObserveView { frame, outcomes: &table });
 }

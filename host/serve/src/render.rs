@@ -38,8 +38,10 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     if tokens.len() >= max {
         return Err(Refusal::TooLong { tokens: tokens.len(), max });
     }
-    let blocks = block_names(app, &tokens);
-    Ok(Prompt { tokens: tokens.into(), blocks: blocks.into(), forced, in_reasoning })
+    let room = app.context_max - tokens.len() as u32;
+    let wanted = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default);
+    let blocks = block_names(app, &tokens).into();
+    Ok(Prompt { tokens: tokens.into(), blocks, forced, in_reasoning, output_tokens_max: wanted.min(room) })
 }
 
 fn block_names(app: &App, tokens: &[u32]) -> Vec<BlockName> {

@@ -10,6 +10,8 @@ use serde_json::Value;
 pub struct Request {
     /// Minted by the host; in logs, in the response and in its header.
     pub id: String,
+    /// Whose request it is; empty where nothing says it.
+    pub tenant: String,
     /// Protocol, as hint policies see it.
     pub protocol: &'static str,
     /// Messages in the shape that chat templates read.
@@ -71,6 +73,8 @@ pub struct Prompt {
     pub forced: String,
     /// Whether the prompt ends inside a reasoning section.
     pub in_reasoning: bool,
+    /// Most tokens of an output: the caller's limit or the default, within what the context leaves.
+    pub output_tokens_max: u32,
 }
 
 /// Why a request is refused. `api/error.rs` gives each its status.
@@ -114,6 +118,12 @@ pub enum Refusal {
     /// There is no such path.
     #[error("unknown path {0}; see GET /v1/models and POST /v1/chat/completions")]
     UnknownPath(String),
+    /// The host has keys, and the caller showed none of them.
+    #[error("{}", unauthorized(*shown))]
+    Unauthorized {
+        /// Whether a key was shown at all.
+        shown: bool,
+    },
     /// The house is full.
     #[error("{running} requests are being served, which is the limit; retry after {retry_after_s} s")]
     Overloaded {
@@ -121,6 +131,40 @@ pub enum Refusal {
         running: usize,
         /// When to come again.
         retry_after_s: u32,
+    },
+    /// A policy turned it away.
+    #[error("{}", rejection(reason, decided_by))]
+    Rejected {
+        /// The policy.
+        decided_by: String,
+        /// Its words.
+        reason: String,
+        /// When to come again.
+        retry_after_s: u32,
+    },
+    /// It was deferred for as long as a request may be.
+    #[error(
+        "the request waited {waited_ms} ms to be admitted, which is the limit; retry after {retry_after_s} s"
+    )]
+    WaitedTooLong {
+        /// How long it waited.
+        waited_ms: u64,
+        /// When to come again.
+        retry_after_s: u32,
+    },
+    /// As many are deferred as may be.
+    #[error("{waiting} requests wait to be admitted, which is the limit; retry after {retry_after_s} s")]
+    DoorFull {
+        /// Requests that wait.
+        waiting: usize,
+        /// When to come again.
+        retry_after_s: u32,
+    },
+    /// Middleware turned it away.
+    #[error("the request was refused by middleware")]
+    Stopped {
+        /// The HTTP status that it chose.
+        status: u16,
     },
     /// The host is shutting down.
     #[error("the host is shutting down")]
@@ -133,7 +177,39 @@ pub enum Refusal {
     Internal(String),
 }
 
+fn unauthorized(shown: bool) -> &'static str {
+    match shown {
+        true => "the API key is not one of this host's",
+        false => "this host wants an API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`",
+    }
+}
+
+impl Request {
+    /// The same request, of a tenant.
+    pub fn of_tenant(self, tenant: String) -> Self {
+        Self { tenant, ..self }
+    }
+}
+
+fn rejection(reason: &str, decided_by: &str) -> String {
+    match reason {
+        "" => format!("policy `{decided_by}` did not admit the request"),
+        reason => reason.to_owned(),
+    }
+}
+
 impl Refusal {
+    /// When a caller may come again, for those that it may help.
+    pub fn retry_after_s(&self) -> Option<u32> {
+        match self {
+            Self::Overloaded { retry_after_s, .. }
+            | Self::Rejected { retry_after_s, .. }
+            | Self::WaitedTooLong { retry_after_s, .. }
+            | Self::DoorFull { retry_after_s, .. } => Some(*retry_after_s),
+            _ => None,
+        }
+    }
+
     /// A refusal of one field.
     pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Field { param: param.into(), message: message.into() }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use kv::PrefixIndex;
-use policy::{Frame, Generation, ROUTE_CANDIDATE, ROUTE_REQUEST, RouteView, Table};
+use policy::{Frame, Pin, ROUTE_CANDIDATE, RouteView, Table};
 
 use crate::request::{Prompt, Refusal};
-use crate::worker::{SequenceHints, Worker};
+use crate::worker::Worker;
 
 /// A route decision.
 #[derive(Debug)]
@@ -22,17 +22,16 @@ pub struct Routed {
     pub overlap_tokens: u32,
 }
 
-/// Shows the workers to the chain and takes its choice.
+/// Shows the workers to the chain and takes its choice. `request` is the row of the request.
 pub fn choose(
-    generation: &Generation,
+    pin: &Pin,
     (workers, prefixes): (&[Worker], &PrefixIndex),
-    (prompt, hints, parent): (&Prompt, &SequenceHints, u64),
+    (prompt, request): (&Prompt, &Table),
     block_tokens: u32,
     frame: Frame,
 ) -> Result<Routed, Refusal> {
     let mut overlap = vec![0u32; workers.len()];
     prefixes.overlap(&prompt.blocks, &mut overlap);
-    let request = request_row(prompt, hints, parent);
     let mut candidates = Table::new(&ROUTE_CANDIDATE, workers.len());
     for (row, worker) in workers.iter().enumerate() {
         let cells = candidate(worker, overlap[row] * block_tokens);
@@ -41,8 +40,8 @@ pub fn choose(
         }
         candidates.ids_mut(0)[row] = worker.id;
     }
-    let view = RouteView { frame, request: &request, candidates: &candidates };
-    let decision = generation.route(&view).map_err(|e| Refusal::Policy(e.to_string()))?;
+    let view = RouteView { frame, request, candidates: &candidates };
+    let decision = pin.route(&view).map_err(|e| Refusal::Policy(e.to_string()))?;
     Ok(Routed {
         worker: decision.candidate,
         decided_by: decision.decided_by,
@@ -50,40 +49,18 @@ pub fn choose(
     })
 }
 
-fn request_row(prompt: &Prompt, hints: &SequenceHints, parent: u64) -> Table {
-    let mut row = Table::new(&ROUTE_REQUEST, 1);
-    let numbers = [
-        prompt.tokens.len() as f32,
-        prompt.blocks.len() as f32,
-        hints.expected_output_tokens as f32,
-        hints.priority,
-        hints.strict_tier as f32,
-        hints.deadline_ms as f32,
-    ];
-    assert_eq!(numbers.len(), ROUTE_REQUEST.numbers.len(), "one value for each column of the contract");
-    for (column, value) in numbers.into_iter().enumerate() {
-        row.numbers_mut(column)[0] = value;
-    }
-    for (column, id) in [hints.session, parent, hints.class].into_iter().enumerate() {
-        row.ids_mut(column)[0] = id;
-    }
-    row
-}
-
 fn candidate(worker: &Worker, overlap_tokens: u32) -> [f32; 10] {
-    let load = &worker.load;
-    let pages = load.pages.load(Relaxed).max(1);
-    let pinned = load.pages_pinned.load(Relaxed);
+    let load = worker.load.read();
     [
         overlap_tokens as f32,
-        (load.waiting.load(Relaxed) + load.in_transit.load(Relaxed)) as f32,
-        load.running.load(Relaxed) as f32,
-        (load.queued_tokens.load(Relaxed) + load.in_transit_tokens.load(Relaxed)) as f32,
-        load.active_tokens.load(Relaxed) as f32,
-        pinned as f32 / pages as f32,
-        pages.saturating_sub(pinned) as f32,
-        if load.unhealthy.load(Relaxed) { 0.0 } else { 1.0 },
-        load.ttft_us_ewma.load(Relaxed) as f32 / 1e3,
-        load.itl_us_ewma.load(Relaxed) as f32 / 1e3,
+        load.queue_len,
+        load.running,
+        load.queued_tokens,
+        load.active_tokens,
+        load.kv_used,
+        load.kv_free_pages,
+        if worker.load.unhealthy.load(Relaxed) { 0.0 } else { 1.0 },
+        worker.load.ttft_us_ewma.load(Relaxed) as f32 / 1e3,
+        worker.load.itl_us_ewma.load(Relaxed) as f32 / 1e3,
     ]
 }

@@ -18,11 +18,15 @@ use tokio::sync::watch;
 use crate::api;
 use crate::app::App;
 use crate::ctx::Ctx;
+use crate::stores;
 
 /// Chosen: a client that sends nothing for this long after connecting is not one.
 const HEADER_READ: Duration = Duration::from_secs(30);
 /// Chosen: after an error such as "too many open files", accepting again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Chosen: time enough to write a refusal to everybody who waits to be admitted.
+const DOOR_CLOSES: Duration = Duration::from_secs(1);
 
 /// A host that listens.
 pub struct Server {
@@ -41,6 +45,7 @@ impl Server {
         let (api, admin) = (bind(app.config.listen.api).await?, bind(app.config.listen.admin).await?);
         let (stop, stopped) = watch::channel(false);
         let server = Self { api: api.local_addr()?, admin: admin.local_addr()?, stop, app: Arc::clone(&app) };
+        stores::keep_saving(&app);
         app.ctx.spawn(accept(api, api::router(Arc::clone(&app)), app.ctx.clone(), wait(stopped.clone())));
         app.ctx.spawn(accept(admin, api::admin::router(Arc::clone(&app)), app.ctx.clone(), wait(stopped)));
         Ok(server)
@@ -51,13 +56,26 @@ impl Server {
     pub async fn stop(self) -> bool {
         self.app.drain();
         let _ = self.stop.send(true);
-        let drained = self.app.ctx.drain(self.app.drain_limit()).await;
+        let drained = self.drain().await;
+        stores::save(Arc::clone(&self.app)).await;
         if drained {
             let app = Arc::clone(&self.app);
             // Joining threads blocks; they end as soon as their last sequence has.
             let _ = tokio::task::spawn_blocking(move || app.stop()).await;
         }
         drained
+    }
+
+    /// Waits for everything that runs. Who waits at the door is sent away a moment before the end, so that they hear
+    /// of it.
+    async fn drain(&self) -> bool {
+        let limit = self.app.drain_limit();
+        let last = (limit / 4).min(DOOR_CLOSES);
+        if self.app.ctx.drain(limit - last).await {
+            return true;
+        }
+        self.app.door.close();
+        self.app.ctx.drain(last).await
     }
 }
 

@@ -3,6 +3,8 @@
 //! **Invariant:** label values are enums or names from the configuration, never ids; nothing of a prompt,
 //! a completion or a header's value is written anywhere.
 
+mod rollout;
+
 use std::io::IsTerminal;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -43,6 +45,41 @@ struct ByOutcome {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByStatus {
     status: u16,
+}
+
+/// What became of a request at the door. One that is deferred counts at each step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It came in.
+    Admitted,
+    /// It was told to wait.
+    Deferred,
+    /// A policy turned it away.
+    Rejected,
+    /// It waited as long as a request may.
+    WaitedTooLong,
+    /// As many waited as may.
+    DoorFull,
+    /// The host stopped while it waited.
+    Closed,
+}
+
+impl Admission {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::Deferred => "deferred",
+            Self::Rejected => "rejected",
+            Self::WaitedTooLong => "waited_too_long",
+            Self::DoorFull => "door_full",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByVerdict {
+    verdict: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -95,6 +132,8 @@ pub struct Metrics {
     registry: Mutex<Registry>,
     requests: Family<ByOutcome, Counter>,
     refused: Family<ByStatus, Counter>,
+    admissions: Family<ByVerdict, Counter>,
+    deferred: Gauge,
     changes: Family<ByChange, Counter>,
     prompt_tokens: Counter,
     cached_tokens: Counter,
@@ -112,6 +151,8 @@ pub struct Metrics {
     policy_calls: Family<ByCall, Counter>,
     policy_clipped: Family<BySlot, Counter>,
     policy_call_us: Family<ByQuantile, Gauge<f64, AtomicU64>>,
+    compile_cache: Family<ByOutcome, Counter>,
+    rollout: rollout::RolloutMetrics,
 }
 
 impl Metrics {
@@ -122,6 +163,8 @@ impl Metrics {
             registry: Mutex::new(Registry::with_prefix("pointsman")),
             requests: Family::default(),
             refused: Family::default(),
+            admissions: Family::default(),
+            deferred: Gauge::default(),
             changes: Family::default(),
             prompt_tokens: Counter::default(),
             cached_tokens: Counter::default(),
@@ -139,6 +182,8 @@ impl Metrics {
             policy_calls: Family::default(),
             policy_clipped: Family::default(),
             policy_call_us: Family::default(),
+            compile_cache: Family::default(),
+            rollout: rollout::RolloutMetrics::default(),
         };
         metrics.register();
         metrics
@@ -148,6 +193,12 @@ impl Metrics {
         let mut r = self.registry.lock();
         r.register("requests", "Requests that were admitted, by how they ended", self.requests.clone());
         r.register("requests_refused", "Requests that were refused, by status", self.refused.clone());
+        r.register(
+            "admissions",
+            "Requests that an admit policy was asked about, by what came of it",
+            self.admissions.clone(),
+        );
+        r.register("requests_deferred", "Requests that wait to be admitted", self.deferred.clone());
         r.register("generation_changes", "Swaps, roll backs and reloads", self.changes.clone());
         r.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
         r.register("prefix_hit_tokens", "Prompt tokens found in the KV cache", self.cached_tokens.clone());
@@ -170,6 +221,8 @@ impl Metrics {
             self.policy_clipped.clone(),
         );
         r.register("policy_call_us", "Time of a policy call, quantiles", self.policy_call_us.clone());
+        r.register("compile_cache", "Components asked of the compile cache", self.compile_cache.clone());
+        self.rollout.register(&mut r);
     }
 
     /// Counts an admitted request that ended.
@@ -186,6 +239,11 @@ impl Metrics {
         self.refused.get_or_create(&ByStatus { status }).inc();
     }
 
+    /// Counts what became of a request at the door.
+    pub fn admission(&self, admission: Admission) {
+        self.admissions.get_or_create(&ByVerdict { verdict: admission.as_str() }).inc();
+    }
+
     /// Notes a time to first token.
     pub fn first_token(&self, ttft: Duration) {
         self.ttft_seconds.observe(ttft.as_secs_f64());
@@ -199,14 +257,25 @@ impl Metrics {
     /// Everything as OpenMetrics text, with what workers and policies count themselves.
     pub fn render(&self, app: &App) -> String {
         self.running.set(app.requests_running() as i64);
+        self.deferred.set(app.door.count(0).0.deferred.into());
         self.generation.set(app.generations.active().id().0 as i64);
         self.collect_workers(app);
         self.collect_policies(app);
+        self.collect_cache(app);
+        self.rollout.collect(&app.generations);
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry.lock()) {
             tracing::error!(%error, "metrics cannot be written");
         }
         text
+    }
+
+    fn collect_cache(&self, app: &App) {
+        let counts = app.runtime.cache_counts();
+        let outcomes = [("hit", counts.hits), ("miss", counts.misses), ("discarded", counts.discarded)];
+        for (outcome, count) in outcomes {
+            self.compile_cache.get_or_create(&ByOutcome { outcome }).inner().store(count, Relaxed);
+        }
     }
 
     fn collect_workers(&self, app: &App) {

@@ -26,7 +26,40 @@ impl Columns {
     }
 }
 
-/// The request of a route decision: one row. An id is a hash, and 0 where the caller gave none.
+/// Prefix of the columns of open attributes: `attr.NAME` is what a hint policy said under that name, in the
+/// tables [`REQUEST`], [`SEQUENCE`] and [`SEGMENT`].
+///
+/// As a number it is the number, or 0 and 1 of a flag; as an id it is the [`name_id`] of a text, a whole number, or
+/// 0 and 1 of a flag. It is 0 where nobody said it; a text is 0 as a number.
+pub const ATTRIBUTE: &str = "attr.";
+
+/// The id that a host shows in the place of a name: of a tenant, a session, a class, a text of an open attribute.
+/// 0 only for the empty name.
+///
+/// `const SUBAGENT: u64 = name_id("subagent");` is compared with a cell of `class`. It is FNV-1a over the bytes of
+/// the name, then the finaliser of splitmix64, on every host of this contract.
+/// Source: <http://www.isthe.com/chongo/tech/comp/fnv/>, <https://prng.di.unimi.it/splitmix64.c>.
+pub const fn name_id(name: &str) -> u64 {
+    if name.is_empty() {
+        return 0;
+    }
+    let bytes = name.as_bytes();
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut index = 0;
+    while index < bytes.len() {
+        hash = (hash ^ bytes[index] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        index += 1;
+    }
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^= hash >> 31;
+    if hash == 0 { 1 } else { hash }
+}
+
+/// The request of a decision to admit or to route it: one row. An id is a hash, and 0 where the caller gave none.
+///
+/// `priority` is in seconds of head start; `waited_ms` is the time that it was deferred; `output_tokens_max` is
+/// the limit that the caller asked for, 0 if none.
 pub const REQUEST: Columns = Columns::numbers(&[
     "prompt_tokens",
     "prompt_blocks",
@@ -34,8 +67,28 @@ pub const REQUEST: Columns = Columns::numbers(&[
     "priority",
     "strict_tier",
     "deadline_ms",
+    "waited_ms",
+    "output_tokens_max",
 ])
-.ids(&["session", "parent", "class"]);
+.ids(&["session", "parent", "class", "tenant"]);
+
+/// The load of all workers together: one row.
+///
+/// Counts of requests (`tenant_*`: of the tenant that asks), workers and sequences; tokens; `kv_used` is a share
+/// of pages in [0, 1].
+pub const FLEET: Columns = Columns::numbers(&[
+    "requests_running",
+    "requests_max",
+    "requests_deferred",
+    "tenant_running",
+    "tenant_deferred",
+    "workers",
+    "queue_len",
+    "running",
+    "queued_tokens",
+    "active_tokens",
+    "kv_used",
+]);
 
 /// The workers that could serve: a row each.
 pub const CANDIDATE: Columns = Columns::numbers(&[
@@ -64,10 +117,34 @@ pub const SEQUENCE: Columns = Columns::numbers(&[
     "deadline_ms",
     "kv_pages",
 ])
-.ids(&["sequence", "session", "class"]);
+.ids(&["sequence", "session", "class", "tenant"]);
 
 /// The budgets of a step: one row.
 pub const BUDGET: Columns = Columns::numbers(&["step_tokens", "free_pages", "free_rows"]).ids(&["worker"]);
+
+/// A worker's KV cache: one row. `event` is one of [`crate::CacheEvent`].
+///
+/// `pages` and `pages_free` are counts; `used` and `pinned` are shares of all pages in [0, 1].
+pub const CACHE: Columns =
+    Columns::numbers(&["event", "pages", "pages_free", "used", "pinned"]).ids(&["worker"]);
+
+/// The segments of prompts and answers in a cache: a row each. `role` is one of [`crate::Role`].
+///
+/// `index` counts from the first segment of its prompt; `tokens` is its length, `position` that of all before it;
+/// `reuse` is how often it was found again; `age_ms` is the time since it was used; `session_live` is 1 until its
+/// session ends; `wish_ttl_ms` and `wish_priority` (0 to 100) are what the caller wished, 0 if nothing.
+pub const SEGMENT: Columns = Columns::numbers(&[
+    "role",
+    "index",
+    "tokens",
+    "position",
+    "reuse",
+    "age_ms",
+    "session_live",
+    "wish_ttl_ms",
+    "wish_priority",
+])
+.ids(&["session", "parent", "class", "tenant"]);
 
 /// What became of requests: a row each. `event` is one of [`crate::Event`].
 pub const OUTCOME: Columns = Columns::numbers(&[
@@ -79,4 +156,4 @@ pub const OUTCOME: Columns = Columns::numbers(&[
     "output_tokens",
     "finish",
 ])
-.ids(&["worker", "session", "sequence", "class"]);
+.ids(&["worker", "session", "sequence", "class", "tenant"]);

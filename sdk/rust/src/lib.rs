@@ -13,17 +13,26 @@ mod hints;
 pub mod host;
 mod random;
 mod slot;
+pub mod state;
 pub mod testing;
 mod view;
 
-pub use columns::{BUDGET, CANDIDATE, Columns, OUTCOME, REQUEST, SEQUENCE};
+pub use columns::{
+    ATTRIBUTE, BUDGET, CACHE, CANDIDATE, Columns, FLEET, OUTCOME, REQUEST, SEGMENT, SEQUENCE, name_id,
+};
 pub use hints::{Hints, Value};
 pub use random::Random;
-pub use slot::{Filter, Interpret, NoConfig, Observe, Pick, Policy, Schedule, Score};
-pub use view::{Event, Frame, HintsView, ObserveView, RouteView, ScheduleView, Table};
+pub use slot::{
+    Admit, Clip, Filter, Interpret, Keep, NoConfig, Observe, Pick, Plan, Policy, Retain, Route,
+    RouteDecision, Schedule, SchedulePlan, Score, State, Tier, Verdict,
+};
+pub use view::{
+    AdmitView, CacheEvent, Event, Frame, HintsView, ObserveView, RetainView, Role, RouteView, ScheduleView,
+    Table,
+};
 
 /// Makes the component: `export!(MyPolicy: score, observe);` with any of
-/// `hints`, `filter`, `score`, `pick`, `schedule`, `observe`.
+/// `hints`, `admit`, `filter`, `score`, `pick`, `route`, `schedule` or `plan`, `retain`, `observe`, `state`.
 ///
 /// Name and version are those of the package. Natively it only checks that the traits are there.
 #[macro_export]
@@ -35,7 +44,7 @@ macro_rules! export {
                 const VERSION: &'static str = env!("CARGO_PKG_VERSION");
 
                 fn slots() -> ::std::vec::Vec<$crate::guest::SlotInputs> {
-                    ::std::vec![$($crate::guest::inputs::$slot::<$policy>()),+]
+                    [$($crate::guest::inputs::$slot::<$policy>()),+].into_iter().flatten().collect()
                 }
 
                 fn cell() -> &'static ::std::thread::LocalKey<::std::cell::RefCell<::std::option::Option<Self>>> {

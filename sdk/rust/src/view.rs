@@ -113,6 +113,29 @@ fn find<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
     pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
+/// One request at the door, and how busy the house is.
+#[derive(Clone, Copy, Debug)]
+pub struct AdmitView<'a> {
+    /// Clock and seed.
+    pub frame: Frame,
+    /// Declared columns of the request: one row.
+    pub request: Table<'a>,
+    /// Declared columns of the load of all workers: one row.
+    pub fleet: Table<'a>,
+}
+
+impl<'a> AdmitView<'a> {
+    pub(crate) fn new(
+        frame: Frame,
+        columns: (Columns, Columns),
+        mut numbers: &'a [f32],
+        mut ids: &'a [u64],
+    ) -> Self {
+        let request = Table::split(columns.0, 1, &mut numbers, &mut ids);
+        Self { frame, request, fleet: Table::new(columns.1, 1, numbers, ids) }
+    }
+}
+
 /// One request and the workers that could serve it.
 #[derive(Clone, Copy, Debug)]
 pub struct RouteView<'a> {
@@ -164,6 +187,30 @@ impl<'a> ScheduleView<'a> {
     }
 }
 
+/// Segments of a worker's KV cache, and how full it is.
+#[derive(Clone, Copy, Debug)]
+pub struct RetainView<'a> {
+    /// Clock and seed.
+    pub frame: Frame,
+    /// Declared columns of the cache: one row.
+    pub cache: Table<'a>,
+    /// Declared columns of the segments: a row each.
+    pub segments: Table<'a>,
+}
+
+impl<'a> RetainView<'a> {
+    pub(crate) fn new(
+        frame: Frame,
+        columns: (Columns, Columns),
+        rows: usize,
+        mut numbers: &'a [f32],
+        mut ids: &'a [u64],
+    ) -> Self {
+        let cache = Table::split(columns.0, 1, &mut numbers, &mut ids);
+        Self { frame, cache, segments: Table::new(columns.1, rows, numbers, ids) }
+    }
+}
+
 /// What became of requests: a batch, which may be empty.
 #[derive(Clone, Copy, Debug)]
 pub struct ObserveView<'a> {
@@ -173,22 +220,67 @@ pub struct ObserveView<'a> {
     pub outcomes: Table<'a>,
 }
 
-/// Value of the column `event` of an outcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The first token is out.
-    FirstToken = 0,
-    /// The request ended well.
-    Finished = 1,
-    /// The request failed or its client left.
-    Failed = 2,
+/// An enum whose values are those of a column.
+macro_rules! column_values {
+    ($(#[$doc:meta])+ $name:ident { $($(#[$variant_doc:meta])+ $variant:ident = $value:literal,)+ }) => {
+        $(#[$doc])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $name {
+            $($(#[$variant_doc])+ $variant = $value,)+
+        }
+
+        impl $name {
+            /// What a cell says; `None` for a value that this version does not know.
+            pub fn of(cell: f32) -> Option<Self> {
+                [$(Self::$variant),+].into_iter().find(|value| value.cell() == cell)
+            }
+
+            /// The cell that says it.
+            pub fn cell(self) -> f32 {
+                self as u32 as f32
+            }
+        }
+    };
 }
 
-impl Event {
-    /// The event that a cell says.
-    pub fn of(cell: f32) -> Option<Self> {
-        [Self::FirstToken, Self::Finished, Self::Failed]
-            .into_iter()
-            .find(|event| *event as u32 as f32 == cell)
+column_values! {
+    /// Value of the column `event` of an outcome.
+    Event {
+        /// The first token is out.
+        FirstToken = 0,
+        /// The request ended well.
+        Finished = 1,
+        /// The request failed or its client left.
+        Failed = 2,
+    }
+}
+
+column_values! {
+    /// Value of the column `event` of a cache: why a policy is asked.
+    CacheEvent {
+        /// A turn of a session is complete, and its segments are in the cache.
+        TurnCommitted = 0,
+        /// A session ended.
+        SessionEnded = 1,
+        /// A tier passed its mark.
+        Pressure = 2,
+    }
+}
+
+column_values! {
+    /// Value of the column `role` of a segment: what its tokens are.
+    Role {
+        /// System prompt.
+        System = 0,
+        /// Definitions of tools.
+        Tools = 1,
+        /// Messages of earlier turns.
+        History = 2,
+        /// What the model thought.
+        Reasoning = 3,
+        /// What a tool answered.
+        ToolResult = 4,
+        /// What the model said.
+        Output = 5,
     }
 }

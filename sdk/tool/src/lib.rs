@@ -22,4 +22,4 @@ pub use manifest::{MANIFEST, Manifest};
 pub use scaffold::{NewPlugin, new, slots};
 
 /// The folder of `wit/` that new projects are written against.
-pub const CONTRACT: &str = "v0.1";
+pub const CONTRACT: &str = "v0.1.1";

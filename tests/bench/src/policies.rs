@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use policy::{
-    ChainSpec, Frame, Generation, Generations, HintsView, Limits, PluginSpec, ROUTE_CANDIDATE, ROUTE_REQUEST,
-    RouteView, Runtime, RuntimeConfig, Table, default_chain,
+    Candidate, ChainSpec, Frame, Generation, Generations, HintsView, Limits, Mode, PluginSpec, REQUEST,
+    ROUTE_CANDIDATE, RouteView, Runtime, RuntimeConfig, Slot, Subject, Table, Way, default_chain,
 };
 
 use crate::table::{Bar, head, median, quantile, row, us};
@@ -13,6 +13,8 @@ use crate::table::{Bar, head, median, quantile, row, us};
 const TURNS: usize = 7;
 const CALLS: u64 = 30_000;
 const CANDIDATES: usize = 64;
+/// Chosen: with a pause after each call a turn takes half a second.
+const SHADOW_CALLS: u64 = 5_000;
 /// Chosen: few enough that the breaker of a plugin that always fails stays closed for a generation each.
 const LOOPS: usize = 15;
 const DEADLINE: Duration = Duration::from_millis(2);
@@ -27,7 +29,7 @@ struct Case {
 
 impl Case {
     fn new(rows: usize) -> Self {
-        let mut request = Table::new(&ROUTE_REQUEST, 1);
+        let mut request = Table::new(&REQUEST, 1);
         request.numbers_mut(0)[0] = 4000.0;
         request.ids_mut(0)[0] = 5;
         let mut candidates = Table::new(&ROUTE_CANDIDATE, rows);
@@ -53,7 +55,14 @@ impl Case {
 
     fn route(&self, generation: &Generation, call: u64) -> anyhow::Result<bool> {
         let view = RouteView { frame: frame(call), request: &self.request, candidates: &self.candidates };
-        Ok(generation.route(&view)?.fell_back)
+        Ok(generation.route(Way::default(), &view)?.fell_back)
+    }
+
+    /// As a request does: pinned, with whoever is told of the decision.
+    fn pinned(&self, generations: &Generations, call: u64) -> anyhow::Result<()> {
+        let view = RouteView { frame: frame(call), request: &self.request, candidates: &self.candidates };
+        generations.pin(&Subject::default()).route(&view)?;
+        Ok(())
     }
 
     fn hints(&self, generation: &Generation, call: u64) -> anyhow::Result<()> {
@@ -65,7 +74,7 @@ impl Case {
             prompt_tokens: 4000,
             output_tokens_max: Some(100),
         };
-        generation.hints(&view)?;
+        generation.hints(Way::default(), &view)?;
         Ok(())
     }
 }
@@ -140,7 +149,40 @@ pub(crate) fn run() -> anyhow::Result<()> {
     row("default chain: hints + 3 scorers + pick, 64, p50", p50(2), Some(p50(0)), Bar::None);
     row("default chain: hints + 3 scorers + pick, 64, p99", p99(2), Some(p99(0)), Bar::AtMost(15.0));
     row("8 plugins, 1,024 candidates, p99", p99(3), None, Bar::AtMost(150.0));
+    shadow(&runtime, &case)?;
     endless(&runtime, &std::fs::read(&guests[1])?, &case, p50(0))
+}
+
+/// What a shadow adds to the live path: the default chain with and without one, in pairs, one call after the other.
+fn shadow(runtime: &Arc<Runtime>, case: &Case) -> anyhow::Result<()> {
+    let start = || Generations::start(Arc::clone(runtime), default_chain(), 1);
+    let (alone, shadowed) = (start()?, start()?);
+    shadowed.start_rollout(Candidate::Chain(default_chain()), Mode::Shadow)?;
+    let (mut added, mut base) = (Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        let (mut without, mut with) = (Vec::new(), Vec::new());
+        for i in 0..SHADOW_CALLS {
+            // Who goes first changes, so that neither always finds the caches warm.
+            for second in [i % 2 == 0, i % 2 == 1] {
+                let begun = Instant::now();
+                case.pinned(if second { &shadowed } else { &alone }, i)?;
+                let took = us(begun.elapsed());
+                if second { with.push(took) } else { without.push(took) }
+            }
+            // Requests do not come back to back: the shadow has to get its turn, or its queue fills and copies stop.
+            std::thread::sleep(Duration::from_micros(20));
+        }
+        base.push(quantile(&mut without, 0.5));
+        added.push(quantile(&mut with, 0.5) - base[base.len() - 1]);
+    }
+    let report = shadowed.rollout().and_then(|report| report.shadow.get(&Slot::Route).cloned());
+    let seen = report.ok_or_else(|| anyhow::anyhow!("the shadow saw nothing"))?;
+    head(
+        "A shadow beside the default chain: live route call, 64 candidates, us (baseline: without it, in pairs)",
+    );
+    row("added by a shadow, p50", median(added), Some(median(base)), Bar::AtMost(2.0));
+    row("share of decisions that the shadow was asked about too", seen.compared_share, None, Bar::None);
+    Ok(())
 }
 
 /// A scorer that never returns: how long until the built-in has answered in its place.

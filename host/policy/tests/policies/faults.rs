@@ -1,10 +1,10 @@
 //! A broken policy costs one fallback, never a request.
 
 use crate::support::{
-    Route, Schedule, chain_of, count, deadline, faulty_plugin, frame, let_the_janitor_work, observe, start,
-    start_faulty,
+    Admission, Route, Schedule, Segments, chain_of, count, deadline, faulty_plugin, frame,
+    let_the_janitor_work, observe, start, start_faulty,
 };
-use policy::{BUILTIN, Frame, HintsView, Limits, OnFailure, Outcome, PluginSpec, Slot};
+use policy::{BUILTIN, Frame, HintsView, Limits, OnFailure, Outcome, PluginSpec, Slot, Way};
 use std::time::Duration;
 
 /// Asks a chain with a faulty plugin in one slot three times: well, faulty, and well again.
@@ -17,7 +17,18 @@ fn check(slot: Slot, fault: &str, expected: Outcome) {
     let by_plugin = |seed: u64| -> bool {
         let frame = frame(seed);
         match slot {
-            Slot::Hints => generation.hints(&hints(frame)).expect("hints").hints.session.is_some(),
+            Slot::Hints => {
+                generation.hints(Way::default(), &hints(frame)).expect("hints").hints.session.is_some()
+            }
+            Slot::Admit => {
+                let decided = generation.admit(Way::default(), &Admission::new(frame).view());
+                &*decided.expect("a verdict").decided_by != BUILTIN
+            }
+            Slot::Retain => {
+                let decision = generation.retain(0, &Segments::new(3, frame).view());
+                assert_eq!(decision.keeps.len(), 3);
+                &*decision.decided_by != BUILTIN
+            }
             Slot::Schedule => &*generation.schedule(0, &Schedule::new(5, frame).view()).decided_by != BUILTIN,
             Slot::Observe => {
                 let before = count(&generations, slot, Outcome::Ok);
@@ -25,11 +36,13 @@ fn check(slot: Slot, fault: &str, expected: Outcome) {
                 count(&generations, slot, Outcome::Ok) > before
             }
             _ => {
-                let decision = generation.route(&Route::new(&[0.0; 4], frame).view()).expect("a decision");
+                let decision = generation
+                    .route(Way::default(), &Route::new(&[0.0; 4], frame).view())
+                    .expect("a decision");
                 assert!(decision.candidate < 4);
                 assert!(decision.scores.iter().all(|score| !score.is_nan()));
                 match slot {
-                    Slot::Pick => &*decision.decided_by != BUILTIN,
+                    Slot::Pick | Slot::Route => &*decision.decided_by != BUILTIN,
                     _ => !decision.fell_back,
                 }
             }
@@ -77,7 +90,7 @@ fn an_endless_loop_costs_one_fallback() {
 fn memory_without_end_costs_one_fallback() {
     let expected = [Outcome::Trapped, Outcome::OverDeadline];
     let generations = start_faulty(Slot::Score, "allocate", OnFailure::Fallback);
-    let decision = generations.active().route(&Route::new(&[0.0; 4], frame(1)).view());
+    let decision = generations.active().route(Way::default(), &Route::new(&[0.0; 4], frame(1)).view());
     assert!(decision.expect("a decision").fell_back);
     let counted: u64 = expected.map(|outcome| count(&generations, Slot::Score, outcome)).iter().sum();
     assert_eq!(counted, 1);
@@ -88,14 +101,15 @@ fn a_tight_memory_limit_is_kept() {
     let limits = Limits { memory_bytes: 4 << 20, deadline: Duration::from_secs(5), ..Limits::default() };
     let plugin = PluginSpec { limits, ..faulty_plugin("allocate") };
     let generations = start(chain_of(Slot::Score, plugin));
-    let decision = generations.active().route(&Route::new(&[0.0; 4], frame(1)).view());
+    let decision = generations.active().route(Way::default(), &Route::new(&[0.0; 4], frame(1)).view());
     assert!(decision.expect("a decision").fell_back);
     assert_eq!(count(&generations, Slot::Score, Outcome::Trapped), 1);
 }
 
 #[test]
 fn a_flood_of_an_answer_costs_one_fallback() {
-    check_all("flood", Outcome::Trapped, &[Slot::Hints, Slot::Filter, Slot::Score, Slot::Schedule]);
+    let slots = Slot::ALL.into_iter().filter(|slot| !matches!(slot, Slot::Pick | Slot::Observe));
+    check_all("flood", Outcome::Trapped, &slots.collect::<Vec<_>>());
 }
 
 #[test]
@@ -105,12 +119,14 @@ fn numbers_that_are_none_are_a_bad_answer() {
 
 #[test]
 fn a_wrong_length_is_a_bad_answer() {
-    check_all("wrong_length", Outcome::BadAnswer, &[Slot::Hints, Slot::Filter, Slot::Score, Slot::Schedule]);
+    let slots = Slot::ALL.into_iter().filter(|slot| !matches!(slot, Slot::Pick | Slot::Observe));
+    check_all("wrong_length", Outcome::BadAnswer, &slots.collect::<Vec<_>>());
 }
 
 #[test]
 fn rows_out_of_range_are_a_bad_answer() {
-    check_all("out_of_range", Outcome::BadAnswer, &[Slot::Hints, Slot::Pick, Slot::Schedule]);
+    let slots = [Slot::Hints, Slot::Admit, Slot::Pick, Slot::Route, Slot::Schedule];
+    check_all("out_of_range", Outcome::BadAnswer, &slots);
 }
 
 #[test]
@@ -126,7 +142,10 @@ fn a_filter_that_drops_everybody_is_not_heard() {
 #[test]
 fn scores_out_of_range_are_clamped_and_counted() {
     let generations = start_faulty(Slot::Score, "out_of_range", OnFailure::Fallback);
-    let decision = generations.active().route(&Route::new(&[0.0; 4], frame(1)).view()).expect("a decision");
+    let decision = generations
+        .active()
+        .route(Way::default(), &Route::new(&[0.0; 4], frame(1)).view())
+        .expect("a decision");
     assert_eq!(decision.scores, [0.0, 1.0, 1.0, 1.0]);
     assert!(!decision.fell_back);
     let counts = generations.metrics();
@@ -136,14 +155,17 @@ fn scores_out_of_range_are_clamped_and_counted() {
 #[test]
 fn endless_log_lines_end_with_the_deadline() {
     let generations = start_faulty(Slot::Score, "chatter", OnFailure::Fallback);
-    generations.active().route(&Route::new(&[0.0; 4], frame(1)).view()).expect("a decision");
+    generations.active().route(Way::default(), &Route::new(&[0.0; 4], frame(1)).view()).expect("a decision");
     assert_eq!(count(&generations, Slot::Score, Outcome::OverDeadline), 1);
 }
 
 #[test]
 fn an_abstention_is_no_failure() {
     let generations = start_faulty(Slot::Pick, "abstain", OnFailure::Reject);
-    let decision = generations.active().route(&Route::new(&[0.0; 4], frame(1)).view()).expect("a decision");
+    let decision = generations
+        .active()
+        .route(Way::default(), &Route::new(&[0.0; 4], frame(1)).view())
+        .expect("a decision");
     assert_eq!((&*decision.decided_by, decision.fell_back), (BUILTIN, false));
     assert_eq!(count(&generations, Slot::Pick, Outcome::Abstained), 1);
 }
@@ -156,7 +178,12 @@ fn an_endless_loop_ends_within_its_deadline_and_two_milliseconds() {
     let mut best = Duration::MAX;
     for _ in 0..4 {
         let before = thread_cpu();
-        assert!(generation.route(&Route::new(&[0.0; 4], frame(1)).view()).expect("a decision").fell_back);
+        assert!(
+            generation
+                .route(Way::default(), &Route::new(&[0.0; 4], frame(1)).view())
+                .expect("a decision")
+                .fell_back
+        );
         best = best.min(thread_cpu() - before);
         let_the_janitor_work();
     }
@@ -172,22 +199,29 @@ fn thread_cpu() -> Duration {
 #[test]
 fn skip_counts_a_failed_scorer_as_silent() {
     let generations = start_faulty(Slot::Score, "trap", OnFailure::Skip);
-    let decision = generations.active().route(&Route::new(&[0.0; 4], frame(1)).view()).expect("a decision");
+    let decision = generations
+        .active()
+        .route(Way::default(), &Route::new(&[0.0; 4], frame(1)).view())
+        .expect("a decision");
     assert!(!decision.fell_back);
 }
 
 #[test]
 fn reject_refuses_the_request_and_names_the_policy() {
-    for slot in [Slot::Hints, Slot::Filter, Slot::Score, Slot::Pick] {
+    for slot in [Slot::Hints, Slot::Admit, Slot::Filter, Slot::Score, Slot::Pick, Slot::Route] {
         let generations = start_faulty(slot, "trap", OnFailure::Reject);
         let generation = generations.active();
         let refused = match slot {
-            Slot::Hints => generation.hints(&hints(frame(1))).map(drop),
-            _ => generation.route(&Route::new(&[0.0; 4], frame(1)).view()).map(drop),
+            Slot::Hints => generation.hints(Way::default(), &hints(frame(1))).map(drop),
+            Slot::Admit => generation.admit(Way::default(), &Admission::new(frame(1)).view()).map(drop),
+            _ => generation.route(Way::default(), &Route::new(&[0.0; 4], frame(1)).view()).map(drop),
         };
         let refused = refused.expect_err("the operator asked for it");
         assert_eq!((&*refused.plugin, refused.slot, refused.outcome), ("it", slot, Outcome::Trapped));
-        assert!(generations.active().hints(&hints(frame(0))).is_ok(), "the next one is served");
+        assert!(
+            generations.active().hints(Way::default(), &hints(frame(0))).is_ok(),
+            "the next one is served"
+        );
     }
 }
 
@@ -197,7 +231,7 @@ fn a_policy_that_faults_again_and_again_is_left_alone_for_a_while() {
     let generation = generations.active();
     let ask = |now_ms: u64, seed: u64| {
         let frame = Frame { now_ms, seed };
-        generation.route(&Route::new(&[0.0; 4], frame).view()).expect("a decision").fell_back
+        generation.route(Way::default(), &Route::new(&[0.0; 4], frame).view()).expect("a decision").fell_back
     };
     (0..20).for_each(|_| {
         assert!(ask(1_000, 1));
@@ -219,7 +253,7 @@ fn many_threads_share_one_faulty_policy_and_all_are_answered() {
             scope.spawn(move || {
                 for call in 0..200 {
                     let frame = Frame { now_ms: 1 + call * 10_000, seed: (call + thread) % 5 };
-                    let decision = generation.route(&Route::new(&[0.0; 4], frame).view());
+                    let decision = generation.route(Way::default(), &Route::new(&[0.0; 4], frame).view());
                     assert!(decision.expect("a decision").candidate < 4);
                 }
             });

@@ -5,7 +5,7 @@ use crate::support::{
 };
 use policy::{
     BUILTIN, ChainSpec, GenerationId, GenerationState, Generations, Outcome, PluginSpec, PolicyMetric, Slot,
-    Stage,
+    Stage, Way,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +16,7 @@ fn first() -> PluginSpec {
 /// The candidate that the active generation takes of two: the first has the shorter queue.
 fn choice(generations: &Generations) -> usize {
     let route = Route::new(&[0.0, 5.0], frame(7));
-    generations.active().route(&route.view()).expect("a decision").candidate
+    generations.active().route(Way::default(), &route.view()).expect("a decision").candidate
 }
 
 /// Replaces the shortest-queue scorer by one that likes the last candidate best.
@@ -29,7 +29,7 @@ fn swap(generations: &Generations) -> GenerationId {
 fn an_empty_chain_decides_by_the_built_in_policies() {
     let generations = start(ChainSpec::default());
     let route = Route::new(&[0.0; 3], frame(1)).number("queued_tokens", &[900.0, 0.0, 900.0]);
-    let decision = generations.active().route(&route.view()).expect("a decision");
+    let decision = generations.active().route(Way::default(), &route.view()).expect("a decision");
     assert_eq!((decision.candidate, &*decision.decided_by, decision.fell_back), (1, BUILTIN, false));
     assert!(generations.plugins().is_empty());
 }
@@ -53,7 +53,7 @@ fn a_request_keeps_the_generation_that_it_began_with() {
     let pinned = generations.active();
     swap(&generations);
     let route = Route::new(&[0.0, 5.0], frame(7));
-    assert_eq!(pinned.route(&route.view()).expect("a decision").candidate, 0);
+    assert_eq!(pinned.route(Way::default(), &route.view()).expect("a decision").candidate, 0);
     assert_eq!(choice(&generations), 1);
     let history = generations.history();
     let state = |index: usize| (history[index].state, history[index].pinned_requests);
@@ -171,7 +171,8 @@ fn swapping_under_load_fails_nobody_and_mixes_nothing() {
                 while !done.load(Ordering::Relaxed) {
                     let generation = generations.active();
                     let route = Route::new(&[0.0, 5.0], frame(0));
-                    let decisions = [0; 3].map(|_| generation.route(&route.view()).expect("a decision"));
+                    let decisions =
+                        [0; 3].map(|_| generation.route(Way::default(), &route.view()).expect("a decision"));
                     let expected = usize::from(generation.id().0.is_multiple_of(2));
                     assert!(decisions.iter().all(|it| it.candidate == expected && !it.fell_back));
                 }

@@ -6,3 +6,6 @@ mod faults;
 mod generations;
 mod plugins;
 mod prepare;
+mod rollout;
+mod state;
+mod versions;

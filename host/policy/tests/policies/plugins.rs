@@ -2,22 +2,27 @@
 
 use crate::support::{Route, Schedule, frame, observe, start};
 use pointsman_sdk::testing::RouteCase;
-use policy::{CATALOGUE, ChainSpec, Frame, HintsView, Slot, builtin_plugin, default_chain};
+use policy::{CATALOGUE, ChainSpec, Frame, HintsView, Slot, Way, builtin_plugin, default_chain};
 
 #[test]
 fn every_plugin_of_the_catalogue_answers_the_slot_in_its_name() {
-    let generations = start(default_chain());
+    let names = CATALOGUE.iter().map(|(name, _)| *name);
+    let plugins = names.map(|name| (name.to_owned(), builtin_plugin(name).expect("it is built in")));
+    let generations = start(ChainSpec { plugins: plugins.collect(), ..ChainSpec::default() });
     assert_eq!(generations.plugins().len(), CATALOGUE.len());
     for plugin in generations.plugins() {
         assert_eq!(plugin.component, plugin.name);
-        let slot = match plugin.name.split('-').next() {
-            Some("hints") => Slot::Hints,
-            Some("route") => Slot::Score,
-            Some("pick") => Slot::Pick,
-            Some("schedule") => Slot::Schedule,
+        let slots: &[Slot] = match plugin.name.split('-').next() {
+            Some("admit") => &[Slot::Admit],
+            Some("hints") => &[Slot::Hints],
+            Some("route") => &[Slot::Filter, Slot::Score, Slot::Pick, Slot::Route],
+            Some("pick") => &[Slot::Pick],
+            Some("schedule") => &[Slot::Schedule],
+            Some("retain") => &[Slot::Retain],
             other => panic!("no slot is called {other:?}"),
         };
-        assert!(plugin.slots.contains(&slot), "{} answers {slot}", plugin.name);
+        let answers = slots.iter().any(|slot| plugin.slots.contains(slot));
+        assert!(answers, "{} answers one of {slots:?}", plugin.name);
     }
 }
 
@@ -27,10 +32,10 @@ fn the_default_chain_weighs_overlap_against_load() {
     let route = Route::new(&[0.0; 3], frame(1))
         .number("overlap_tokens", &[0.0, 900.0, 0.0])
         .number("queued_tokens", &[500.0, 500.0, 0.0]);
-    let decision = generations.active().route(&route.view()).expect("a decision");
+    let decision = generations.active().route(Way::default(), &route.view()).expect("a decision");
     assert_eq!((decision.candidate, &*decision.decided_by), (1, "pick-max-score"));
     let route = route.number("overlap_tokens", &[0.0, 100.0, 0.0]);
-    assert_eq!(generations.active().route(&route.view()).expect("a decision").candidate, 2);
+    assert_eq!(generations.active().route(Way::default(), &route.view()).expect("a decision").candidate, 2);
 }
 
 #[test]
@@ -39,7 +44,7 @@ fn a_session_returns_to_the_worker_that_served_it() {
     let mut route = Route::new(&[0.0; 4], frame(1));
     route.request.ids_mut(0)[0] = 77;
     observe(&generations, frame(1), &[(3, 77)]);
-    let decision = generations.active().route(&route.view()).expect("a decision");
+    let decision = generations.active().route(Way::default(), &route.view()).expect("a decision");
     assert_eq!(decision.candidate, 2, "worker 3 is in row 2: {decision:?}");
 }
 
@@ -57,7 +62,7 @@ fn hints_of_a_caller_become_typed() {
         prompt_tokens: 10,
         output_tokens_max: None,
     };
-    let decision = generations.active().hints(&view).expect("hints");
+    let decision = generations.active().hints(Way::default(), &view).expect("hints");
     assert_eq!(decision.by.len(), 1);
     assert_eq!(decision.hints.session.as_deref(), Some("s1"));
     assert_eq!(decision.hints.class.as_deref(), Some("subagent"));
@@ -73,10 +78,10 @@ fn each_worker_has_a_scheduler_of_its_own() {
     schedule.waiting.numbers_mut(6).copy_from_slice(&[0.0, 0.0, 2.0]);
     for worker in [0, 1] {
         let decision = generations.active().schedule(worker, &schedule.view());
-        assert_eq!((decision.order[0], &*decision.decided_by), (2, "schedule-agent-priority"));
+        assert_eq!((decision.plan.order[0], &*decision.decided_by), (2, "schedule-agent-priority"));
     }
     let beyond = generations.active().schedule(7, &schedule.view());
-    assert_eq!((beyond.order, &*beyond.decided_by), (vec![0, 1, 2], policy::BUILTIN));
+    assert_eq!((beyond.plan.order, &*beyond.decided_by), (vec![0, 1, 2], policy::BUILTIN));
 }
 
 #[test]
@@ -98,7 +103,7 @@ fn a_plugin_decides_the_same_natively_and_in_the_sandbox() {
         let case =
             RouteCase::new(rows).candidates("queued_tokens", &queued).candidates("active_tokens", &active);
         let mut native = pointsman_sdk::testing::policy::<route_least_load::LeastLoad>("{}");
-        let decision = generations.active().route(&route.view()).expect("a decision");
+        let decision = generations.active().route(Way::default(), &route.view()).expect("a decision");
         assert_eq!(Some(decision.scores), case.score(&mut native), "seed {seed}");
     }
 }
@@ -109,7 +114,10 @@ fn host_and_sdk_agree_on_the_columns() {
     let check = |host: &policy::Schema, sdk: pointsman_sdk::Columns| {
         assert_eq!((host.numbers, host.ids), (sdk.numbers, sdk.ids));
     };
-    check(&policy::ROUTE_REQUEST, pointsman_sdk::REQUEST);
+    check(&policy::REQUEST, pointsman_sdk::REQUEST);
+    check(&policy::ADMIT_FLEET, pointsman_sdk::FLEET);
+    check(&policy::RETAIN_CACHE, pointsman_sdk::CACHE);
+    check(&policy::RETAIN_SEGMENT, pointsman_sdk::SEGMENT);
     check(&policy::ROUTE_CANDIDATE, pointsman_sdk::CANDIDATE);
     check(&policy::SCHEDULE_BUDGET, pointsman_sdk::BUDGET);
     check(&policy::SCHEDULE_SEQUENCE, pointsman_sdk::SEQUENCE);

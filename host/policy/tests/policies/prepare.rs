@@ -1,7 +1,7 @@
 //! What is refused, at which stage, in which words; and that it leaves the active generation alone.
 
 use crate::support::{Route, chain_of, faulty, faulty_plugin, first_plugin, frame, runtime, start};
-use policy::{ChainSpec, GenerationId, Generations, Limits, PluginSpec, PrepareError, Slot, Stage};
+use policy::{ChainSpec, GenerationId, Generations, Limits, PluginSpec, PrepareError, Slot, Stage, Way};
 use std::sync::Arc;
 
 fn refused(chain: ChainSpec) -> PrepareError {
@@ -18,7 +18,7 @@ fn check(plugin: PluginSpec, stage: Stage, words: &str) {
     assert_eq!((error.stage, error.plugin.as_deref()), (stage, Some("it")), "{error}");
     assert!(error.message.contains(words), "`{}` says `{words}`", error.message);
     assert_eq!(generations.active().id(), GenerationId(1));
-    let decision = generations.active().route(&Route::new(&[1.0, 0.0], frame(1)).view());
+    let decision = generations.active().route(Way::default(), &Route::new(&[1.0, 0.0], frame(1)).view());
     assert_eq!(decision.expect("a decision").candidate, 1);
 }
 
@@ -74,7 +74,7 @@ fn a_component_that_does_not_describe_itself_is_refused() {
 fn a_slot_that_it_does_not_export_is_refused() {
     let error = refused(chain_of(Slot::Pick, PluginSpec::new(first_plugin(), "test")));
     assert_eq!(error.stage, Stage::Described);
-    assert_eq!(error.message, "the chain asks it in slot `pick`, but it exports `score`");
+    assert_eq!(error.message, "chain `default` asks it in slot `pick`, but it exports `score`");
 }
 
 #[test]

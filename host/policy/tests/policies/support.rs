@@ -1,9 +1,9 @@
 //! Guests, chains and views for the tests.
 
 use policy::{
-    ChainSpec, Frame, Generations, Limits, OBSERVE_OUTCOME, ObserveView, OnFailure, Outcome, PluginSpec,
-    ROUTE_CANDIDATE, ROUTE_REQUEST, RouteView, Runtime, RuntimeConfig, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE,
-    ScheduleView, Slot, Table,
+    ADMIT_FLEET, AdmitView, ChainSpec, Frame, Generations, Limits, OBSERVE_OUTCOME, ObserveView, OnFailure,
+    Outcome, PluginSpec, REQUEST, RETAIN_CACHE, RETAIN_SEGMENT, ROUTE_CANDIDATE, RetainView, RouteView,
+    Runtime, RuntimeConfig, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE, ScheduleView, Slot, Table, Way,
 };
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -13,13 +13,13 @@ use std::time::Duration;
 static RUNTIME: LazyLock<Arc<Runtime>> =
     LazyLock::new(|| Runtime::new(RuntimeConfig::default()).expect("the sandbox starts"));
 
-static GUESTS: LazyLock<[Arc<[u8]>; 2]> = LazyLock::new(|| {
+static GUESTS: LazyLock<[Arc<[u8]>; 4]> = LazyLock::new(|| {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("two folders deep");
     let target = guest_build::target_dir_of_test().expect("tests lie in a target folder");
-    let names = ["faulty".to_owned(), "first-plugin".to_owned()];
+    let names = ["faulty", "first-plugin", "keeper", "elder"].map(str::to_owned);
     let built = guest_build::build(workspace, &target, &names, |_| {}).expect("the guests build");
     let read = |path| Arc::from(std::fs::read(path).expect("the component was just built"));
-    [read(&built[0]), read(&built[1])]
+    [read(&built[0]), read(&built[1]), read(&built[2]), read(&built[3])]
 });
 
 /// The runtime that tests share.
@@ -37,6 +37,16 @@ pub(crate) fn first_plugin() -> Arc<[u8]> {
     GUESTS[1].clone()
 }
 
+/// The component that counts in its state and in its store.
+pub(crate) fn keeper() -> Arc<[u8]> {
+    GUESTS[2].clone()
+}
+
+/// The component that was built against version 0.1.0 of the contract.
+pub(crate) fn elder() -> Arc<[u8]> {
+    GUESTS[3].clone()
+}
+
 /// The faulty component with a fault.
 pub(crate) fn faulty_plugin(fault: &str) -> PluginSpec {
     let config = serde_json::json!({ "fault": fault });
@@ -48,11 +58,15 @@ pub(crate) fn chain_of(slot: Slot, plugin: PluginSpec) -> ChainSpec {
     let name = "it".to_owned();
     let mut chain = ChainSpec { plugins: [(name.clone(), plugin)].into(), ..ChainSpec::default() };
     match slot {
+        Slot::Middleware => chain.middleware.push(name),
         Slot::Hints => chain.hints.push(name),
         Slot::Filter => chain.filter.push(name),
         Slot::Score => chain.score.push((name, 1.0)),
         Slot::Pick => chain.pick = Some(name),
         Slot::Schedule => chain.schedule = Some(name),
+        Slot::Admit => chain.admit.push(name),
+        Slot::Route => chain.route = Some(name),
+        Slot::Retain => chain.retain = Some(name),
         Slot::Observe => {}
     }
     chain
@@ -87,7 +101,7 @@ pub(crate) struct Route {
 
 impl Route {
     pub(crate) fn new(queue_len: &[f32], frame: Frame) -> Self {
-        let mut request = Table::new(&ROUTE_REQUEST, 1);
+        let mut request = Table::new(&REQUEST, 1);
         request.numbers_mut(0)[0] = 1000.0;
         let mut candidates = Table::new(&ROUTE_CANDIDATE, queue_len.len());
         candidates.numbers_mut(1).copy_from_slice(queue_len);
@@ -132,6 +146,41 @@ impl Schedule {
     }
 }
 
+/// A request at the door of an idle host.
+pub(crate) struct Admission {
+    pub(crate) request: Table,
+    pub(crate) fleet: Table,
+    pub(crate) frame: Frame,
+}
+
+impl Admission {
+    pub(crate) fn new(frame: Frame) -> Self {
+        Self { request: Table::new(&REQUEST, 1), fleet: Table::new(&ADMIT_FLEET, 1), frame }
+    }
+
+    pub(crate) fn view(&self) -> AdmitView<'_> {
+        AdmitView { frame: self.frame, request: &self.request, fleet: &self.fleet }
+    }
+}
+
+/// A cache with so many segments.
+pub(crate) struct Segments {
+    pub(crate) cache: Table,
+    pub(crate) segments: Table,
+    pub(crate) frame: Frame,
+}
+
+impl Segments {
+    pub(crate) fn new(segments: usize, frame: Frame) -> Self {
+        let segments = Table::new(&RETAIN_SEGMENT, segments);
+        Self { cache: Table::new(&RETAIN_CACHE, 1), segments, frame }
+    }
+
+    pub(crate) fn view(&self) -> RetainView<'_> {
+        RetainView { frame: self.frame, cache: &self.cache, segments: &self.segments }
+    }
+}
+
 /// Tells the active generation of outcomes: pairs of worker and session that finished.
 pub(crate) fn observe(generations: &Generations, frame: Frame, outcomes: &[(u64, u64)]) {
     let mut table = Table::new(&OBSERVE_OUTCOME, outcomes.len());
@@ -141,7 +190,7 @@ pub(crate) fn observe(generations: &Generations, frame: Frame, outcomes: &[(u64,
         table.ids_mut(column("worker"))[row] = *worker;
         table.ids_mut(column("session"))[row] = *session;
     }
-    generations.active().observe(&ObserveView { frame, outcomes: &table });
+    generations.active().observe(Way::default(), &ObserveView { frame, outcomes: &table });
 }
 
 /// Calls of the plugin `it` that came to this in a slot.

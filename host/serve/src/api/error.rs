@@ -16,8 +16,17 @@ fn class(refusal: &Refusal) -> (StatusCode, &'static str, Option<&'static str>) 
         Refusal::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("request_too_large")),
         Refusal::UnknownModel { .. } => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
         Refusal::UnknownPath(_) => (StatusCode::NOT_FOUND, INVALID, Some("unknown_url")),
-        Refusal::Overloaded { .. } => {
+        Refusal::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key")),
+        Refusal::Overloaded { .. } | Refusal::WaitedTooLong { .. } | Refusal::DoorFull { .. } => {
             (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded"))
+        }
+        Refusal::Rejected { .. } => {
+            (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("admission_rejected"))
+        }
+        Refusal::Stopped { status } => {
+            let kind = if *status < 500 { INVALID } else { "server_error" };
+            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::FORBIDDEN);
+            (status, kind, Some("refused_by_middleware"))
         }
         Refusal::Draining | Refusal::Policy(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable"))
@@ -49,8 +58,11 @@ impl IntoResponse for Refusal {
         *response.status_mut() = status(&self);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Refusal::Overloaded { retry_after_s, .. } = self {
+        if let Some(retry_after_s) = self.retry_after_s() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
+        }
+        if let Refusal::Unauthorized { .. } = self {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

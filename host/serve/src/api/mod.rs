@@ -11,8 +11,9 @@ mod reply;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request as HttpRequest, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,6 +24,7 @@ pub use reply::reply;
 
 use crate::app::App;
 use crate::journey::journey;
+use crate::middleware::Passing;
 use crate::request::Refusal;
 
 /// The API's routes.
@@ -62,11 +64,13 @@ fn model_card(app: &App) -> serde_json::Value {
     })
 }
 
-async fn models(State(app): State<Arc<App>>) -> impl IntoResponse {
-    json_reply(&json!({ "object": "list", "data": [model_card(&app)] }))
+async fn models(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Refusal> {
+    app.auth.tenant(&headers)?;
+    Ok(json_reply(&json!({ "object": "list", "data": [model_card(&app)] })))
 }
 
-async fn model(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Refusal> {
+async fn model(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Result<Response, Refusal> {
+    app.auth.tenant(&headers)?;
     let model = uri.path().trim_start_matches("/v1/models/");
     if model == app.model.name {
         return Ok(json_reply(&model_card(&app)));
@@ -104,11 +108,22 @@ pub fn rules(app: &App) -> chat::Rules<'_> {
     }
 }
 
-/// Headers and body of a call, the body within its limit.
-pub async fn read(call: HttpRequest<Body>, max: usize) -> Result<(HeaderMap, Bytes), Refusal> {
+/// Whether a name is on a list of patterns, each a name or a beginning followed by `*`.
+pub fn matches_any(name: &str, patterns: &[String]) -> bool {
+    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    })
+}
+
+/// A call with all of its body, which is within its limit.
+pub async fn read(call: HttpRequest<Body>, max: usize) -> Result<Passing, Refusal> {
     let (parts, body) = call.into_parts();
     match Limited::new(body, max).collect().await {
-        Ok(collected) => Ok((parts.headers, collected.to_bytes())),
+        Ok(collected) => {
+            let Parts { method, uri, headers, .. } = parts;
+            Ok(Passing { method, uri, headers, body: collected.to_bytes() })
+        }
         Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => Err(Refusal::TooLarge { max }),
         Err(e) => Err(Refusal::Json(format!("the body ended early: {e}"))),
     }

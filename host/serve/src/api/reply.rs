@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::error;
 use crate::answer::{Answer, Delta, FinishReason, Usage};
 use crate::app::App;
+use crate::config::DEFAULT_CHAIN;
 use crate::prompt::OutputEvent;
 use crate::request::{Request, Stream};
 
@@ -37,7 +38,8 @@ pub async fn reply(answer: Answer, request: &Request) -> Response {
 fn decision_headers(answer: &Answer) -> Vec<(HeaderName, HeaderValue)> {
     let pinned = &answer.pinned;
     let worker = pinned.app.workers[pinned.routed.worker].name.as_ref();
-    let generation = pinned.generation.id().0.to_string();
+    let generation = pinned.policies.id().0.to_string();
+    let chain = Some(pinned.policies.chain().as_ref()).filter(|name| *name != DEFAULT_CHAIN);
     [
         ("x-request-id", pinned.id.as_str()),
         ("x-pointsman-generation", generation.as_str()),
@@ -45,6 +47,7 @@ fn decision_headers(answer: &Answer) -> Vec<(HeaderName, HeaderValue)> {
         ("x-pointsman-decided-by", &pinned.routed.decided_by),
     ]
     .into_iter()
+    .chain(chain.map(|name| ("x-pointsman-chain", name)))
     .filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::from_str(value).ok()?)))
     .collect()
 }

@@ -1,12 +1,16 @@
-//! The command line: `serve`, `demo`, `config`, `plugin`, `generations`.
+//! The command line: `serve`, `demo`, `config`, `plugin`, `rollout`, `generations`.
 //!
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
 
 mod author;
+mod config;
 mod demo;
+mod examine;
 mod operate;
+mod rollout;
 mod run;
+mod supply;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -15,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, REFERENCE};
+use crate::config::Config;
 
 /// An LLM inference host for agents, whose decisions are WebAssembly plugins.
 #[derive(Debug, Parser)]
@@ -31,13 +35,15 @@ enum Command {
     Serve(ServeArgs),
     /// Serve the embedded model, run a short agent session against it, and go on serving.
     Demo(ServeArgs),
-    /// Check a configuration file, or print the reference one.
+    /// Check, explain or import a configuration; print the reference one or its schema.
     #[command(subcommand)]
-    Config(ConfigCommand),
-    /// Write plugins; list, swap and roll back those of a running host.
+    Config(config::ConfigCommand),
+    /// Write plugins; list, swap and roll back those of a running host; sign, push and pull their components.
     Plugin(operate::PluginArgs),
-    /// Show the generations of a running host.
-    Generations(operate::Admin),
+    /// Try a plugin beside the active one before it decides everything.
+    Rollout(rollout::RolloutArgs),
+    /// Show the generations of a running host, or what lies between two of them.
+    Generations(operate::GenerationsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -54,17 +60,6 @@ pub(super) struct ServeArgs {
     /// Hugging Face model folder, or `embedded`.
     #[arg(long)]
     model: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-enum ConfigCommand {
-    /// Say whether a configuration file is right, and what is wrong with it.
-    Check {
-        /// The file.
-        file: PathBuf,
-    },
-    /// Print every key with its default and a comment.
-    Default,
 }
 
 impl ServeArgs {
@@ -110,18 +105,9 @@ fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => run::serve(&args),
         Command::Demo(args) => demo::demo(&args),
-        Command::Config(ConfigCommand::Check { file }) => {
-            let config = Config::load(&file)?;
-            // Plugin files are part of what can be wrong.
-            let chain = crate::config::chain_spec(&config)?;
-            println!("{}: ok ({} plugins)", file.display(), chain.plugins.len());
-            Ok(())
-        }
-        Command::Config(ConfigCommand::Default) => {
-            print!("{REFERENCE}");
-            Ok(())
-        }
+        Command::Config(command) => config::config(command),
         Command::Plugin(args) => run::block_on(operate::plugin(args))?,
-        Command::Generations(admin) => run::block_on(operate::generations(admin))?,
+        Command::Rollout(args) => run::block_on(rollout::rollout(args))?,
+        Command::Generations(args) => run::block_on(operate::generations(args))?,
     }
 }

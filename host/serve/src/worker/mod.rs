@@ -91,6 +91,40 @@ pub struct Load {
     pub unhealthy: AtomicBool,
 }
 
+/// What a [`Load`] says at one moment, as columns of policies have it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reading {
+    /// Sequences that wait, those on their way included.
+    pub queue_len: f32,
+    /// Sequences running.
+    pub running: f32,
+    /// Tokens yet to prefill, those on their way included.
+    pub queued_tokens: f32,
+    /// Tokens of running sequences.
+    pub active_tokens: f32,
+    /// Share of pages that running sequences hold.
+    pub kv_used: f32,
+    /// Pages that they do not hold.
+    pub kv_free_pages: f32,
+}
+
+impl Load {
+    /// The load now.
+    pub fn read(&self) -> Reading {
+        let count = |cell: &AtomicU32| cell.load(Ordering::Relaxed);
+        let tokens = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let (pages, pinned) = (count(&self.pages).max(1), count(&self.pages_pinned));
+        Reading {
+            queue_len: (count(&self.waiting) + count(&self.in_transit)) as f32,
+            running: count(&self.running) as f32,
+            queued_tokens: (tokens(&self.queued_tokens) + tokens(&self.in_transit_tokens)) as f32,
+            active_tokens: tokens(&self.active_tokens) as f32,
+            kv_used: pinned as f32 / pages as f32,
+            kv_free_pages: pages.saturating_sub(pinned) as f32,
+        }
+    }
+}
+
 impl Worker {
     /// Starts the worker's thread.
     pub fn start(parts: Parts) -> std::io::Result<Self> {

@@ -1,21 +1,68 @@
-//! Asks the `schedule` slot who is started first.
+//! Asks the `schedule` slot who is started first, in which chunks, and who gives way.
 //!
-//! **Invariant:** whatever a policy answers, a sequence that waited longer than the bound goes first.
+//! **Invariant:** whatever a policy answers, a sequence that waited longer than the bound goes first and is not held
+//! back, and nobody gives way to plans without end.
 
 use std::time::Duration;
 
-use policy::{Frame, Generations, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE, ScheduleView, Table};
+use policy::{
+    Frame, GenerationId, Generations, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE, SchedulePlan, ScheduleView, Table,
+};
 
 use super::sequence::Sequence;
 use crate::ctx::Moment;
+use crate::row;
 
-/// Scratch tables of one worker's schedule decisions.
+/// Chosen: preempting recomputes, so a sequence that gave way more often would hardly move. Beyond it the last
+/// admitted gives way, and the first admitted always comes to its end.
+const PREEMPTIONS_PLANNED_MAX: u32 = 3;
+
+/// Who plans a worker's steps.
+pub(super) trait Planner: Send + Sync {
+    /// The generation that plans now.
+    fn active(&self) -> GenerationId;
+
+    /// Whether it plans chunks and victims, and not an order alone.
+    fn plans(&self) -> bool;
+
+    /// What a worker does next.
+    fn plan(&self, worker: usize, view: &ScheduleView<'_>) -> SchedulePlan;
+}
+
+impl Planner for Generations {
+    fn active(&self) -> GenerationId {
+        self.active_id()
+    }
+
+    fn plans(&self) -> bool {
+        Generations::plans(self)
+    }
+
+    fn plan(&self, worker: usize, view: &ScheduleView<'_>) -> SchedulePlan {
+        self.schedule(worker, view).plan
+    }
+}
+
+/// One worker's schedule decisions: scratch tables, and what of the last decision still holds.
 pub(super) struct Order {
     worker: usize,
     worker_id: u64,
     budget: Table,
     waiting: Table,
     running: Table,
+    /// Sequences that give their pages back, in this order.
+    victims: Vec<u64>,
+    /// The generation whose plan holds.
+    planned_by: Option<GenerationId>,
+}
+
+/// Who gives its pages back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Victim {
+    /// Its place among those that run.
+    pub(super) at: usize,
+    /// Whether a plan named it.
+    pub(super) planned: bool,
 }
 
 /// When an order is asked for, and what the step may spend.
@@ -38,50 +85,90 @@ impl Order {
             budget: Table::new(&SCHEDULE_BUDGET, 1),
             waiting: Table::new(&SCHEDULE_SEQUENCE, 0),
             running: Table::new(&SCHEDULE_SEQUENCE, 0),
+            victims: Vec::new(),
+            planned_by: None,
         }
     }
 
-    /// Sorts `waiting`: the policy's order, and before it whoever waited too long.
-    pub(super) fn sort(
+    /// Whether a plan holds that another generation made.
+    pub(super) fn is_outdated(&self, planner: &dyn Planner) -> bool {
+        self.planned_by.is_some_and(|generation| generation != planner.active())
+    }
+
+    /// The running sequence that gives its pages back next.
+    pub(super) fn victim(&self, running: &[Sequence]) -> Victim {
+        let named = self.victims.iter().filter_map(|id| running.iter().position(|s| s.start.id == *id));
+        let may = |at: &usize| running[*at].preemptions_planned < PREEMPTIONS_PLANNED_MAX;
+        match named.into_iter().find(may) {
+            Some(at) => Victim { at, planned: true },
+            None => Victim { at: running.len() - 1, planned: false },
+        }
+    }
+
+    /// Sorts `waiting`: the policy's order, and before it whoever waited too long. Notes chunks and victims.
+    pub(super) fn decide(
         &mut self,
-        generations: &Generations,
-        waiting: &mut Vec<Sequence>,
-        running: &[Sequence],
+        planner: &dyn Planner,
+        (waiting, running): (&mut Vec<Sequence>, &mut [Sequence]),
         terms: &Terms,
     ) {
         waiting.sort_by_key(|s| s.start.id);
-        if waiting.len() < 2 {
+        let planned_before = self.planned_by.take();
+        let plans = planner.plans() && waiting.len() + running.len() > 0;
+        if waiting.len() < 2 && !plans {
+            if planned_before.is_some() {
+                self.note(&SchedulePlan::default(), (waiting, running));
+            }
             return;
         }
-        fill(&mut self.waiting, waiting, terms.now);
-        fill(&mut self.running, running, terms.now);
-        self.budget.numbers_mut(0)[0] = terms.tokens as f32;
-        self.budget.numbers_mut(1)[0] = terms.pages as f32;
-        self.budget.numbers_mut(2)[0] = terms.rows as f32;
-        self.budget.ids_mut(0)[0] = self.worker_id;
+        let generation = planner.active();
+        self.show((waiting, running), terms);
         let view = ScheduleView {
             frame: terms.frame,
             budget: &self.budget,
             waiting: &self.waiting,
             running: &self.running,
         };
-        let decision = generations.active().schedule(self.worker, &view);
-        let mut rank = vec![0usize; waiting.len()];
-        for (place, &row) in decision.order.iter().enumerate() {
-            rank[row as usize] = place;
-        }
-        let mut ranked: Vec<(bool, usize, Sequence)> = waiting
-            .drain(..)
-            .zip(rank)
-            .enumerate()
-            .map(|(arrival, (s, rank))| {
-                let starving = terms.now.saturating_sub(s.start.arrived) > terms.starvation;
-                (!starving, if starving { arrival } else { rank }, s)
-            })
-            .collect();
-        ranked.sort_by_key(|(fed, rank, _)| (*fed, *rank));
-        waiting.extend(ranked.into_iter().map(|(_, _, s)| s));
+        let plan = planner.plan(self.worker, &view);
+        self.note(&plan, (waiting, running));
+        let lasts = plans || !plan.chunk_tokens.is_empty() || !plan.victims.is_empty();
+        self.planned_by = lasts.then_some(generation);
+        sort(waiting, &plan.order, terms);
     }
+
+    fn show(&mut self, (waiting, running): (&[Sequence], &[Sequence]), terms: &Terms) {
+        fill(&mut self.waiting, waiting, terms.now);
+        fill(&mut self.running, running, terms.now);
+        let numbers = [terms.tokens as f32, terms.pages as f32, terms.rows as f32];
+        row::fill(&mut self.budget, &numbers, &[self.worker_id]);
+    }
+
+    /// Keeps what of a plan holds until the next one.
+    fn note(&mut self, plan: &SchedulePlan, (waiting, running): (&mut [Sequence], &mut [Sequence])) {
+        self.victims.clear();
+        self.victims.extend(plan.victims.iter().map(|row| running[*row as usize].start.id));
+        let mut chunks = plan.chunk_tokens.iter().copied();
+        waiting.iter_mut().chain(running).for_each(|s| s.chunk_tokens = chunks.next());
+    }
+}
+
+/// Puts `waiting` in order: whoever waited too long, then the rows of `order`.
+fn sort(waiting: &mut Vec<Sequence>, order: &[u32], terms: &Terms) {
+    let mut rank = vec![0usize; waiting.len()];
+    for (place, &row) in order.iter().enumerate() {
+        rank[row as usize] = place;
+    }
+    let mut ranked: Vec<(bool, usize, Sequence)> = waiting
+        .drain(..)
+        .zip(rank)
+        .enumerate()
+        .map(|(arrival, (s, rank))| {
+            let starving = s.starves(terms.now, terms.starvation);
+            (!starving, if starving { arrival } else { rank }, s)
+        })
+        .collect();
+    ranked.sort_by_key(|(fed, rank, _)| (*fed, *rank));
+    waiting.extend(ranked.into_iter().map(|(_, _, s)| s));
 }
 
 fn fill(table: &mut Table, sequences: &[Sequence], now: Moment) {
@@ -103,7 +190,11 @@ fn fill(table: &mut Table, sequences: &[Sequence], now: Moment) {
             *cell = value(sequence, now);
         }
     }
-    let ids: [fn(&Sequence) -> u64; 3] = [|s| s.start.id, |s| s.start.hints.session, |s| s.start.hints.class];
+    for (row, sequence) in sequences.iter().enumerate().filter(|(_, s)| !s.start.attributes.is_empty()) {
+        table.set_attributes(row, sequence.start.attributes.clone());
+    }
+    let ids: [fn(&Sequence) -> u64; 4] =
+        [|s| s.start.id, |s| s.start.hints.session, |s| s.start.hints.class, |s| s.start.hints.tenant];
     for (column, value) in ids.iter().enumerate() {
         for (cell, sequence) in table.ids_mut(column).iter_mut().zip(sequences) {
             *cell = value(sequence);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use engine::{Sampled, SamplingParams};
 use kv::{BlockName, BlockPool, Fingerprint, NameChain, PageIdx};
+use policy::Attributes;
 use tokio::sync::mpsc;
 
 use crate::ctx::Moment;
@@ -26,6 +27,8 @@ pub struct Start {
     pub stop_tokens: Arc<[u32]>,
     /// What scheduling wants to know.
     pub hints: SequenceHints,
+    /// What its caller said that has no field there.
+    pub attributes: Attributes,
     /// When the request came in.
     pub arrived: Moment,
     /// Where events go; dropping the receiver cancels the sequence.
@@ -39,6 +42,8 @@ pub struct SequenceHints {
     pub session: u64,
     /// Id of the class, or 0.
     pub class: u64,
+    /// Id of the tenant, or 0.
+    pub tenant: u64,
     /// Head start in seconds.
     pub priority: f32,
     /// Strict tier.
@@ -89,6 +94,10 @@ pub(super) struct Sequence {
     pub(super) pages: Vec<PageIdx>,
     /// Prompt tokens found in the cache when the sequence was first started.
     pub(super) cached_tokens: Option<u32>,
+    /// Most prompt tokens of a step that the last plan gives it; `None` leaves them to the host.
+    pub(super) chunk_tokens: Option<u32>,
+    /// How often a plan made it give its pages back.
+    pub(super) preemptions_planned: u32,
     /// Tokens drawn and not sent yet.
     outbox: Vec<Sampled>,
     /// When tokens were sent last.
@@ -115,6 +124,8 @@ impl Sequence {
             computed: 0,
             pages: Vec::new(),
             cached_tokens: None,
+            chunk_tokens: None,
+            preemptions_planned: 0,
             outbox: Vec::new(),
             sent: None,
             names,
@@ -129,6 +140,11 @@ impl Sequence {
 
     pub(super) fn output_len(&self) -> usize {
         self.history.len() - self.prompt_len()
+    }
+
+    /// Whether it waited for longer than a policy may have it wait.
+    pub(super) fn starves(&self, now: Moment, bound: Duration) -> bool {
+        now.saturating_sub(self.start.arrived) > bound
     }
 
     /// Tokens without KV. One of them is left to a decode step; more is prefill.

@@ -1,4 +1,4 @@
-//! The step loop: receive, order, admit, compute one step, hand out tokens; again.
+//! The step loop: receive, plan, admit, compute one step, hand out tokens; again.
 //!
 //! **Invariant:** every sequence that came in leaves exactly once, finished, failed or cancelled, and its
 //! pages go back then.
@@ -12,7 +12,7 @@ use engine::{EngineError, Row, SampleSpec, Sampled, StepPlan};
 use kv::BlockPool;
 use policy::Frame;
 
-use super::order::{Order, Terms};
+use super::order::{Order, Planner, Terms, Victim};
 use super::sequence::{Event, Finish, Sequence, Start};
 use super::{Load, Parts, smooth};
 use crate::ctx::{Moment, name_id};
@@ -28,6 +28,7 @@ pub(super) struct StepLoop {
     /// In order of admission.
     running: Vec<Sequence>,
     order: Order,
+    planner: Arc<dyn Planner>,
     /// Whether `waiting` or `running` has other members than at the last schedule decision.
     changed: bool,
     block_tokens: usize,
@@ -36,6 +37,7 @@ pub(super) struct StepLoop {
 
 impl StepLoop {
     pub(super) fn new(parts: Parts, pool: BlockPool, load: Arc<Load>, received: Receiver<Start>) -> Self {
+        let planner = Arc::clone(&parts.generations) as Arc<dyn Planner>;
         let order = Order::new(parts.index, name_id(&parts.name));
         let block_tokens = parts.executor.caps().kv.block_tokens as usize;
         Self {
@@ -46,6 +48,7 @@ impl StepLoop {
             waiting: Vec::new(),
             running: Vec::new(),
             order,
+            planner,
             changed: false,
             block_tokens,
             last_token_at: Moment::ZERO,
@@ -54,16 +57,23 @@ impl StepLoop {
 
     /// Runs until every sender is gone and every sequence has left.
     pub(super) fn run(mut self) {
-        while self.receive() {
-            self.drop_cancelled();
-            self.order_waiting();
-            let rows = self.admit();
-            if !rows.is_empty() {
-                self.flush_before_prefill(&rows);
-                self.step(&rows);
-            }
-            self.publish();
+        while self.turn() {}
+    }
+
+    /// One round of the loop. False at the end.
+    fn turn(&mut self) -> bool {
+        if !self.receive() {
+            return false;
         }
+        self.drop_cancelled();
+        self.plan();
+        let rows = self.admit();
+        if rows.iter().any(|new| *new > 0) {
+            self.flush_before_prefill(&rows);
+            self.step(&rows);
+        }
+        self.publish();
+        true
     }
 
     /// Takes what has come in; sleeps when there is nothing to do. False at the end.
@@ -103,8 +113,10 @@ impl StepLoop {
         self.changed |= before != self.waiting.len() + self.running.len();
     }
 
-    fn order_waiting(&mut self) {
-        if !std::mem::take(&mut self.changed) || self.waiting.is_empty() {
+    /// Asks who is next, if there are others than at the last decision.
+    fn plan(&mut self) {
+        let changed = std::mem::take(&mut self.changed) || self.order.is_outdated(&*self.planner);
+        if !changed || (self.waiting.is_empty() && self.running.is_empty()) {
             return;
         }
         let schedule = &self.parts.schedule;
@@ -115,14 +127,30 @@ impl StepLoop {
             tokens: schedule.step_tokens_max,
             pages: self.pool.available(),
             rows: schedule.step_rows_max.saturating_sub(self.running.len() as u32),
-            starvation: Duration::from_millis(schedule.starvation_ms_max),
+            starvation: self.starvation(),
         };
-        self.order.sort(&self.parts.generations, &mut self.waiting, &self.running, &terms);
+        self.order.decide(&*self.planner, (&mut self.waiting, &mut self.running), &terms);
     }
 
-    /// Fills a step: decode rows of all that run, then prefill of the running, then of the waiting.
-    /// Returns new tokens for each of `running`.
+    fn starvation(&self) -> Duration {
+        Duration::from_millis(self.parts.schedule.starvation_ms_max)
+    }
+
+    /// Fills a step and gets it its pages. Returns new tokens for each of `running`.
     fn admit(&mut self) -> Vec<usize> {
+        let mut rows = self.fill();
+        self.reserve(&mut rows);
+        if rows.iter().all(|new| *new == 0) {
+            // A plan holds everybody back, or preemption left only those that it holds: the host goes on.
+            rows = self.first_anyway();
+            self.reserve(&mut rows);
+        }
+        rows
+    }
+
+    /// Decode rows of all that run, then prefill of the running, then of the waiting.
+    fn fill(&mut self) -> Vec<usize> {
+        let now = self.parts.ctx.now();
         let mut budget = self.parts.schedule.step_tokens_max as usize;
         let mut rows = vec![0; self.running.len()];
         for (row, s) in rows.iter_mut().zip(&self.running).filter(|(_, s)| s.left() == 1) {
@@ -130,21 +158,44 @@ impl StepLoop {
             budget -= *row;
         }
         for (row, s) in rows.iter_mut().zip(&self.running).filter(|(_, s)| s.left() > 1) {
-            *row = s.left().min(budget);
+            *row = s.left().min(budget).min(self.chunk_max(s, now));
             budget -= *row;
         }
         while budget > 0 && self.running.len() < self.parts.schedule.step_rows_max as usize {
-            let Some(tokens) = self.start_next(budget) else { break };
+            let Some(next) = self.waiting.iter().position(|s| self.chunk_max(s, now) > 0) else { break };
+            let chunk_max = self.chunk_max(&self.waiting[next], now);
+            let Some(tokens) = self.start(next, budget.min(chunk_max)) else { break };
             budget -= tokens;
             rows.push(tokens);
         }
-        self.reserve(&mut rows);
         rows
     }
 
-    /// Moves the first waiting sequence into the batch, if its whole prompt has room.
-    fn start_next(&mut self, budget: usize) -> Option<usize> {
-        let next = self.waiting.first_mut()?;
+    /// Most prompt tokens of a sequence in a step, as planned; nobody is held back for too long.
+    fn chunk_max(&self, s: &Sequence, now: Moment) -> usize {
+        match s.chunk_tokens {
+            None => usize::MAX,
+            Some(0) if s.starves(now, self.starvation()) => usize::MAX,
+            Some(tokens) => tokens as usize,
+        }
+    }
+
+    /// A step of the first that runs, or is next to run.
+    fn first_anyway(&mut self) -> Vec<usize> {
+        let budget = self.parts.schedule.step_tokens_max as usize;
+        if self.running.is_empty() && !self.waiting.is_empty() {
+            self.start(0, budget);
+        }
+        let mut rows = vec![0; self.running.len()];
+        for (row, s) in rows.iter_mut().zip(&self.running).take(1) {
+            *row = s.left().min(budget);
+        }
+        rows
+    }
+
+    /// Moves a waiting sequence into the batch, if its whole prompt has room. Returns its tokens in this step.
+    fn start(&mut self, at: usize, tokens_max: usize) -> Option<usize> {
+        let next = &mut self.waiting[at];
         let counted = next.cached_tokens;
         next.take_cached(&mut self.pool, self.block_tokens);
         let missing = pages_for(next.history.len(), self.block_tokens) - next.pages.len();
@@ -154,13 +205,14 @@ impl StepLoop {
             next.cached_tokens = counted;
             return None;
         }
-        let tokens = next.left().min(budget);
-        self.running.push(self.waiting.remove(0));
+        let tokens = next.left().min(tokens_max);
+        self.running.push(self.waiting.remove(at));
         self.changed = true;
         Some(tokens)
     }
 
-    /// Gets each row its pages; the last admitted gives way when there are none left.
+    /// Gets each row its pages; when there are none left somebody gives way: whom the plan names, else the last
+    /// admitted.
     fn reserve(&mut self, rows: &mut Vec<usize>) {
         let mut i = 0;
         while i < self.running.len() {
@@ -172,26 +224,30 @@ impl StepLoop {
                     i += 1;
                 }
                 Err(_) => {
-                    self.preempt_last();
-                    rows.pop();
+                    let victim = self.order.victim(&self.running);
+                    self.preempt(victim);
+                    rows.remove(victim.at);
+                    // Those after it moved up.
+                    i -= usize::from(victim.at < i);
                 }
             }
         }
     }
 
-    fn preempt_last(&mut self) {
-        let Some(mut last) = self.running.pop() else { return };
-        last.flush();
-        last.release(&mut self.pool);
+    fn preempt(&mut self, victim: Victim) {
+        let mut s = self.running.remove(victim.at);
+        s.flush();
+        s.release(&mut self.pool);
+        s.preemptions_planned += u32::from(victim.planned);
         self.load.preemptions.fetch_add(1, Ordering::Relaxed);
         self.changed = true;
         if self.running.is_empty() {
             // It had every page of the worker and needs more: waiting would not help it.
             let reason =
                 format!("the worker's {} KV pages cannot hold this sequence", self.pool.stats().pages);
-            let _ = last.start.events.try_send(Event::Failed(reason));
+            let _ = s.start.events.try_send(Event::Failed(reason));
         } else {
-            self.waiting.insert(0, last);
+            self.waiting.insert(0, s);
         }
     }
 
@@ -314,3 +370,6 @@ fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {
 fn pages_for(tokens: usize, block_tokens: usize) -> usize {
     tokens.div_ceil(block_tokens)
 }
+
+#[cfg(test)]
+mod tests;

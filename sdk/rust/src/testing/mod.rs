@@ -4,8 +4,14 @@
 
 mod cases;
 pub mod laws;
+mod rows;
+#[cfg_attr(target_arch = "wasm32", allow(dead_code, reason = "a component has the store of its host"))]
+pub(crate) mod store;
+mod twins;
 
-pub use cases::{HintsCase, ObserveCase, RouteCase, Rows, ScheduleCase};
+pub use cases::{AdmitCase, HintsCase, ObserveCase, RetainCase, RouteCase, ScheduleCase};
+pub use rows::Rows;
+pub use store::{clear_store, set_store_quota};
 
 use crate::host::Level;
 use crate::slot::Policy;

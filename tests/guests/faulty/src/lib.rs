@@ -3,8 +3,9 @@
 //! It behaves in trial calls, whose clock is 0, unless `in_trial` is set, and in calls whose seed is 0.
 
 use pointsman_sdk::{
-    Columns, Filter, Frame, Hints, HintsView, Interpret, Observe, ObserveView, Pick, Policy, RouteView,
-    Schedule, ScheduleView, Score, export, host,
+    Admit, AdmitView, Columns, Filter, Frame, Hints, HintsView, Interpret, Keep, Observe, ObserveView, Pick,
+    Policy, Retain, RetainView, Route, RouteDecision, RouteView, Schedule, ScheduleView, Score, Verdict,
+    export, host,
 };
 use serde::Deserialize;
 use std::hint::black_box;
@@ -112,6 +113,53 @@ impl Interpret for Faulty {
     }
 }
 
+impl Admit for Faulty {
+    const FLEET: Columns = Columns::numbers(&["running"]);
+
+    fn admit(&mut self, view: &AdmitView<'_>) -> Option<Verdict> {
+        let reject = |bytes: usize| Some(Verdict::Reject { retry_after_ms: 1, reason: "x".repeat(bytes) });
+        match self.fault(view.frame) {
+            Fault::Abstain => None,
+            Fault::WrongLength | Fault::OutOfRange => reject(5000),
+            Fault::Flood => reject(2 << 20),
+            _ => reject(1),
+        }
+    }
+}
+
+impl Route for Faulty {
+    const CANDIDATE: Columns = CANDIDATE;
+
+    fn decide(&mut self, view: &RouteView<'_>) -> Option<RouteDecision> {
+        let rows = view.candidates.rows() as u32;
+        let decide = |candidate, bytes: usize| {
+            Some(RouteDecision { candidate, reason: (bytes > 0).then(|| "x".repeat(bytes)) })
+        };
+        match self.fault(view.frame) {
+            Fault::Abstain => None,
+            Fault::OutOfRange => decide(rows, 0),
+            Fault::WrongLength => decide(0, 5000),
+            Fault::Flood => decide(0, 2 << 20),
+            _ => decide(rows - 1, 1),
+        }
+    }
+}
+
+impl Retain for Faulty {
+    const SEGMENT: Columns = Columns::numbers(&["tokens"]);
+
+    fn retain(&mut self, view: &RetainView<'_>) -> Option<Vec<Keep>> {
+        let rows = view.segments.rows();
+        match self.fault(view.frame) {
+            Fault::Abstain => None,
+            Fault::OutOfRange => Some(vec![Keep { priority: 200, ..Keep::default() }; rows]),
+            Fault::WrongLength => Some(vec![Keep::default(); rows - 1]),
+            Fault::Flood => Some(vec![Keep::default(); 1 << 19]),
+            _ => Some(vec![Keep { priority: 1, ..Keep::default() }; rows]),
+        }
+    }
+}
+
 const CANDIDATE: Columns = Columns::numbers(&["queue_len"]).ids(&["worker"]);
 
 impl Filter for Faulty {
@@ -184,4 +232,4 @@ impl Observe for Faulty {
     }
 }
 
-export!(Faulty: hints, filter, score, pick, schedule, observe);
+export!(Faulty: hints, admit, filter, score, pick, route, schedule, retain, observe);

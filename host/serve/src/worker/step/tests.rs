@@ -1,0 +1,350 @@
+//! The step loop under plans of every kind, on a simulated device whose tokens tell a mixed-up page.
+
+use std::collections::VecDeque;
+use std::sync::LazyLock;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Sender, channel};
+
+use engine::{
+    Caps, Executor, Fence, Pace, SamplingParams, SimConfig, SimExec, StepOut, StepPlan as EnginePlan, Ticket,
+    Xfer,
+};
+use kv::PrefixIndex;
+use parking_lot::Mutex;
+use policy::{ChainSpec, GenerationId, Generations, Runtime, RuntimeConfig, SchedulePlan, ScheduleView};
+use proptest::prelude::*;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::config::Schedule;
+use crate::ctx::{Ctx, mix};
+use crate::worker::SequenceHints;
+
+const BLOCK_TOKENS: u32 = 4;
+/// Far more turns than anything here needs: who reaches it goes in circles.
+const TURNS_MAX: usize = 20_000;
+
+static GENERATIONS: LazyLock<Arc<Generations>> = LazyLock::new(|| {
+    let config = RuntimeConfig { instances_max: 4, ..RuntimeConfig::default() };
+    let runtime = Runtime::new(config).expect("the sandbox starts");
+    Generations::start(runtime, ChainSpec::default(), 1).expect("an empty chain is prepared")
+});
+
+/// A planner that is a function.
+struct Plans<F>(F);
+
+impl<F: Fn(&ScheduleView<'_>) -> SchedulePlan + Send + Sync> Planner for Plans<F> {
+    fn active(&self) -> GenerationId {
+        GenerationId(1)
+    }
+
+    fn plans(&self) -> bool {
+        true
+    }
+
+    fn plan(&self, _: usize, view: &ScheduleView<'_>) -> SchedulePlan {
+        (self.0)(view)
+    }
+}
+
+/// Tokens of each row of each step.
+type Steps = Arc<Mutex<Vec<Vec<usize>>>>;
+
+/// A device that writes down what it is given.
+struct Noting(SimExec, Steps);
+
+impl Executor for Noting {
+    fn caps(&self) -> &Caps {
+        self.0.caps()
+    }
+
+    fn submit(&mut self, plan: &EnginePlan<'_>) -> Result<Ticket, EngineError> {
+        assert!(!plan.rows.is_empty(), "a step computes something");
+        self.1.lock().push(plan.rows.iter().map(|row| row.tokens.len()).collect());
+        self.0.submit(plan)
+    }
+
+    fn poll(&mut self, ticket: Ticket, block: bool) -> Result<Option<StepOut>, EngineError> {
+        self.0.poll(ticket, block)
+    }
+
+    fn transfer(&mut self, moves: &[Xfer], after: Fence) -> Result<Fence, EngineError> {
+        self.0.transfer(moves, after)
+    }
+}
+
+struct Bench {
+    step_loop: StepLoop,
+    starts: Sender<Start>,
+    steps: Steps,
+    ctx: Ctx,
+}
+
+fn bench(pages: u32, schedule: Schedule, planner: Option<Arc<dyn Planner>>) -> Bench {
+    let config = SimConfig { pages, block_tokens: BLOCK_TOKENS, pace: Pace::Virtual, ..SimConfig::default() };
+    let steps = Steps::default();
+    let device = SimExec::new(config).expect("a small device");
+    let ctx = Ctx::system();
+    let parts = Parts {
+        index: 0,
+        name: "worker-0".to_owned(),
+        executor: Box::new(Noting(device, Arc::clone(&steps))),
+        prefixes: Arc::new(PrefixIndex::new(1)),
+        generations: Arc::clone(&GENERATIONS),
+        schedule,
+        ctx: ctx.clone(),
+    };
+    let (starts, received) = channel();
+    let pool = BlockPool::new(pages, BLOCK_TOKENS);
+    let mut step_loop = StepLoop::new(parts, pool, Arc::default(), received);
+    if let Some(planner) = planner {
+        step_loop.planner = planner;
+    }
+    Bench { step_loop, starts, steps, ctx }
+}
+
+fn schedule(step_tokens_max: u32, step_rows_max: u32, starvation_ms_max: u64) -> Schedule {
+    Schedule { step_tokens_max, step_rows_max, starvation_ms_max }
+}
+
+impl Bench {
+    /// Hands over a sequence whose prompt is made from `root`: equal roots share a prefix.
+    fn start(&mut self, id: u64, root: u32, prompt: usize, output: u32) -> mpsc::Receiver<Event> {
+        let (events, received) = mpsc::channel(output as usize + 1);
+        let tokens: Vec<u32> = (0..prompt as u32).map(|at| 1000 + (root * 500 + at) % 30_000).collect();
+        let fingerprint = self.step_loop.parts.executor.caps().fingerprint;
+        let blocks = kv::BlockName::names(fingerprint, super::super::NO_SALT, &tokens, BLOCK_TOKENS as usize);
+        self.step_loop.load.in_transit.fetch_add(1, Relaxed);
+        self.step_loop.load.in_transit_tokens.fetch_add(tokens.len() as u64, Relaxed);
+        let start = Start {
+            id,
+            tokens: tokens.into(),
+            blocks: blocks.into(),
+            sampling: SamplingParams::default(),
+            output_tokens_max: output,
+            stop_tokens: Arc::new([]),
+            hints: SequenceHints::default(),
+            attributes: Default::default(),
+            arrived: self.ctx.now(),
+            events,
+        };
+        self.starts.send(start).expect("the loop listens");
+        received
+    }
+
+    fn is_idle(&self) -> bool {
+        self.step_loop.waiting.is_empty() && self.step_loop.running.is_empty()
+    }
+
+    /// Turns until everybody has left.
+    fn finish(&mut self) {
+        for _ in 0..TURNS_MAX {
+            self.step_loop.turn();
+            if self.is_idle() {
+                return;
+            }
+        }
+        panic!("sequences are left after {TURNS_MAX} turns");
+    }
+}
+
+/// Tokens of an answer that ended at its limit.
+fn said(events: &mut mpsc::Receiver<Event>) -> Vec<u32> {
+    let mut tokens = vec![];
+    loop {
+        match events.try_recv().expect("it came to its end") {
+            Event::Tokens { sampled, .. } => tokens.extend(sampled.iter().map(|s| s.token)),
+            Event::Finished { finish, .. } => {
+                assert_eq!(finish, Finish::Length);
+                return tokens;
+            }
+            Event::Failed(why) => panic!("{why}"),
+        }
+    }
+}
+
+fn in_order(view: &ScheduleView<'_>) -> SchedulePlan {
+    SchedulePlan { order: (0..view.waiting.rows() as u32).collect(), ..SchedulePlan::default() }
+}
+
+#[test]
+fn a_chunk_caps_the_prefill_of_a_step_and_not_its_decode() {
+    let plan = |view: &ScheduleView<'_>| {
+        let chunk_tokens = vec![3; view.waiting.rows() + view.running.rows()];
+        SchedulePlan { chunk_tokens, ..in_order(view) }
+    };
+    let mut bench = bench(64, schedule(64, 4, 30_000), Some(Arc::new(Plans(plan))));
+    let mut events = bench.start(1, 0, 10, 3);
+    bench.finish();
+    assert_eq!(*bench.steps.lock(), [vec![3], vec![3], vec![3], vec![1], vec![1], vec![1]]);
+    assert_eq!(said(&mut events).len(), 3);
+}
+
+/// Holds back the sequence with this id, wherever it is.
+fn holding_back(id: u64) -> Arc<dyn Planner> {
+    Arc::new(Plans(move |view: &ScheduleView<'_>| {
+        let ids = view.waiting.ids(0).iter().chain(view.running.ids(0));
+        let chunk_tokens = ids.map(|known| if *known == id { 0 } else { 512 }).collect();
+        SchedulePlan { chunk_tokens, ..in_order(view) }
+    }))
+}
+
+#[test]
+fn a_sequence_that_is_held_back_lets_others_by_and_runs_when_nobody_else_can() {
+    let mut bench = bench(64, schedule(64, 4, 30_000), Some(holding_back(1)));
+    let (mut held, mut other) = (bench.start(1, 0, 10, 2), bench.start(2, 1, 7, 2));
+    bench.finish();
+    assert_eq!(*bench.steps.lock(), [vec![7], vec![1], vec![10], vec![1]]);
+    assert_eq!((said(&mut held).len(), said(&mut other).len()), (2, 2));
+}
+
+#[test]
+fn nobody_is_held_back_beyond_the_bound_of_starvation() {
+    let mut bench = bench(64, schedule(64, 4, 0), Some(holding_back(1)));
+    let _events = [bench.start(1, 0, 10, 2), bench.start(2, 1, 7, 2)];
+    bench.finish();
+    assert_eq!(bench.steps.lock()[0], [10, 7]);
+}
+
+#[test]
+fn those_whom_the_plan_names_give_way_first() {
+    // Two sequences of two pages each, and a fifth page for whoever grows first.
+    let first_runs = |view: &ScheduleView<'_>| {
+        let victims = (0..view.running.rows() as u32).collect();
+        SchedulePlan { victims, ..in_order(view) }
+    };
+    let mut bench = bench(5, schedule(64, 4, 30_000), Some(Arc::new(Plans(first_runs))));
+    let mut events = [bench.start(1, 0, 8, 6), bench.start(2, 1, 8, 6)];
+    while bench.step_loop.load.preemptions.load(Relaxed) == 0 {
+        bench.step_loop.turn();
+    }
+    assert_eq!(bench.step_loop.waiting[0].start.id, 1, "the last admitted would have been 2");
+    bench.finish();
+    assert!(events.iter_mut().all(|events| said(events).len() == 6));
+}
+
+#[test]
+fn a_plan_of_another_generation_is_replaced_at_once() {
+    struct Swapped(std::sync::atomic::AtomicU64);
+    impl Planner for Swapped {
+        fn active(&self) -> GenerationId {
+            GenerationId(self.0.load(Relaxed))
+        }
+        fn plans(&self) -> bool {
+            self.0.load(Relaxed) == 1
+        }
+        fn plan(&self, _: usize, view: &ScheduleView<'_>) -> SchedulePlan {
+            let chunk_tokens = vec![1; view.waiting.rows() + view.running.rows()];
+            SchedulePlan { chunk_tokens, ..in_order(view) }
+        }
+    }
+    let planner = Arc::new(Swapped(1.into()));
+    let mut bench = bench(64, schedule(64, 4, 30_000), Some(planner.clone()));
+    let _events = bench.start(1, 0, 20, 1);
+    (0..3).for_each(|_| assert!(bench.step_loop.turn()));
+    planner.0.store(2, Relaxed);
+    bench.finish();
+    assert_eq!(*bench.steps.lock(), [vec![1], vec![1], vec![1], vec![17]]);
+}
+
+/// A sequence of a simulation.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    root: u32,
+    prompt: usize,
+    output: u32,
+    /// The turn in which its client leaves, if it does.
+    leaves: Option<usize>,
+}
+
+fn wanted() -> impl Strategy<Value = Wanted> {
+    let leaves = prop_oneof![4 => Just(None), 1 => (0usize..40).prop_map(Some)];
+    (0u32..3, 1usize..40, 1u32..12, leaves).prop_map(|(root, prompt, output, leaves)| Wanted {
+        root,
+        prompt,
+        output,
+        leaves,
+    })
+}
+
+/// Orders, chunks and victims at random, each a function of its seed and the number of the question.
+fn chaos(seed: u64) -> Arc<dyn Planner> {
+    let questions = AtomicU64::new(0);
+    Arc::new(Plans(move |view: &ScheduleView<'_>| {
+        let question = questions.fetch_add(1, Relaxed);
+        let draw = |salt: u64| mix(seed ^ mix(question ^ salt << 32));
+        let shuffled = |rows: usize, salt: u64| {
+            let mut order: Vec<u32> = (0..rows as u32).collect();
+            order.sort_by_key(|row| draw(salt + u64::from(*row)));
+            order
+        };
+        let (waiting, running) = (view.waiting.rows(), view.running.rows());
+        let sizes = [0, 0, 1, 2, 5, 100];
+        let sized = |row: usize| sizes[draw(900 + row as u64) as usize % sizes.len()];
+        let mut victims = shuffled(running, 300);
+        victims.truncate(draw(1) as usize % (running + 1));
+        SchedulePlan {
+            order: shuffled(waiting, 600),
+            chunk_tokens: if draw(2) % 4 == 0 { vec![] } else { (0..waiting + running).map(sized).collect() },
+            victims,
+        }
+    }))
+}
+
+/// What each says with room for all and nobody else there.
+fn alone(wanted: &Wanted) -> Vec<u32> {
+    let mut bench = bench(64, schedule(64, 1, 30_000), None);
+    let mut events = bench.start(1, wanted.root, wanted.prompt, wanted.output);
+    bench.finish();
+    said(&mut events)
+}
+
+fn simulate(wanted: &[Wanted], pages: u32, schedule: Schedule, seed: u64) {
+    let mut bench = bench(pages, schedule, Some(chaos(seed)));
+    let mut coming: VecDeque<(usize, Wanted)> = wanted.iter().copied().enumerate().collect();
+    let mut events: Vec<Option<mpsc::Receiver<Event>>> = vec![];
+    for turn in 0..TURNS_MAX {
+        // Some come while others run.
+        while bench.is_idle() || mix(seed ^ turn as u64).is_multiple_of(3) {
+            let Some((id, next)) = coming.pop_front() else { break };
+            events.push(Some(bench.start(id as u64 + 1, next.root, next.prompt, next.output)));
+            if bench.is_idle() {
+                break;
+            }
+        }
+        for (events, wanted) in events.iter_mut().zip(wanted) {
+            if wanted.leaves == Some(turn) {
+                *events = None;
+            }
+        }
+        if bench.is_idle() && coming.is_empty() && bench.step_loop.load.in_transit.load(Relaxed) == 0 {
+            break;
+        }
+        bench.step_loop.turn();
+    }
+    assert!(bench.is_idle() && coming.is_empty(), "sequences are left after {TURNS_MAX} turns");
+    assert_eq!(bench.step_loop.pool.stats().pinned, 0, "every page was given back");
+    assert_eq!(bench.step_loop.pool.available(), pages);
+    for (events, wanted) in events.iter_mut().zip(wanted) {
+        if let Some(events) = events {
+            assert_eq!(said(events), alone(wanted), "{wanted:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    /// Whatever is planned, every sequence says what it would say alone, and all pages come back.
+    #[test]
+    fn whatever_is_planned_everybody_comes_to_the_right_end(
+        wanted in prop::collection::vec(wanted(), 1..10),
+        // The longest sequence takes 13.
+        pages in 13u32..24,
+        (tokens, rows) in (1u32..24, 1u32..6),
+        starvation_ms in prop_oneof![Just(0u64), Just(30_000)],
+        seed in any::<u64>(),
+    ) {
+        simulate(&wanted, pages, schedule(tokens, rows, starvation_ms), seed);
+    }
+}
