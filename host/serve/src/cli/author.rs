@@ -108,7 +108,9 @@ async fn round(dir: &Path, name: &str, admin: &Client, clock: &Ctx) -> anyhow::R
     let built = tokio::task::spawn_blocking(move || plugin_tool::build(&folder)).await??;
     print_built(&built);
     let component = std::fs::read(&built.component).with_context(|| built.component.display().to_string())?;
-    let reply = admin.send(Method::PUT, &format!("/admin/v1/plugins/{name}"), component).await?;
+    let path = format!("/admin/v1/plugins/{name}");
+    let headers = [("content-type", "application/wasm")];
+    let reply = admin.send_with(Method::PUT, &path, &headers, component).await?;
     let generation = checked(reply)?["generation"].clone();
     println!(
         "generation {generation} is active, {:.1} s after the save",
