@@ -22,6 +22,7 @@ mod describe;
 mod generation;
 mod instance;
 mod prepare;
+mod record;
 mod report;
 mod runtime;
 mod sandbox;
@@ -37,6 +38,10 @@ pub use check::{ATTRIBUTES_MAX, CLASS_BYTES_MAX, REASON_BYTES_MAX, SESSION_BYTES
 pub use contract::{NEWEST as CONTRACT_NEWEST, Version as ContractVersion};
 pub use error::{PolicyError, PrepareError, Rejected, Stage};
 pub use generation::{Generation, GenerationId, Generations, Pin, Setup};
+pub use record::{
+    AdmitTally, CallCost, CallTime, Comparison, FILE_BYTES_MIN, RecordConfig, RecordError, RecordStatus,
+    Recorder, Replay, ReplayError, ReplayReport, ReplayVerdict, RetainTally, RouteTally, ScheduleTally,
+};
 pub use report::{CallReport, GenerationReport, GenerationState, LinkReport, PluginCounts, PluginReport};
 pub use runtime::{Digest, Runtime, RuntimeConfig};
 pub use sandbox::{Metering, PolicyMetric};

@@ -1,5 +1,6 @@
 //! What an operator asks for: plugins, and the order in which they answer.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ impl ChainSpec {
 }
 
 /// A chain for some requests. Slots of workers (`schedule`, `retain`) are those of the default chain.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NamedChain {
     /// Its name.
     pub name: String,
@@ -86,7 +87,7 @@ pub struct Subject<'a> {
 }
 
 /// Which requests something is for. A pattern is a text, or a beginning followed by `*`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Match {
     /// Models, any of them; empty for all.
     pub models: Vec<String>,
@@ -154,7 +155,7 @@ impl PluginSpec {
 }
 
 /// What a plugin may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// CPU time of one call. It ends at most 2 ms later.
     pub deadline: Duration,
@@ -183,7 +184,7 @@ impl Default for Limits {
 }
 
 /// What happens when a plugin gives no usable answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnFailure {
     /// The built-in policy of the slot answers in its place.
     #[default]
