@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use policy::{GenerationId, Generations, PrepareError, Runtime, RuntimeConfig};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::auth::Auth;
 use crate::config::{Config, ConfigError, Device, chain_spec};
 use crate::ctx::Ctx;
 use crate::model::{ModelError, ServedModel};
@@ -27,6 +28,8 @@ pub struct App {
     pub config: Config,
     /// Where the configuration came from, for reloads.
     pub config_path: Option<PathBuf>,
+    /// Who may call.
+    pub auth: Auth,
     /// Clock, seeds, tasks.
     pub ctx: Ctx,
     /// What is served.
@@ -120,6 +123,7 @@ impl App {
             draining: AtomicBool::new(false),
             reloading: Mutex::new(()),
             metrics: Metrics::new(),
+            auth: Auth::new(&config.auth, &config.tenants),
             config,
             config_path,
             ctx,
@@ -175,10 +179,14 @@ impl App {
         let Some(path) = &self.config_path else { return Ok(None) };
         let _one_at_a_time = self.reloading.lock();
         let config = Config::load(path)?;
-        let without_chain =
-            |c: &Config| Config { plugins: Default::default(), chain: Default::default(), ..c.clone() };
-        if without_chain(&config) != without_chain(&self.config) {
-            tracing::warn!("only `plugins` and `chain` are reloaded; other changes need a restart");
+        let without_chains = |c: &Config| Config {
+            plugins: Default::default(),
+            chain: Default::default(),
+            chains: Default::default(),
+            ..c.clone()
+        };
+        if without_chains(&config) != without_chains(&self.config) {
+            tracing::warn!("only `plugins`, `chain` and `chains` are reloaded; other changes need a restart");
         }
         Ok(Some(self.generations.apply(chain_spec(&config)?)?))
     }

@@ -33,13 +33,13 @@ pub fn interpret(pin: &Pin, request: &Request, prompt: &Prompt, frame: Frame) ->
     Ok(hints)
 }
 
-/// Hints as the numbers that later slots see.
-pub fn numbers(hints: &Hints) -> SequenceHints {
+/// Hints and the tenant as the numbers that later slots see.
+pub fn numbers(hints: &Hints, tenant: &str) -> SequenceHints {
     let id = |name: &Option<String>| name.as_deref().map_or(0, name_id);
     SequenceHints {
         session: id(&hints.session),
         class: id(&hints.class),
-        tenant: 0,
+        tenant: name_id(tenant),
         priority: hints.priority.unwrap_or(0.0),
         strict_tier: hints.strict_tier.unwrap_or(0),
         deadline_ms: hints.deadline_ms.unwrap_or(0),

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::http::Request as HttpRequest;
+use axum::http::{HeaderMap, Request as HttpRequest};
 use axum::response::Response;
 use engine::SamplingParams;
 use policy::{Hints, Pin, Subject};
@@ -21,27 +21,31 @@ use crate::prompt::{Detokenizer, OutputParser, StopMatcher};
 use crate::request::{Prompt, Refusal, Request};
 use crate::route::{self, Routed};
 use crate::worker::{SequenceHints, Start};
-use crate::{hints, render};
+use crate::{auth, hints, render};
 
 /// `POST /v1/chat/completions`. A star marks a policy slot.
 pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response, Refusal> {
     let arrived = app.ctx.now();
+    let tenant = app.auth.tenant(call.headers())?; //                             401, before anything is read
     let seat = app.enter()?; //                                                   429 before anybody pays
     let (headers, body) = api::read(call, app.config.limits.body_bytes_max).await?; // 413
     let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //  400, naming the field
+    let request = request.of_tenant(tenant); //                                   rules match on it
     let prompt = render::prompt(&app, &request)?; //                              template, tokens, block names
-    let policies = app.generations.pin(&subject(&app, &request)); //                    a generation, to the end
+    let policies = policies(&app, &request, &headers); //                         generation and chain, to the end
     let wishes = hints::interpret(&policies, &request, &prompt, app.frame())?; // * no answer: no hints
-    let numbers = hints::numbers(&wishes);
+    let numbers = hints::numbers(&wishes, &request.tenant);
     let routed = choose(&app, &policies, &prompt, (&wishes, &numbers))?; //     * no answer: the built-in
     let pinned = pin(&app, seat, policies, (&request, numbers, routed), arrived);
     let answer = start(pinned, &request, &prompt)?; //      [ schedule* → kv → engine ]↺ on the worker's thread
     Ok(api::reply(answer, &request).await) //                                     text, calls, usage, sse
 }
 
-/// What decides which chain a request meets.
-fn subject<'a>(app: &'a App, request: &'a Request) -> Subject<'a> {
-    Subject { model: &app.model.name, tenant: "", headers: &request.headers }
+/// Pins the active generation, and in it the chain whose rule the request fits.
+fn policies(app: &App, request: &Request, headers: &HeaderMap) -> Pin {
+    // Rules are the operator's: they may be about any header, not only those that policies read.
+    let headers = auth::without_credentials(headers);
+    app.generations.pin(&Subject { model: &app.model.name, tenant: &request.tenant, headers: &headers })
 }
 
 fn choose(

@@ -7,6 +7,7 @@ pub mod journey;
 pub mod answer;
 pub mod api;
 pub mod app;
+pub mod auth;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -89,8 +89,7 @@ impl ServedModel {
             config: read(folder, "config.json")?,
             template: read_if_there(folder, "chat_template.jinja")?,
         };
-        let folder_name = folder.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_str()?.to_owned()));
-        Self::assemble(config, folder_name.unwrap_or_else(|| "model".into()), files, &texts)
+        Self::assemble(config, files, &texts)
     }
 
     fn embedded(config: &config::Model) -> Result<Self, ModelError> {
@@ -103,15 +102,10 @@ impl ServedModel {
             config: embedded!("config.json").to_vec(),
             template: Vec::new(),
         };
-        Self::assemble(config, EMBEDDED.into(), files, &texts)
+        Self::assemble(config, files, &texts)
     }
 
-    fn assemble(
-        config: &config::Model,
-        folder_name: String,
-        files: ModelFiles,
-        texts: &Texts,
-    ) -> Result<Self, ModelError> {
+    fn assemble(config: &config::Model, files: ModelFiles, texts: &Texts) -> Result<Self, ModelError> {
         let json = |file: &str, bytes: &[u8]| parse(&texts.folder.join(file), bytes);
         let tokenizer_config = json("tokenizer_config.json", &texts.tokenizer_config)?;
         let generation_config = json("generation_config.json", &texts.generation_config)?;
@@ -122,13 +116,25 @@ impl ServedModel {
             (!texts.template.is_empty()).then(|| String::from_utf8_lossy(&texts.template).into_owned());
         let template = ChatTemplate::from_config(&texts.folder, &tokenizer_config, jinja, tokenizer.guard())?;
         Ok(Self {
-            name: if config.name.is_empty() { folder_name } else { config.name.clone() },
+            name: name(config),
             files,
             tokenizer: Arc::new(tokenizer),
             template,
             stop_tokens: stop_tokens.into(),
             sampling: sampling(&generation_config),
         })
+    }
+}
+
+/// Name by which callers ask for the model of a configuration.
+pub fn name(config: &config::Model) -> String {
+    match (config.name.as_str(), config.source.as_str()) {
+        ("", "embedded") => EMBEDDED.to_owned(),
+        ("", folder) => {
+            let folder = Path::new(folder).canonicalize().ok();
+            folder.and_then(|p| Some(p.file_name()?.to_str()?.to_owned())).unwrap_or_else(|| "model".into())
+        }
+        (name, _) => name.to_owned(),
     }
 }
 

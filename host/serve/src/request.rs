@@ -10,6 +10,8 @@ use serde_json::Value;
 pub struct Request {
     /// Minted by the host; in logs, in the response and in its header.
     pub id: String,
+    /// Whose request it is; empty where nothing says it.
+    pub tenant: String,
     /// Protocol, as hint policies see it.
     pub protocol: &'static str,
     /// Messages in the shape that chat templates read.
@@ -114,6 +116,12 @@ pub enum Refusal {
     /// There is no such path.
     #[error("unknown path {0}; see GET /v1/models and POST /v1/chat/completions")]
     UnknownPath(String),
+    /// The host has keys, and the caller showed none of them.
+    #[error("{}", unauthorized(*shown))]
+    Unauthorized {
+        /// Whether a key was shown at all.
+        shown: bool,
+    },
     /// The house is full.
     #[error("{running} requests are being served, which is the limit; retry after {retry_after_s} s")]
     Overloaded {
@@ -131,6 +139,20 @@ pub enum Refusal {
     /// Our own fault.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+fn unauthorized(shown: bool) -> &'static str {
+    match shown {
+        true => "the API key is not one of this host's",
+        false => "this host wants an API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`",
+    }
+}
+
+impl Request {
+    /// The same request, of a tenant.
+    pub fn of_tenant(self, tenant: String) -> Self {
+        Self { tenant, ..self }
+    }
 }
 
 impl Refusal {

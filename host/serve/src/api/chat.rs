@@ -7,6 +7,7 @@ use engine::SamplingParams;
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, kind};
+use crate::auth::is_credential;
 use crate::config::{HintSources, Limits};
 use crate::ctx::mix;
 use crate::request::{Refusal, Request, Stream, ToolChoice};
@@ -45,6 +46,7 @@ pub fn parse(body: &[u8], headers: &HeaderMap, rules: &Rules<'_>, seed: u64) -> 
     refuse_structured_output(&fields)?;
     Ok(Request {
         id: format!("chatcmpl-{:016x}{:016x}", mix(seed), seed),
+        tenant: String::new(),
         protocol: "openai-chat",
         messages,
         tools: tools.filter(|_| tool_choice != ToolChoice::None),
@@ -277,7 +279,9 @@ fn hint_headers(headers: &HeaderMap, allowed: &[String]) -> Vec<(String, String)
     };
     headers
         .iter()
-        .filter(|(name, value)| wanted(name.as_str()) && value.len() <= HEADER_VALUE_BYTES_MAX)
+        // A pattern such as `x-*` takes many headers, but never those with credentials.
+        .filter(|(name, _)| wanted(name.as_str()) && !is_credential(name.as_str()))
+        .filter(|(_, value)| value.len() <= HEADER_VALUE_BYTES_MAX)
         .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
         .collect()
 }

@@ -62,11 +62,13 @@ fn model_card(app: &App) -> serde_json::Value {
     })
 }
 
-async fn models(State(app): State<Arc<App>>) -> impl IntoResponse {
-    json_reply(&json!({ "object": "list", "data": [model_card(&app)] }))
+async fn models(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Refusal> {
+    app.auth.tenant(&headers)?;
+    Ok(json_reply(&json!({ "object": "list", "data": [model_card(&app)] })))
 }
 
-async fn model(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Refusal> {
+async fn model(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Result<Response, Refusal> {
+    app.auth.tenant(&headers)?;
     let model = uri.path().trim_start_matches("/v1/models/");
     if model == app.model.name {
         return Ok(json_reply(&model_card(&app)));

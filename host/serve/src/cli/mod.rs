@@ -3,6 +3,7 @@
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
 
+mod config;
 mod demo;
 mod operate;
 mod run;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, REFERENCE};
+use crate::config::Config;
 
 /// An LLM inference host for agents, whose decisions are WebAssembly plugins.
 #[derive(Debug, Parser)]
@@ -30,9 +31,9 @@ enum Command {
     Serve(ServeArgs),
     /// Serve the embedded model, run a short agent session against it, and go on serving.
     Demo(ServeArgs),
-    /// Check a configuration file, or print the reference one.
+    /// Check, explain or import a configuration; print the reference one or its schema.
     #[command(subcommand)]
-    Config(ConfigCommand),
+    Config(config::ConfigCommand),
     /// List, swap and roll back plugins of a running host.
     Plugin(operate::PluginArgs),
     /// Show the generations of a running host.
@@ -53,17 +54,6 @@ pub(super) struct ServeArgs {
     /// Hugging Face model folder, or `embedded`.
     #[arg(long)]
     model: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-enum ConfigCommand {
-    /// Say whether a configuration file is right, and what is wrong with it.
-    Check {
-        /// The file.
-        file: PathBuf,
-    },
-    /// Print every key with its default and a comment.
-    Default,
 }
 
 impl ServeArgs {
@@ -109,17 +99,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => run::serve(&args),
         Command::Demo(args) => demo::demo(&args),
-        Command::Config(ConfigCommand::Check { file }) => {
-            let config = Config::load(&file)?;
-            // Plugin files are part of what can be wrong.
-            let chain = crate::config::chain_spec(&config)?;
-            println!("{}: ok ({} plugins)", file.display(), chain.plugins.len());
-            Ok(())
-        }
-        Command::Config(ConfigCommand::Default) => {
-            print!("{REFERENCE}");
-            Ok(())
-        }
+        Command::Config(command) => config::config(command),
         Command::Plugin(args) => run::block_on(operate::plugin(args))?,
         Command::Generations(admin) => run::block_on(operate::generations(admin))?,
     }

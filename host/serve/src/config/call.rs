@@ -1,0 +1,114 @@
+//! What surrounds a request: addresses, bounds on callers, what of a call policies may read, logs.
+
+use std::net::SocketAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::error::{ConfigError, at_least, bad};
+use crate::auth::is_credential;
+
+/// Addresses to listen on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    /// The API.
+    pub api: SocketAddr,
+    /// The admin API.
+    pub admin: SocketAddr,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            api: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 8081)),
+        }
+    }
+}
+
+/// Bounds on what callers may do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Requests in the house at once; one more gets 429.
+    pub requests_max: usize,
+    /// Largest request body.
+    pub body_bytes_max: usize,
+    /// Largest `n`.
+    pub choices_max: u32,
+    /// How long a stop waits for running requests.
+    pub drain_seconds: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { requests_max: 256, body_bytes_max: 32 << 20, choices_max: 8, drain_seconds: 30 }
+    }
+}
+
+/// What of a call reaches hint policies.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HintSources {
+    /// Header names, in lower case; a trailing `*` takes all that begin so.
+    pub headers: Vec<String>,
+    /// Top-level fields of the body.
+    pub extensions: Vec<String>,
+}
+
+impl Default for HintSources {
+    fn default() -> Self {
+        let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        Self {
+            headers: owned(&[
+                "session-id",
+                "thread-id",
+                "originator",
+                "x-claude-code-*",
+                "x-codex-*",
+                "x-openai-subagent",
+                "x-session-id",
+                "x-session-affinity",
+                "x-parent-session-id",
+                "x-dynamo-*",
+                "x-pointsman-*",
+            ]),
+            extensions: owned(&["nvext", "metadata", "prompt_cache_key", "service_tier"]),
+        }
+    }
+}
+
+/// Logs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Level, or a filter as `tracing` reads it.
+    pub log: String,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { log: "info".into() }
+    }
+}
+
+impl Limits {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        at_least("limits.requests_max", self.requests_max as u64, 1)?;
+        at_least("limits.body_bytes_max", self.body_bytes_max as u64, 1024)?;
+        at_least("limits.choices_max", self.choices_max.into(), 1)
+    }
+}
+
+impl HintSources {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        match self.headers.iter().find(|name| is_credential(&name.to_ascii_lowercase())) {
+            Some(name) => {
+                let problem = format!("lists `{name}`, which holds credentials: no policy may read it");
+                Err(bad("hints.headers", problem))
+            }
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What is served and what computes it: model, device, KV memory, step loop.
+
+use kv::WORKERS_MAX;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::error::{ConfigError, at_least, bad};
+
+/// What is served.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// `embedded`, or a Hugging Face model folder.
+    pub source: String,
+    /// Name that callers use; empty takes the folder's.
+    pub name: String,
+    /// Longest prompt and output together.
+    pub context_tokens_max: u32,
+    /// Output limit of a request that names none.
+    pub output_tokens_default: u32,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            source: "embedded".into(),
+            name: String::new(),
+            context_tokens_max: 65_536,
+            output_tokens_default: 16_384,
+        }
+    }
+}
+
+/// What computes the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Engine {
+    /// The device of every worker.
+    pub device: Device,
+    /// Workers in this process, each with its own KV and step loop.
+    pub workers: usize,
+    /// Compute threads of a worker; 0 shares the cores out.
+    pub threads_per_worker: usize,
+    /// Cost model of the simulated device.
+    pub sim: Sim,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self { device: Device::Cpu, workers: 2, threads_per_worker: 0, sim: Sim::default() }
+    }
+}
+
+/// A kind of device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// This machine's cores.
+    Cpu,
+    /// No computation: a cost model and made-up tokens, for tests of everything else.
+    Sim,
+}
+
+/// Cost model of the simulated device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sim {
+    /// Fixed cost of a step.
+    pub step_us: f64,
+    /// Cost of a prefill token.
+    pub prefill_us_per_token: f64,
+    /// Cost of a decode row.
+    pub decode_us_per_row: f64,
+}
+
+/// KV memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kv {
+    /// Tokens of a block.
+    pub block_tokens: u32,
+    /// Memory for blocks, for each worker; taken from the machine as it is used.
+    pub memory_mib_per_worker: u64,
+}
+
+impl Default for Kv {
+    fn default() -> Self {
+        Self { block_tokens: 16, memory_mib_per_worker: 1024 }
+    }
+}
+
+/// The step loop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Schedule {
+    /// Tokens of a step: decode rows first, the rest is prefill.
+    pub step_tokens_max: u32,
+    /// Sequences of a step.
+    pub step_rows_max: u32,
+    /// A sequence that waited longer goes first, whatever the policy says.
+    pub starvation_ms_max: u64,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { step_tokens_max: 512, step_rows_max: 64, starvation_ms_max: 30_000 }
+    }
+}
+
+impl Model {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        at_least("model.context_tokens_max", self.context_tokens_max.into(), 16)?;
+        at_least("model.output_tokens_default", self.output_tokens_default.into(), 1)
+    }
+}
+
+impl Engine {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        at_least("engine.workers", self.workers as u64, 1)?;
+        if self.workers > WORKERS_MAX {
+            return Err(bad("engine.workers", format!("must be at most {WORKERS_MAX}, is {}", self.workers)));
+        }
+        for (key, us) in [
+            ("step_us", self.sim.step_us),
+            ("prefill_us_per_token", self.sim.prefill_us_per_token),
+            ("decode_us_per_row", self.sim.decode_us_per_row),
+        ] {
+            if !us.is_finite() || !(0.0..=1e9).contains(&us) {
+                return Err(bad(format!("engine.sim.{key}"), format!("must be 0 to 1e9, is {us}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Kv {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        at_least("kv.memory_mib_per_worker", self.memory_mib_per_worker, 1)?;
+        if !(1..=256).contains(&self.block_tokens) {
+            return Err(bad("kv.block_tokens", format!("must be 1 to 256, is {}", self.block_tokens)));
+        }
+        Ok(())
+    }
+}
+
+impl Schedule {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        at_least("schedule.step_tokens_max", self.step_tokens_max.into(), 1)?;
+        at_least("schedule.step_rows_max", self.step_rows_max.into(), 1)
+    }
+}

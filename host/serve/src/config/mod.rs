@@ -1,0 +1,179 @@
+//! One TOML file becomes one checked [`Config`].
+//!
+//! Every key, its unit and its default stand in `pointsman.toml` beside this crate, which is also the
+//! text that `pointsman config default` prints. Unknown keys are errors.
+//! **Invariant:** checked once, here; the rest of the host never meets a bad value.
+
+mod auth;
+mod call;
+mod chain;
+mod engine;
+mod error;
+pub mod explain;
+pub mod import;
+mod plugin;
+mod rule;
+pub mod schema;
+mod spec;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use auth::{ApiKey, Auth, Tenants};
+pub use call::{HintSources, Limits, Listen, Telemetry};
+pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Scorer};
+pub use engine::{Device, Engine, Kv, Model, Schedule, Sim};
+pub use error::ConfigError;
+pub use plugin::{OnFailure, PLUGIN_KEPT_KIB_MAX, PLUGIN_MEMORY_MIB_MAX, Plugin, PluginLimits};
+pub use rule::Match;
+pub use spec::chain_spec;
+
+/// The reference configuration: every key with its default and a comment.
+pub const REFERENCE: &str = include_str!("../../pointsman.toml");
+
+/// The whole configuration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Addresses.
+    pub listen: Listen,
+    /// Keys that callers must show.
+    pub auth: Auth,
+    /// Where the tenant of a request is found when no key says it.
+    pub tenants: Tenants,
+    /// Bounds on what callers may do.
+    pub limits: Limits,
+    /// What is served.
+    pub model: Model,
+    /// What computes it.
+    pub engine: Engine,
+    /// KV memory.
+    pub kv: Kv,
+    /// The step loop.
+    pub schedule: Schedule,
+    /// What of a call reaches hint policies.
+    pub hints: HintSources,
+    /// Logs.
+    pub telemetry: Telemetry,
+    /// Plugins by name.
+    pub plugins: BTreeMap<String, Plugin>,
+    /// The default chain: which plugin answers in which slot, in order.
+    pub chain: Chain,
+    /// Chains for requests that match a rule; the first that matches takes a request.
+    pub chains: Vec<NamedChain>,
+}
+
+/// One chain as requests meet it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EffectiveChain {
+    /// Its name.
+    pub name: String,
+    /// The requests that it takes.
+    pub matches: Match,
+    /// The chain that it extends; empty for none.
+    pub extends: String,
+    /// Who answers.
+    pub slots: RequestSlots,
+}
+
+impl EffectiveChain {
+    /// Whether it takes what no other does.
+    pub fn is_default(&self) -> bool {
+        self.name == DEFAULT_CHAIN
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut config = Self::parse(&text)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        for plugin in config.plugins.values_mut() {
+            if let Some(file) = plugin.path() {
+                // A relative path in a file means relative to that file.
+                plugin.source = folder.join(file).display().to_string();
+            }
+        }
+        Ok(config)
+    }
+
+    /// Parses and checks a text.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let written: toml::Table = toml::from_str(text)?;
+        chain::check_written(&written)?;
+        let mut config: Self = toml::from_str(text)?;
+        config.chain.settle(&written);
+        config.check_chains()?;
+        config.complete();
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The chains in the order in which a request is held against them, the default one last.
+    pub fn effective_chains(&self) -> Vec<EffectiveChain> {
+        let slots = chain::resolve(&self.chains, &self.chain)
+            .expect("a configuration whose chains extend nothing was refused when it was read");
+        let named = self.chains.iter().zip(slots).map(|(chain, slots)| EffectiveChain {
+            name: chain.name.clone(),
+            matches: chain.matches.clone(),
+            extends: chain.extends.clone(),
+            slots,
+        });
+        let default = EffectiveChain {
+            name: DEFAULT_CHAIN.to_owned(),
+            matches: Match::default(),
+            extends: String::new(),
+            slots: self.chain.request_slots(),
+        };
+        named.chain([default]).collect()
+    }
+
+    /// Adds the plugins that chains name and the file does not define: they are built in.
+    fn complete(&mut self) {
+        let mut names = BTreeSet::new();
+        for chain in self.effective_chains() {
+            names.extend(chain.slots.named().map(|(_, name)| name.to_owned()));
+        }
+        names.extend([self.chain.schedule.clone(), self.chain.retain.clone()]);
+        for name in names.into_iter().filter(|name| !name.is_empty()) {
+            self.plugins.entry(name).or_default();
+        }
+        for (name, plugin) in &mut self.plugins {
+            if plugin.source.is_empty() {
+                plugin.source = format!("builtin:{name}");
+            }
+        }
+    }
+
+    fn check_chains(&self) -> Result<(), ConfigError> {
+        let known: BTreeSet<&str> = self.plugins.keys().map(String::as_str).collect();
+        self.chain.check(&known)?;
+        chain::check_named(&self.chains, &self.chain, &known)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        self.limits.check()?;
+        self.auth.check()?;
+        self.tenants.check()?;
+        self.model.check()?;
+        self.engine.check()?;
+        self.kv.check()?;
+        self.schedule.check()?;
+        self.hints.check()?;
+        self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name))?;
+        for (slot, name) in [("schedule", &self.chain.schedule), ("retain", &self.chain.retain)] {
+            if self.plugins.get(name).is_some_and(|plugin| !plugin.matches.is_empty()) {
+                let problem = format!(
+                    "cannot be given, since `chain.{slot}` names the plugin: it decides for a whole worker, not for single requests"
+                );
+                return Err(error::bad(format!("plugins.{name}.match"), problem));
+            }
+        }
+        Ok(())
+    }
+}
