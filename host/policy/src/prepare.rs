@@ -57,7 +57,12 @@ impl Preparation<'_> {
     }
 
     /// Prepares one plugin, with what its store begins with.
-    pub(crate) fn prepare(&self, name: &str, plugin: &PluginSpec, entries: Entries) -> Result<Arc<Seat>, PrepareError> {
+    pub(crate) fn prepare(
+        &self,
+        name: &str,
+        plugin: &PluginSpec,
+        entries: Entries,
+    ) -> Result<Arc<Seat>, PrepareError> {
         let Self { runtime, spec, workers, generation, .. } = *self;
         let at = |stage| move |message: String| PrepareError::new(stage, name, message);
         let shared_name: Arc<str> = name.into();

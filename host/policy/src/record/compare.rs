@@ -183,9 +183,8 @@ impl Comparison {
             tally.tau_sum += tau(orders[0], orders[1]);
         }
         if !identical {
-            let words = |decision: &ScheduleDecision| {
-                format!("{:?} by {}", decision.plan.order, decision.decided_by)
-            };
+            let words =
+                |decision: &ScheduleDecision| format!("{:?} by {}", decision.plan.order, decision.decided_by);
             self.differ(Slot::Schedule, &words(recorded), &words(replayed));
         }
     }
@@ -255,7 +254,8 @@ fn kind(answer: Result<&AdmitDecision, &Rejected>) -> &'static str {
 }
 
 fn is_same(one: &RouteDecision, other: &RouteDecision) -> bool {
-    let bits = |decision: &RouteDecision| decision.scores.iter().map(|score| score.to_bits()).collect::<Vec<_>>();
+    let bits =
+        |decision: &RouteDecision| decision.scores.iter().map(|score| score.to_bits()).collect::<Vec<_>>();
     one.candidate == other.candidate
         && one.decided_by == other.decided_by
         && one.fell_back == other.fell_back

@@ -191,7 +191,8 @@ impl<'a> From<&'a Table> for Columns<'a> {
             Value::Text(text) => Attribute::Id(name_id(text)),
             Value::Id(id) => Attribute::Id(*id),
         };
-        let row = |of: &'a Attributes| of.iter().map(|(name, it)| (name.as_str().into(), value(it))).collect();
+        let row =
+            |of: &'a Attributes| of.iter().map(|(name, it)| (name.as_str().into(), value(it))).collect();
         Self {
             rows: table.rows() as u32,
             numbers: numbers.into(),

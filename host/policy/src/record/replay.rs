@@ -291,8 +291,7 @@ fn decide(
     let who = |by: &By| stage.who(by).ok_or(STRAY);
     match entry {
         Entry::Admit { by, request, fleet, answer } => {
-            let (request, fleet) =
-                (tables.table(&request, &REQUEST)?, tables.table(&fleet, &ADMIT_FLEET)?);
+            let (request, fleet) = (tables.table(&request, &REQUEST)?, tables.table(&fleet, &ADMIT_FLEET)?);
             let (generation, way) = who(&by)?;
             let view = AdmitView { frame: by.frame, request: &request, fleet: &fleet };
             comparison.admit(&answer, &generation.admit(way, &view));

@@ -221,10 +221,7 @@ impl ReplayReport {
             writeln!(f, "plans of two and more: same first {first}, Kendall's tau {tau:.4}")?;
         }
         if !self.as_recorded {
-            writeln!(
-                f,
-                "(counterfactual: caches and queues are those that the recorded decisions led to)"
-            )?;
+            writeln!(f, "(counterfactual: caches and queues are those that the recorded decisions led to)")?;
         }
         Ok(())
     }
@@ -238,10 +235,7 @@ impl ReplayReport {
             let outcomes = outcomes.collect::<Vec<_>>().join(", ");
             let CallCost { plugin, slot, calls, fuel, time_us, .. } = call;
             let (slot, CallTime { mean, p99 }) = (slot.as_str(), time_us);
-            writeln!(
-                f,
-                "{plugin:<28} {slot:<9} {calls:>8} {fuel:>10} {mean:>8.1} {p99:>8.1}  {outcomes}"
-            )?;
+            writeln!(f, "{plugin:<28} {slot:<9} {calls:>8} {fuel:>10} {mean:>8.1} {p99:>8.1}  {outcomes}")?;
         }
         let broken = self.broken();
         let words = broken.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect::<Vec<_>>();

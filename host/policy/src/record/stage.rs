@@ -81,7 +81,8 @@ impl<'a> Stage<'a> {
             Against::Recorded { .. } => self.prepare_recorded(head)?,
         };
         let spec = generation.spec();
-        let chain = |name: &str| spec.named.iter().position(|named| named.name == name).map_or(0, |at| at + 1);
+        let chain =
+            |name: &str| spec.named.iter().position(|named| named.name == name).map_or(0, |at| at + 1);
         let bit = |plugin: &PluginHead| spec.plugins.keys().position(|name| *name == plugin.name);
         let cast = Cast {
             chains: [0].into_iter().chain(head.named.iter().map(|named| chain(&named.name))).collect(),
@@ -221,7 +222,8 @@ impl<'a> Stage<'a> {
         let cast = self.generations.get(&by.generation)?;
         let chain = cast.chains.get(by.chain as usize).copied().unwrap_or(0);
         let muted = (0..).zip(&cast.bits).filter(|(bit, _)| by.muted >> *bit & 1 == 1);
-        let muted = muted.filter_map(|(_, place): (u32, _)| *place).fold(0, |muted, place| muted | 1 << place);
+        let muted =
+            muted.filter_map(|(_, place): (u32, _)| *place).fold(0, |muted, place| muted | 1 << place);
         Some((&cast.generation, Way { chain, muted }))
     }
 

@@ -6,3 +6,4 @@ mod faults;
 mod generations;
 mod plugins;
 mod prepare;
+mod record;

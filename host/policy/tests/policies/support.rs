@@ -13,13 +13,13 @@ use std::time::Duration;
 static RUNTIME: LazyLock<Arc<Runtime>> =
     LazyLock::new(|| Runtime::new(RuntimeConfig::default()).expect("the sandbox starts"));
 
-static GUESTS: LazyLock<[Arc<[u8]>; 2]> = LazyLock::new(|| {
+static GUESTS: LazyLock<[Arc<[u8]>; 3]> = LazyLock::new(|| {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("two folders deep");
     let target = guest_build::target_dir_of_test().expect("tests lie in a target folder");
-    let names = ["faulty".to_owned(), "first-plugin".to_owned()];
+    let names = ["faulty".to_owned(), "first-plugin".to_owned(), "tally".to_owned()];
     let built = guest_build::build(workspace, &target, &names, |_| {}).expect("the guests build");
     let read = |path| Arc::from(std::fs::read(path).expect("the component was just built"));
-    [read(&built[0]), read(&built[1])]
+    [read(&built[0]), read(&built[1]), read(&built[2])]
 });
 
 /// The runtime that tests share.
@@ -35,6 +35,11 @@ pub(crate) fn faulty() -> Arc<[u8]> {
 /// The component of the example.
 pub(crate) fn first_plugin() -> Arc<[u8]> {
     GUESTS[1].clone()
+}
+
+/// The component whose answers follow from all that it was asked before.
+pub(crate) fn tally_component() -> Arc<[u8]> {
+    GUESTS[2].clone()
 }
 
 /// The faulty component with a fault.
