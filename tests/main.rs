@@ -9,4 +9,5 @@ mod faults;
 mod hot_swap;
 mod kv_cache;
 mod process;
+mod replay;
 mod tidy;

@@ -15,6 +15,7 @@ use crate::auth::Auth;
 use crate::config::{Config, ConfigError, Device, chain_spec};
 use crate::ctx::Ctx;
 use crate::model::{ModelError, ServedModel};
+use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
 use crate::telemetry::Metrics;
 use crate::worker::{Parts, Worker};
@@ -46,6 +47,8 @@ pub struct App {
     pub prefixes: Arc<PrefixIndex>,
     /// Who decides.
     pub generations: Arc<Generations>,
+    /// Decision logs.
+    pub recording: Recording,
     /// Counters.
     pub metrics: Metrics,
     seats: Arc<Semaphore>,
@@ -72,6 +75,9 @@ pub enum StartError {
     /// The first policy chain.
     #[error("policy chain: {0}")]
     Chain(#[from] PrepareError),
+    /// The decision log.
+    #[error(transparent)]
+    Record(#[from] RecordingError),
     /// A thread.
     #[error("cannot start a worker: {0}")]
     Thread(std::io::Error),
@@ -103,6 +109,9 @@ impl App {
         let vocab = executors.iter().map(|e| e.caps().vocab).min().unwrap_or(0);
         let runtime = Runtime::new(RuntimeConfig::default())?;
         let generations = Generations::start(runtime, chain_spec(&config)?, config.engine.workers)?;
+        // Before the first worker asks, so that the log begins with policies that know nothing yet.
+        let recording = Recording::new(config.record.clone());
+        recording.begin(&generations)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
         let mut workers = Vec::new();
         for (index, executor) in executors.into_iter().enumerate() {
@@ -122,7 +131,8 @@ impl App {
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             reloading: Mutex::new(()),
-            metrics: Metrics::new(),
+            metrics: Metrics::new(&recording),
+            recording,
             auth: Auth::new(&config.auth, &config.tenants),
             config,
             config_path,
@@ -196,6 +206,8 @@ impl App {
         for worker in &self.workers {
             worker.stop();
         }
+        // Without a recording there is nothing to end.
+        let _ = self.recording.stop(&self.generations);
     }
 
     /// How long a stop waits for running requests.

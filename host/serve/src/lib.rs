@@ -16,6 +16,7 @@ pub mod hints;
 pub mod model;
 pub mod observe;
 pub mod prompt;
+pub mod record;
 pub mod reload;
 pub mod render;
 pub mod request;

@@ -20,6 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::answer::Usage;
 use crate::app::App;
+use crate::record::Recording;
 
 /// Sends logs to standard error, filtered by `filter`; `RUST_LOG` overrules it.
 pub fn init_logs(filter: &str) -> Result<(), String> {
@@ -116,7 +117,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// All metrics at zero.
-    pub fn new() -> Self {
+    pub fn new(recording: &Recording) -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.0005, 2.0, 18));
         let metrics = Self {
             registry: Mutex::new(Registry::with_prefix("pointsman")),
@@ -141,6 +142,7 @@ impl Metrics {
             policy_call_us: Family::default(),
         };
         metrics.register();
+        recording.register(&mut metrics.registry.lock());
         metrics
     }
 
@@ -200,6 +202,7 @@ impl Metrics {
     pub fn render(&self, app: &App) -> String {
         self.running.set(app.requests_running() as i64);
         self.generation.set(app.generations.active().id().0 as i64);
+        app.recording.collect();
         self.collect_workers(app);
         self.collect_policies(app);
         let mut text = String::new();
@@ -244,11 +247,5 @@ impl Metrics {
                 }
             }
         }
-    }
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -27,6 +27,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/admin/v1/plugins/{name}", put(swap))
         .route("/admin/v1/rollback", post(rollback))
         .route("/admin/v1/reload", post(reload))
+        .route("/admin/v1/record", super::admin_record::routes())
         .route("/admin/v1/workers", get(workers))
         .fallback(unknown)
         .with_state(app)

@@ -3,6 +3,7 @@
 //! **Invariant:** everything protocol-shaped is in this folder; the journey sees only `Request` and `Answer`.
 
 pub mod admin;
+mod admin_record;
 pub mod chat;
 pub mod error;
 mod fields;

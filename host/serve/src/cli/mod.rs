@@ -1,4 +1,4 @@
-//! The command line: `serve`, `demo`, `config`, `plugin`, `generations`.
+//! The command line: `serve`, `demo`, `config`, `plugin`, `generations`, `record`, `replay`.
 //!
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
@@ -6,6 +6,7 @@
 mod config;
 mod demo;
 mod operate;
+mod record;
 mod run;
 
 use std::ffi::OsString;
@@ -38,6 +39,10 @@ enum Command {
     Plugin(operate::PluginArgs),
     /// Show the generations of a running host.
     Generations(operate::Admin),
+    /// Have a running host write its decisions into a log, or stop it.
+    Record(record::RecordArgs),
+    /// Make the decisions of a log again, by the recorded chains or by others, and compare.
+    Replay(record::ReplayArgs),
 }
 
 #[derive(Debug, Args)]
@@ -102,5 +107,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Config(command) => config::config(command),
         Command::Plugin(args) => run::block_on(operate::plugin(args))?,
         Command::Generations(admin) => run::block_on(operate::generations(admin))?,
+        Command::Record(args) => run::block_on(record::record(args))?,
+        Command::Replay(args) => record::replay(&args),
     }
 }

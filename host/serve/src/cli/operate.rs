@@ -17,6 +17,13 @@ pub(super) struct Admin {
     admin: String,
 }
 
+impl Admin {
+    /// Its address.
+    pub(super) fn address(self) -> String {
+        self.admin
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct PluginArgs {
     #[command(subcommand)]
@@ -67,7 +74,7 @@ pub(super) async fn generations(admin: Admin) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn checked(reply: Reply) -> anyhow::Result<Value> {
+pub(super) fn checked(reply: Reply) -> anyhow::Result<Value> {
     if reply.status.is_success() {
         return Ok(reply.json);
     }

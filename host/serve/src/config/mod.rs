@@ -58,6 +58,8 @@ pub struct Config {
     pub hints: HintSources,
     /// Logs.
     pub telemetry: Telemetry,
+    /// Decision logs.
+    pub record: crate::record::Record,
     /// Plugins by name.
     pub plugins: BTreeMap<String, Plugin>,
     /// The default chain: which plugin answers in which slot, in order.
@@ -93,6 +95,7 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config = Self::parse(&text)?;
         let folder = path.parent().unwrap_or(Path::new("."));
+        config.record.relative_to(folder);
         for plugin in config.plugins.values_mut() {
             if let Some(file) = plugin.path() {
                 // A relative path in a file means relative to that file.
@@ -165,6 +168,7 @@ impl Config {
         self.kv.check()?;
         self.schedule.check()?;
         self.hints.check()?;
+        self.record.check()?;
         self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name))?;
         for (slot, name) in [("schedule", &self.chain.schedule), ("retain", &self.chain.retain)] {
             if self.plugins.get(name).is_some_and(|plugin| !plugin.matches.is_empty()) {
