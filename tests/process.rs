@@ -30,7 +30,7 @@ fn command(args: &[&str]) -> Command {
     command
 }
 
-pub(crate) pub(crate) fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     command(args).output().expect("the process starts")
 }
 
@@ -166,7 +166,8 @@ fn a_recording_is_started_shown_and_stopped() {
     assert!(say(&["record", "start", "--folder", "one"]).contains("recording into"));
     refused(&["record", "start", "--admin", &admin], &["already", "one"]);
     assert!(say(&["record", "status"]).contains("recording into"));
-    let body = "{\"model\":\"tiny-agent\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":4}";
+    let body =
+        "{\"model\":\"tiny-agent\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":4}";
     let mut socket = TcpStream::connect(&served.api).expect("the host listens");
     let length = body.len();
     write!(

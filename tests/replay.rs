@@ -13,7 +13,10 @@ use crate::support::{Host, component, component_bytes, user};
 const SECRET: &str = "xylophone";
 
 fn recorded(folder: &Path, more: &str) -> String {
-    format!("[record]\nfolder = {:?}\nfile_mib_max = 1\ntotal_mib_max = 16\n{more}", folder.display().to_string())
+    format!(
+        "[record]\nfolder = {:?}\nfile_mib_max = 1\ntotal_mib_max = 16\n{more}",
+        folder.display().to_string()
+    )
 }
 
 /// Requests of a few sessions, side by side.
@@ -79,7 +82,8 @@ async fn decisions_under_load_and_swaps_are_replayed_bit_for_bit() {
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("every answer is the recorded one, bit for bit"), "{said}");
-    let table: Value = serde_json::from_slice(&std::fs::read(&json).expect("it is there")).expect("it is JSON");
+    let table: Value =
+        serde_json::from_slice(&std::fs::read(&json).expect("it is there")).expect("it is JSON");
     let comparison = &table["comparison"];
     assert_eq!(table["records"], records);
     assert_eq!(comparison["route"]["decisions"], 4 * 6 + 4 * 6 + 2 * 4);
