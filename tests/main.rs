@@ -13,6 +13,7 @@ mod kv_cache;
 mod languages;
 mod middleware;
 mod process;
+mod replay;
 mod retention;
 mod rollout;
 mod stores;

@@ -186,6 +186,46 @@ fn a_rollout_is_led_from_a_terminal() {
     assert!(served.child.wait().expect("it ends").success());
 }
 
+#[test]
+fn a_recording_is_started_shown_and_stopped() {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let file = folder.path().join("pointsman.toml");
+    let text = "[engine]\ndevice = \"sim\"\n[record]\nfolder = \"logs\"\nat_start = false\n";
+    std::fs::write(&file, text).expect("it can be written");
+    let mut served = serve(&["--config", file.to_str().expect("the path is UTF-8")]);
+    let admin = format!("http://{}", served.admin);
+    let say = |args: &[&str]| {
+        let output = run(&[args, &["--admin", &admin]].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(say(&["record", "status"]).contains("not recording"));
+    assert!(say(&["record", "start", "--folder", "one"]).contains("recording into"));
+    refused(&["record", "start", "--admin", &admin], &["already", "one"]);
+    assert!(say(&["record", "status"]).contains("recording into"));
+    let body =
+        "{\"model\":\"tiny-agent\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":4}";
+    let mut socket = TcpStream::connect(&served.api).expect("the host listens");
+    let length = body.len();
+    write!(
+        socket,
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .expect("the host reads");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("it answers");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(say(&["record", "stop"]).contains("recorded into"));
+    refused(&["record", "stop", "--admin", &admin], &["no decisions are being recorded"]);
+    refused(&["record", "start", "--folder", "../two", "--admin", &admin], &["below `record.folder`"]);
+    signal(&served.child, "-TERM");
+    assert!(served.child.wait().expect("it ends").success());
+    let log = folder.path().join("logs/one");
+    let output = run(&["replay", "--expect-identical", "--log", log.to_str().expect("the path is UTF-8")]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("bit for bit"), "{output:?}");
+}
+
 /// A copy of the embedded model's folder, with one file changed.
 fn model_with(change: impl Fn(&Path)) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("there is a place for temporary files");

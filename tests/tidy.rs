@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 const FILE_LINES_MAX: usize = 600;
@@ -247,39 +248,39 @@ fn released_contracts_are_frozen() {
 /// Every key of `Config` stands in the reference file, which a test compares with the defaults.
 #[test]
 fn every_configuration_key_is_documented() {
-    let config = serve::config::Config::parse("").expect("the default is right");
-    let value = toml::Table::try_from(&config).expect("a configuration can be written");
     let mut problems = Vec::new();
-    let mut tables = vec![(String::new(), value)];
-    while let Some((path, table)) = tables.pop() {
-        for (key, value) in table {
-            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-            if let toml::Value::Table(inner) = value {
-                // Plugins are named by the operator; one stands for all.
-                if path != "plugins" && !path.ends_with(".config") {
-                    tables.push((path, inner));
-                } else if let Some((_, toml::Value::Table(one))) = inner.into_iter().next() {
-                    tables.push((path, one));
-                }
-            } else if !documented(&key) {
-                problems.push(format!("`{path}` is not explained in host/serve/pointsman.toml"));
+    undocumented("", &serve::config::schema::schema(), &mut problems);
+    check(problems);
+}
+
+fn undocumented(path: &str, schema: &Value, problems: &mut Vec<String>) {
+    for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let is_table = property["properties"].is_object() && !path.ends_with(".match");
+        // Tables, and lists of them, are headings; what lies in a value is written on its line.
+        let headings = [format!("[{path}]"), format!("[{path}."), format!(".{key}]")];
+        let headed = headings.iter().any(|h| serve::config::REFERENCE.contains(h.as_str()));
+        let inline = path.contains(".match.") || path.starts_with("auth.keys.");
+        let inline = inline && serve::config::REFERENCE.contains(&format!("{key} = "));
+        if !(headed || inline || (!is_table && documented(key))) {
+            problems.push(format!("`{path}` is not explained in host/serve/pointsman.toml"));
+        }
+        undocumented(&path, property, problems);
+        for inner in ["items", "additionalProperties"] {
+            if property[inner].is_object() {
+                undocumented(&path, &property[inner], problems);
             }
         }
     }
-    check(problems);
 }
 
 /// The key has a line, and a comment stands above it.
 fn documented(key: &str) -> bool {
-    let mut above = "";
-    for line in serve::config::REFERENCE.lines() {
-        let bare = line.trim_start_matches("# ");
-        if bare.starts_with(&format!("{key} =")) && above.starts_with('#') {
-            return true;
-        }
-        above = line;
-    }
-    serve::config::REFERENCE.contains(&format!("[[chain.{key}]]"))
+    let bare = |line: &'static str| line.trim_start_matches("# ");
+    let mut lines = serve::config::REFERENCE.lines().zip(serve::config::REFERENCE.lines().skip(1));
+    // The keys of a scorer follow its heading, which has the comment.
+    let above = |line: &str| line.starts_with('#') || line.starts_with("[[") || line.starts_with("plugin =");
+    lines.any(|(before, line)| bare(line).starts_with(&format!("{key} =")) && above(before))
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::slot::Slot;
 use crate::stats::Outcome;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
@@ -80,7 +80,7 @@ impl PrepareError {
 }
 
 /// A request refused because a policy gave no usable answer and its operator asked for that.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("policy `{plugin}` gave no usable answer in slot `{slot}` ({outcome}) and may not be replaced")]
 pub struct Rejected {
     /// Name of the plugin.

@@ -26,9 +26,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Generations that stay ready for a roll back, beside the active one.
 const READY_MAX: usize = 8;
+
+/// How long a new witness waits for decisions that began without it. Chosen: deadlines end a decision long before.
+const ENDING_TURN: Duration = Duration::from_micros(100);
+const ENDING_TURNS_MAX: u32 = 100_000;
 
 /// Number of a generation; grows by one with each that is prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -173,7 +178,8 @@ impl Generation {
 pub struct Pin {
     generation: Arc<Generation>,
     way: Way,
-    witnesses: Arc<Witnesses>,
+    // Those of each decision's own moment.
+    witnesses: Arc<ArcSwap<Witnesses>>,
     shadowed: Option<Shadowed>,
 }
 
@@ -223,37 +229,51 @@ impl Pin {
 
     /// Whether the request comes in. Errors: a plugin failed that may not be replaced.
     pub fn admit(&self, view: &AdmitView<'_>) -> Result<AdmitDecision, Rejected> {
-        let _order = one_by_one(&self.witnesses);
-        let decision = self.generation.admit(self.way, view)?;
-        self.tell(&Seen::Admit(view, &decision));
-        Ok(decision)
+        let witnesses = self.witnesses.load();
+        let _order = begin(&witnesses, &self.generation);
+        let decision = self.generation.admit(self.way, view);
+        let seen = match &decision {
+            Ok(decision) => Seen::Admit(view, decision),
+            Err(rejected) => Seen::AdmitRefused(view, rejected),
+        };
+        self.tell(&witnesses, &seen);
+        decision
     }
 
     /// Which worker serves. Errors: a plugin failed that may not be replaced.
     pub fn route(&self, view: &RouteView<'_>) -> Result<RouteDecision, Rejected> {
-        let _order = one_by_one(&self.witnesses);
-        let decision = self.generation.route(self.way, view)?;
-        self.tell(&Seen::Route(view, &decision));
-        Ok(decision)
+        let witnesses = self.witnesses.load();
+        let _order = begin(&witnesses, &self.generation);
+        let decision = self.generation.route(self.way, view);
+        let seen = match &decision {
+            Ok(decision) => Seen::Route(view, decision),
+            Err(rejected) => Seen::RouteRefused(view, rejected),
+        };
+        self.tell(&witnesses, &seen);
+        decision
     }
 
     /// Tells every plugin that learns.
     pub fn observe(&self, view: &ObserveView<'_>) {
-        let _order = one_by_one(&self.witnesses);
+        let witnesses = self.witnesses.load();
+        let _order = begin(&witnesses, &self.generation);
         self.generation.observe(self.way, view);
-        self.tell(&Seen::Observe(view));
+        self.tell(&witnesses, &Seen::Observe(view));
     }
 
-    fn tell(&self, seen: &Seen<'_>) {
-        tell(&self.witnesses, &self.generation, self.way, seen);
+    fn tell(&self, witnesses: &Witnesses, seen: &Seen<'_>) {
+        tell(witnesses, &self.generation, self.way, seen);
         if let Some(shadowed) = &self.shadowed {
             shadowed.see(seen);
         }
     }
 }
 
-fn one_by_one(witnesses: &Witnesses) -> Option<MutexGuard<'_, ()>> {
-    witnesses.iter().find_map(|witness| witness.one_by_one())
+/// A decision begins: waits for its turn, if a witness asks for turns.
+fn begin<'a>(witnesses: &'a Witnesses, generation: &Arc<Generation>) -> Option<MutexGuard<'a, ()>> {
+    let turn = witnesses.iter().find_map(|witness| witness.one_by_one());
+    witnesses.iter().for_each(|witness| witness.before(generation));
+    turn
 }
 
 fn tell(witnesses: &Witnesses, generation: &Arc<Generation>, way: Way, seen: &Seen<'_>) {
@@ -277,7 +297,8 @@ pub struct Generations {
     workers: usize,
     stores: Option<StoreFolder>,
     pub(crate) active: ArcSwap<Generation>,
-    witnesses: ArcSwap<Witnesses>,
+    // Shared with pins: a decision takes those of its own moment, not those of its pin's.
+    witnesses: Arc<ArcSwap<Witnesses>>,
     // Held while a generation is prepared, which takes milliseconds and more.
     pub(crate) changing: Mutex<()>,
     pub(crate) ledger: Mutex<Ledger>,
@@ -309,7 +330,7 @@ impl Generations {
             workers,
             stores,
             active: ArcSwap::new(first),
-            witnesses: ArcSwap::default(),
+            witnesses: Arc::default(),
             changing: Mutex::new(()),
             ledger: Mutex::new(ledger),
             rollouts: Rollouts::default(),
@@ -336,7 +357,7 @@ impl Generations {
         let shadowed = self.rollouts.running().as_ref().map(|rollout| Rollout::shadowed(rollout, subject));
         let generation = self.active.load_full();
         let way = generation.way(subject);
-        Pin { generation, way, witnesses: self.witnesses.load_full(), shadowed }
+        Pin { generation, way, witnesses: self.witnesses.clone(), shadowed }
     }
 
     /// The same, of the active generation or the one that decides for a share of requests beside it. Which of them
@@ -349,7 +370,7 @@ impl Generations {
     /// What a worker does next, by the active generation.
     pub fn schedule(&self, worker: usize, view: &ScheduleView<'_>) -> ScheduleDecision {
         let (generation, witnesses) = (self.active.load_full(), self.witnesses.load());
-        let _order = one_by_one(&witnesses);
+        let _order = begin(&witnesses, &generation);
         let decision = generation.schedule(worker, view);
         self.tell(&witnesses, &generation, &Seen::Schedule(worker, view, &decision));
         decision
@@ -358,7 +379,7 @@ impl Generations {
     /// What of a worker's cache is worth keeping, by the active generation.
     pub fn retain(&self, worker: usize, view: &RetainView<'_>) -> RetainDecision {
         let (generation, witnesses) = (self.active.load_full(), self.witnesses.load());
-        let _order = one_by_one(&witnesses);
+        let _order = begin(&witnesses, &generation);
         let decision = generation.retain(worker, view);
         self.tell(&witnesses, &generation, &Seen::Retain(worker, view, &decision));
         decision
@@ -372,7 +393,7 @@ impl Generations {
     /// Tells the policy that retains what the host made less of.
     pub fn clipped(&self, worker: usize, frame: Frame, clips: &[Clip]) {
         let (generation, witnesses) = (self.active.load_full(), self.witnesses.load());
-        let _order = one_by_one(&witnesses);
+        let _order = begin(&witnesses, &generation);
         generation.clipped(worker, frame, clips);
         self.tell(&witnesses, &generation, &Seen::Clipped(worker, frame, clips));
     }
@@ -384,9 +405,24 @@ impl Generations {
         }
     }
 
-    /// Has a witness told of every decision from here on.
+    /// Has a witness told of every decision that begins after this returns; it hears of some that begin before.
+    /// Blocks until the decisions have ended that began without it.
     pub fn add_witness(&self, witness: Arc<dyn Witness>) {
-        self.witnesses.rcu(|before| before.iter().cloned().chain([witness.clone()]).collect::<Witnesses>());
+        let before = self
+            .witnesses
+            .rcu(|before| before.iter().cloned().chain([witness.clone()]).collect::<Witnesses>());
+        // Who decides holds the list that was there at the start.
+        for _ in 0..ENDING_TURNS_MAX {
+            if Arc::strong_count(&before) == 1 {
+                return;
+            }
+            std::thread::sleep(ENDING_TURN);
+        }
+        tracing::warn!("a decision has not ended for seconds; a witness may miss it");
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        self.workers
     }
 
     /// Lets a witness go.

@@ -27,6 +27,7 @@ mod generation;
 mod instance;
 mod prepare;
 mod question;
+mod record;
 mod report;
 mod rollout;
 mod runtime;
@@ -47,6 +48,10 @@ pub use error::{PolicyError, PrepareError, Rejected, Stage};
 pub use examine::{Cost, Effort, Examination, Input, Law, ROWS as EXAMINED_ROWS, examine};
 pub use format::check_component;
 pub use generation::{Generation, GenerationId, Generations, Pin, Setup};
+pub use record::{
+    AdmitTally, CallCost, CallTime, Comparison, FILE_BYTES_MIN, RecordConfig, RecordError, RecordStatus,
+    Recorder, Replay, ReplayError, ReplayReport, ReplayVerdict, RetainTally, RouteTally, ScheduleTally,
+};
 pub use report::{CallReport, GenerationReport, GenerationState, LinkReport, PluginCounts, PluginReport};
 pub use rollout::{
     AgreementReport, BREACHES, Candidate, Mode, ProbationReport, RollbackReport, RolloutError, RolloutReport,

@@ -68,7 +68,13 @@ impl Preparation<'_> {
         Ok(seats)
     }
 
-    fn prepare(&self, name: &str, plugin: &PluginSpec, entries: Entries) -> Result<Arc<Seat>, PrepareError> {
+    /// Prepares one plugin, with what its store begins with.
+    pub(crate) fn prepare(
+        &self,
+        name: &str,
+        plugin: &PluginSpec,
+        entries: Entries,
+    ) -> Result<Arc<Seat>, PrepareError> {
         let Self { runtime, spec, workers, generation, .. } = *self;
         let at = |stage| move |message: String| PrepareError::new(stage, name, message);
         let shared_name: Arc<str> = name.into();
@@ -132,7 +138,7 @@ fn link(seats: &Seats, name: &str, weight: f32) -> Option<Link> {
 }
 
 /// The chains and slots in which a plugin is asked.
-fn asked<'a>(spec: &'a ChainSpec, name: &str) -> Vec<(&'a str, Slot)> {
+pub(crate) fn asked<'a>(spec: &'a ChainSpec, name: &str) -> Vec<(&'a str, Slot)> {
     let default = NamedChain::DEFAULT;
     let mut slots = asked_in(default, &spec.as_named(), name);
     slots.extend(spec.named.iter().flat_map(|named| asked_in(&named.name, named, name)));

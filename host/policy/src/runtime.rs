@@ -68,6 +68,16 @@ impl Digest {
     pub fn of(component: &[u8]) -> Self {
         Self(Sha256::digest(component).into())
     }
+
+    pub(crate) fn bytes(self) -> [u8; 32] {
+        self.0
+    }
+}
+
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
 }
 
 impl fmt::Display for Digest {

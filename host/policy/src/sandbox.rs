@@ -154,12 +154,21 @@ pub(crate) fn arm(store: &mut Store<Ctx>, deadline: Duration) -> wasmtime::Resul
     ctx.log_lines = 0;
     match ctx.metering {
         Metering::CpuTime => store.set_epoch_deadline(1),
-        Metering::Fuel => {
-            let us = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
-            store.set_fuel(us.saturating_mul(FUEL_PER_US))?;
-        }
+        Metering::Fuel => store.set_fuel(fuel_of(deadline))?,
     }
     Ok(())
+}
+
+fn fuel_of(deadline: Duration) -> u64 {
+    u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX).saturating_mul(FUEL_PER_US)
+}
+
+/// Fuel spent since the store was armed for a call with this deadline; 0 where CPU time is metered.
+pub(crate) fn fuel_spent(store: &Store<Ctx>, deadline: Duration) -> u64 {
+    match store.data().metering {
+        Metering::CpuTime => 0,
+        Metering::Fuel => fuel_of(deadline).saturating_sub(store.get_fuel().unwrap_or(0)),
+    }
 }
 
 /// WASI for components whose language insists on it: no files, no network, no arguments, and neither

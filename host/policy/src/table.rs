@@ -97,6 +97,11 @@ impl Table {
         &mut self.ids[column * self.rows..][..self.rows]
     }
 
+    /// All cells, column after column.
+    pub(crate) fn cells(&self) -> (&[f32], &[u64]) {
+        (&self.numbers, &self.ids)
+    }
+
     /// These rows, in this order.
     pub fn select(&self, rows: &[usize]) -> Self {
         let mut selected = Self::new(self.schema, rows.len());

@@ -16,6 +16,7 @@ use crate::config::{Config, ConfigError, Device, chain_spec};
 use crate::ctx::Ctx;
 use crate::door::Door;
 use crate::model::{ModelError, ServedModel};
+use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
 use crate::telemetry::Metrics;
 use crate::worker::{Parts, Worker};
@@ -49,6 +50,8 @@ pub struct App {
     pub runtime: Arc<Runtime>,
     /// Who decides.
     pub generations: Arc<Generations>,
+    /// Decision logs.
+    pub recording: Recording,
     /// Counters.
     pub metrics: Metrics,
     /// Who is inside, and who waits to be admitted.
@@ -77,6 +80,9 @@ pub enum StartError {
     /// The first policy chain.
     #[error("policy chain: {0}")]
     Chain(#[from] PrepareError),
+    /// The decision log.
+    #[error(transparent)]
+    Record(#[from] RecordingError),
     /// A thread.
     #[error("cannot start a worker: {0}")]
     Thread(std::io::Error),
@@ -120,6 +126,9 @@ impl App {
         let setup = Setup { workers: config.engine.workers, store_folder: config.state.folder() };
         let generations = Generations::start_with(Arc::clone(&runtime), chain_spec(&config)?, setup)?;
         generations.keep_watch(config.rollout.limits()).map_err(StartError::Thread)?;
+        // Before the first worker asks, so that the log begins with policies that know nothing yet.
+        let recording = Recording::new(config.record.clone());
+        recording.begin(&generations)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
         let mut workers = Vec::new();
         for (index, executor) in executors.into_iter().enumerate() {
@@ -141,7 +150,8 @@ impl App {
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             reloading: Mutex::new(()),
-            metrics: Metrics::new(),
+            metrics: Metrics::new(&recording),
+            recording,
             auth: Auth::new(&config.auth, &config.tenants),
             config,
             config_path,
@@ -218,6 +228,8 @@ impl App {
         for worker in &self.workers {
             worker.stop();
         }
+        // Without a recording there is nothing to end.
+        let _ = self.recording.stop(&self.generations);
     }
 
     /// How long a stop waits for running requests.

@@ -19,6 +19,7 @@ pub mod middleware;
 pub mod model;
 pub mod observe;
 pub mod prompt;
+pub mod record;
 pub mod reload;
 pub mod render;
 pub mod request;

@@ -22,6 +22,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::answer::Usage;
 use crate::app::App;
+use crate::record::Recording;
 
 /// Sends logs to standard error, filtered by `filter`; `RUST_LOG` overrules it.
 pub fn init_logs(filter: &str) -> Result<(), String> {
@@ -157,7 +158,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// All metrics at zero.
-    pub fn new() -> Self {
+    pub fn new(recording: &Recording) -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.0005, 2.0, 18));
         let metrics = Self {
             registry: Mutex::new(Registry::with_prefix("pointsman")),
@@ -186,6 +187,7 @@ impl Metrics {
             rollout: rollout::RolloutMetrics::default(),
         };
         metrics.register();
+        recording.register(&mut metrics.registry.lock());
         metrics
     }
 
@@ -259,6 +261,7 @@ impl Metrics {
         self.running.set(app.requests_running() as i64);
         self.deferred.set(app.door.count(0).0.deferred.into());
         self.generation.set(app.generations.active().id().0 as i64);
+        app.recording.collect();
         self.collect_workers(app);
         self.collect_policies(app);
         self.collect_cache(app);
@@ -313,11 +316,5 @@ impl Metrics {
                 }
             }
         }
-    }
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
     }
 }

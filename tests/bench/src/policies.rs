@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use policy::{
     Candidate, ChainSpec, Frame, Generation, Generations, HintsView, Limits, Mode, PluginSpec, REQUEST,
-    ROUTE_CANDIDATE, RouteView, Runtime, RuntimeConfig, Slot, Subject, Table, Way, default_chain,
+    ROUTE_CANDIDATE, RecordConfig, Recorder, RouteView, Runtime, RuntimeConfig, Slot, Subject, Table, Way,
+    default_chain,
 };
 
 use crate::table::{Bar, head, median, quantile, row, us};
@@ -150,6 +151,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     row("default chain: hints + 3 scorers + pick, 64, p99", p99(2), Some(p99(0)), Bar::AtMost(15.0));
     row("8 plugins, 1,024 candidates, p99", p99(3), None, Bar::AtMost(150.0));
     shadow(&runtime, &case)?;
+    recorded(&chain, &case)?;
     endless(&runtime, &std::fs::read(&guests[1])?, &case, p50(0))
 }
 
@@ -182,6 +184,34 @@ fn shadow(runtime: &Arc<Runtime>, case: &Case) -> anyhow::Result<()> {
     );
     row("added by a shadow, p50", median(added), Some(median(base)), Bar::AtMost(2.0));
     row("share of decisions that the shadow was asked about too", seen.compared_share, None, Bar::None);
+    Ok(())
+}
+
+/// What a decision log costs a decision: the same chain with and without, in turns.
+fn recorded(chain: &Generations, case: &Case) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut turns: [Vec<(f64, f64)>; 2] = Default::default();
+    let mut bytes = 0;
+    for _ in 0..TURNS {
+        let pin = chain.pin(&Subject::default());
+        let route = |call: u64| -> anyhow::Result<()> {
+            let (request, candidates) = (&case.request, &case.candidates);
+            pin.route(&RouteView { frame: frame(call), request, candidates })?;
+            Ok(())
+        };
+        turns[0].push(turn(route)?);
+        let recorder = Recorder::start(chain, RecordConfig::new(folder.path()))?;
+        turns[1].push(turn(route)?);
+        let status = recorder.stop(chain);
+        anyhow::ensure!(status.dropped == 0 && status.error.is_none(), "decisions were lost: {status:?}");
+        bytes = status.bytes / status.records;
+    }
+    let p50 = |i: usize| median(turns[i].iter().map(|t| t.0).collect());
+    let p99 = |i: usize| median(turns[i].iter().map(|t| t.1).collect());
+    head("A decision with a log, us (baseline: the same chain without one, in turns)");
+    row("route, 3 scorers + pick, 64 candidates, recorded, p50", p50(1), Some(p50(0)), Bar::None);
+    row("route, 3 scorers + pick, 64 candidates, recorded, p99", p99(1), Some(p99(0)), Bar::None);
+    row("bytes of a record", bytes as f64, None, Bar::None);
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use crate::stats::Outcome;
 use crate::store::Store as Shelf;
 use std::sync::Arc;
 use std::time::Duration;
-use wasmtime::Store;
+use wasmtime::{Store, Trap};
 
 /// Budget of instantiation and settings. Chosen: an interpreter in a component needs tens of milliseconds.
 pub(crate) const SETUP_DEADLINE: Duration = Duration::from_secs(1);
@@ -41,6 +41,7 @@ pub(crate) struct Instance {
     deadline: Duration,
     fault: Option<Fault>,
     finished: bool,
+    called: bool,
     // The flat lists of a call; kept, so that a call allocates nothing here.
     numbers: Vec<f32>,
     ids: Vec<u64>,
@@ -74,6 +75,7 @@ impl Instance {
             deadline: SETUP_DEADLINE,
             fault: None,
             finished: false,
+            called: false,
             numbers: vec![],
             ids: vec![],
         })
@@ -123,6 +125,7 @@ impl Instance {
 
     /// Gives it the state of the one before it.
     pub(crate) fn import_state(&mut self, schema: &str, state: &[u8]) -> Result<(), String> {
+        self.called = true;
         self.about_state(0, |guest, store| guest.call_import_state(store, schema, state))?
             .unwrap_or_else(|| Err("it takes no state".to_owned()))
     }
@@ -154,6 +157,21 @@ impl Instance {
     /// Whether it faulted at some time: it cannot be called again.
     pub(crate) fn is_finished(&self) -> bool {
         self.finished
+    }
+
+    /// Notes that it is asked or told something real.
+    pub(crate) fn begin_call(&mut self) {
+        self.called = true;
+    }
+
+    /// Whether nothing but trials reached it so far.
+    pub(crate) fn is_cold(&self) -> bool {
+        !self.called
+    }
+
+    /// Fuel that the last call took; 0 where CPU time is metered.
+    pub(crate) fn fuel_spent(&self) -> u64 {
+        sandbox::fuel_spent(&self.store, self.deadline)
     }
 
     /// Has it read and write this store from here on.
@@ -216,6 +234,7 @@ impl Fault {
     fn of(error: &wasmtime::Error, store: &Store<Ctx>) -> Self {
         let outcome = match error.downcast_ref::<OverDeadline>() {
             Some(_) => Outcome::OverDeadline,
+            None if matches!(error.downcast_ref(), Some(Trap::OutOfFuel)) => Outcome::OverDeadline,
             None => Outcome::Trapped,
         };
         let cause = error.root_cause();

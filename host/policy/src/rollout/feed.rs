@@ -179,7 +179,8 @@ fn slot_of(seen: &Seen<'_>) -> Option<Slot> {
         Seen::Retain(..) => Slot::Retain,
         Seen::Observe(_) => Slot::Observe,
         // It is about what the live policy wanted: the candidate wanted something else.
-        Seen::Clipped(..) => return None,
+        // A refusal is the live side's fault, not a decision to compare.
+        Seen::Clipped(..) | Seen::AdmitRefused(..) | Seen::RouteRefused(..) => return None,
     })
 }
 
@@ -225,6 +226,8 @@ impl Item {
                 self.live = Live::Outcome;
             }
             Seen::Clipped(_, frame, _) => self.frame = *frame,
+            Seen::AdmitRefused(view, _) => self.frame = view.frame,
+            Seen::RouteRefused(view, _) => self.frame = view.frame,
         }
     }
 

@@ -1,4 +1,4 @@
-//! The command line: `serve`, `demo`, `config`, `plugin`, `rollout`, `generations`.
+//! The command line: `serve`, `demo`, `config`, `plugin`, `rollout`, `generations`, `record`, `replay`.
 //!
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod examine;
 mod operate;
+mod record;
 mod rollout;
 mod run;
 mod supply;
@@ -44,6 +45,10 @@ enum Command {
     Rollout(rollout::RolloutArgs),
     /// Show the generations of a running host, or what lies between two of them.
     Generations(operate::GenerationsArgs),
+    /// Have a running host write its decisions into a log, or stop it.
+    Record(record::RecordArgs),
+    /// Make the decisions of a log again, by the recorded chains or by others, and compare.
+    Replay(record::ReplayArgs),
 }
 
 #[derive(Debug, Args)]
@@ -109,5 +114,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Plugin(args) => run::block_on(operate::plugin(args))?,
         Command::Rollout(args) => run::block_on(rollout::rollout(args))?,
         Command::Generations(args) => run::block_on(operate::generations(args))?,
+        Command::Record(args) => run::block_on(record::record(args))?,
+        Command::Replay(args) => record::replay(&args),
     }
 }

@@ -21,6 +21,7 @@ pub(super) struct Admin {
 }
 
 impl Admin {
+    /// Its address.
     pub(super) fn address(self) -> String {
         self.admin
     }

@@ -70,6 +70,8 @@ pub struct Config {
     pub supply: Supply,
     /// When a generation of policies is taken back.
     pub rollout: crate::rollout::Rollout,
+    /// Decision logs.
+    pub record: crate::record::Record,
     /// Plugins by name.
     pub plugins: BTreeMap<String, Plugin>,
     /// The default chain: which plugin answers in which slot, in order.
@@ -107,6 +109,7 @@ impl Config {
         let folder = path.parent().unwrap_or(Path::new("."));
         config.state.relative_to(folder);
         config.supply.relative_to(folder);
+        config.record.relative_to(folder);
         for plugin in config.plugins.values_mut() {
             if let Some(file) = plugin.path() {
                 // A relative path in a file means relative to that file.
@@ -186,6 +189,7 @@ impl Config {
         self.supply.check()?;
         self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name, &self.supply))?;
         self.rollout.check().map_err(|(key, problem)| error::bad(key, problem))?;
+        self.record.check()?;
         for (slot, name) in [("schedule", &self.chain.schedule), ("retain", &self.chain.retain)] {
             if self.plugins.get(name).is_some_and(|plugin| !plugin.matches.is_empty()) {
                 let problem = format!(

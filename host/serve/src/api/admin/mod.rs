@@ -4,6 +4,7 @@
 
 mod component;
 mod generations;
+mod record;
 mod rollout;
 
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/admin/v1/rollout/promote", post(rollout::promote))
         .route("/admin/v1/rollback", post(generations::rollback))
         .route("/admin/v1/reload", post(generations::reload))
+        .route("/admin/v1/record", record::routes())
         .route("/admin/v1/workers", get(workers))
         .fallback(unknown)
         .with_state(app)
