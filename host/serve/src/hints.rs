@@ -5,7 +5,6 @@
 
 use policy::{Attributes, Frame, Hints, HintsView, Pin};
 
-use crate::app::App;
 use crate::ctx::name_id;
 use crate::request::{Prompt, Refusal, Request};
 use crate::worker::SequenceHints;
