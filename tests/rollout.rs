@@ -7,9 +7,9 @@ use axum::http::Method;
 use serde_json::{Value, json};
 use serve::client::Reply;
 
-use crate::support::{Host, component_bytes, faulty_scorer, user};
+use crate::support::{Host, component, component_bytes, user};
 
-const PLUGIN: &str = "/admin/v1/plugins/faulty";
+const PLUGIN: &str = "/admin/v1/plugins/scorer";
 const ROLLOUT: &str = "/admin/v1/rollout";
 
 async fn put(host: &Host, query: &str, component: Vec<u8>) -> Reply {
@@ -25,13 +25,14 @@ async fn status(host: &Host) -> Value {
     host.admin.get(ROLLOUT).await.expect("the admin API answers").json
 }
 
-/// A host whose only scorer is the guest `first-plugin`, under a name and with settings that make its successor trap.
+/// A host whose only scorer is the guest `first-plugin`, with time enough on a busy machine.
 async fn host(rollout: &str) -> Host {
-    let wide = "[plugins.faulty.limits]\ndeadline_us = 2000000\n";
-    let config = faulty_scorer("trap", &format!("{wide}\n[rollout]\ndeadline_rate_max = 1.0\n{rollout}"));
-    let faulty = crate::support::component("faulty").display().to_string();
-    let first = crate::support::component("first-plugin").display().to_string();
-    Host::simulated(&config.replace(&faulty, &first)).await
+    let source = component("first-plugin");
+    Host::simulated(&format!(
+        "[chain]\nscore = [{{ plugin = \"scorer\" }}]\n[plugins.scorer]\nsource = {source:?}\n\
+         [plugins.scorer.limits]\ndeadline_us = 2000000\n[rollout]\ndeadline_rate_max = 1.0\n{rollout}"
+    ))
+    .await
 }
 
 /// Clients that ask until they are told to stop, in sessions of their own. Each answer must be a good one.
@@ -112,15 +113,15 @@ async fn the_whole_way_and_back_fails_no_request() {
     load.more(&host, 20).await;
     assert_eq!(host.chat(body("x")).await.header("x-pointsman-generation"), "2");
 
-    // The same name and settings, and a component that traps at every request.
-    let broken = put(&host, "", component_bytes("faulty")).await;
+    // A component that behaves in its trial and traps at every request.
+    let broken = put(&host, "", component_bytes("broken")).await;
     assert_eq!(broken.json, json!({ "generation": 3 }));
     host.until("it is taken back", async || host.generation().await == 2).await;
     let told = status(&host).await;
     let taken_back = told["rollbacks"][0].clone();
     assert_eq!((&taken_back["generation"], &taken_back["to"]), (&json!(3), &json!(2)), "{told}");
     let why = taken_back["why"].as_str().unwrap_or_default().to_owned();
-    assert!(why.contains("trap rate") && why.ends_with("calls of plugin `faulty`"), "{why}");
+    assert!(why.contains("trap rate") && why.ends_with("calls of plugin `scorer`"), "{why}");
     load.more(&host, 20).await;
     let served = load.end().await;
     assert!(served >= 100, "{served}");
@@ -136,7 +137,7 @@ async fn the_whole_way_and_back_fails_no_request() {
     let history = host.admin.get("/admin/v1/generations").await.expect("it answers").json;
     assert_eq!(history["generations"][2]["note"], format!("rolled_back: {why}"), "{history}");
     let diff = host.admin.get("/admin/v1/generations/2/diff/3").await.expect("it answers").json;
-    assert_eq!(diff["changed"][0]["plugin"], "faulty", "{diff}");
+    assert_eq!(diff["changed"][0]["plugin"], "scorer", "{diff}");
     Arc::into_inner(host).expect("all clients are gone").stop().await;
 }
 
@@ -186,7 +187,7 @@ async fn a_canary_by_header_gets_those_requests_alone() {
 async fn a_candidate_that_traps_is_taken_back_and_no_request_sees_it() {
     let host = Arc::new(host("").await);
     let load = Load::begin(&host);
-    let begun = put(&host, "?rollout=canary&percent=50", component_bytes("faulty")).await;
+    let begun = put(&host, "?rollout=canary&percent=50", component_bytes("broken")).await;
     assert_eq!(begun.status, 200, "{}", begun.json);
     host.until("it is taken back", async || status(&host).await["rollout"]["state"] == "rolled_back").await;
     let rollout = status(&host).await["rollout"].clone();
@@ -199,19 +200,19 @@ async fn a_candidate_that_traps_is_taken_back_and_no_request_sees_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_probation_a_broken_generation_stays_and_every_request_falls_back() {
     let host = host("probation_seconds = 0.0").await;
-    assert_eq!(put(&host, "", component_bytes("faulty")).await.json, json!({ "generation": 2 }));
+    assert_eq!(put(&host, "", component_bytes("broken")).await.json, json!({ "generation": 2 }));
     for _ in 0..30 {
         assert_eq!(host.chat(body("x")).await.status, 200);
     }
     assert_eq!(host.generation().await, 2);
-    assert!(host.calls("faulty", "score", "trapped").await >= 1);
+    assert!(host.calls("scorer", "score", "trapped").await >= 1);
     host.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wishes_that_make_no_sense_are_refused_by_name() {
     let host = host("").await;
-    let component = || component_bytes("first-plugin");
+    let first = || component_bytes("first-plugin");
     for (query, field, words) in [
         ("?rollout=canary&percent=0", "percent", "above 0 and at most 100, is 0"),
         ("?rollout=canary&percent=101", "percent", "at most 100, is 101"),
@@ -227,7 +228,7 @@ async fn wishes_that_make_no_sense_are_refused_by_name() {
         ("?rollout=canary&percent=5&header=cookie:x", "header", "credentials"),
         ("?rollout=canary&percent=5&header=X-Ring:x", "header", "lower case"),
     ] {
-        let reply = put(&host, query, component()).await;
+        let reply = put(&host, query, first()).await;
         assert_eq!(reply.status, 400, "{query}: {}", reply.json);
         assert_eq!(reply.json["error"]["field"], field, "{query}: {}", reply.json);
         let message = reply.json["error"]["message"].as_str().unwrap_or_default();
@@ -239,10 +240,10 @@ async fn wishes_that_make_no_sense_are_refused_by_name() {
     let unknown = host.admin.get("/admin/v1/generations/1/diff/9").await.expect("it answers");
     assert_eq!(unknown.status, 404, "{}", unknown.json);
 
-    assert_eq!(put(&host, "?rollout=shadow", component()).await.status, 200);
+    assert_eq!(put(&host, "?rollout=shadow", first()).await.status, 200);
     for (reply, status) in [
-        (put(&host, "?rollout=shadow", component()).await, 409),
-        (put(&host, "", component()).await, 409),
+        (put(&host, "?rollout=shadow", first()).await, 409),
+        (put(&host, "", first()).await, 409),
         (send(&host, Method::POST, "/admin/v1/rollback", &json!({})).await, 409),
         (send(&host, Method::POST, ROLLOUT, &json!({ "mode": "canary", "percent": 200 })).await, 400),
         (send(&host, Method::POST, ROLLOUT, &json!({ "mode": "canary", "share": 2 })).await, 400),

@@ -47,6 +47,7 @@ enum Live {
 }
 
 #[derive(Default)]
+#[allow(clippy::vec_box, reason = "items go from list to list under a lock: eight bytes, not hundreds")]
 struct Queue {
     waiting: Vec<Box<Item>>,
     // Memory for the next ones.

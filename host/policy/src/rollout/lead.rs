@@ -27,6 +27,7 @@ const ROLLBACKS_MAX: usize = 16;
 
 /// What is tried.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one of it a rollout")]
 pub enum Candidate {
     /// Other chains.
     Chain(ChainSpec),

@@ -1,7 +1,7 @@
 //! `pointsman rollout …`: a candidate beside the active generation, from a terminal.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use axum::http::Method;
@@ -140,7 +140,7 @@ pub(super) async fn rollout(args: RolloutArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn begin(client: &Client, name: &str, file: &PathBuf, query: &str) -> anyhow::Result<()> {
+async fn begin(client: &Client, name: &str, file: &Path, query: &str) -> anyhow::Result<()> {
     let component = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let path = format!("/admin/v1/plugins/{}?{query}", encoded(name));
     say(&checked(client.put(&path, component).await?)?);

@@ -2,6 +2,7 @@
 //!
 //! A body that says `__reject__` is turned away, `__trap__` traps it, `__short__` is changed to ask for one token. It
 //! turns away whoever shows it credentials, and names each request's session after what `x-team` says.
+#![allow(unsafe_code, reason = "generated from the contract")]
 
 #[allow(missing_docs, reason = "generated from the contract")]
 #[allow(clippy::allow_attributes_without_reason, reason = "generated")]
