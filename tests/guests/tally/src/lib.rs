@@ -54,6 +54,7 @@ impl Tally {
 }
 
 impl Admit for Tally {
+    const FLEET: Columns = Columns::NONE;
     const REQUEST: Columns = Columns::numbers(&["prompt_tokens"]);
 
     fn admit(&mut self, view: &AdmitView<'_>) -> Option<Verdict> {
