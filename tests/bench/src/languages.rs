@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use plugin_tool::{Lang, NewPlugin, ToolError};
 use policy::{
-    ChainSpec, Frame, Generations, Limits, PluginSpec, ROUTE_CANDIDATE, ROUTE_REQUEST, RouteView, Runtime,
-    RuntimeConfig, Table,
+    ChainSpec, Frame, Generations, Limits, PluginSpec, REQUEST, ROUTE_CANDIDATE, RouteView, Runtime,
+    RuntimeConfig, Table, Way,
 };
 
 use crate::table::{Bar, head, median, quantile, row, us};
@@ -114,7 +114,7 @@ fn memory(runtime: &Arc<Runtime>, mut spec: PluginSpec) -> anyhow::Result<f64> {
 
 /// Times of whole route decisions with this one scorer; the built-in picker and the clock add half a microsecond.
 fn calls(generations: &Arc<Generations>, rows: usize) -> anyhow::Result<Vec<f64>> {
-    let request = Table::new(&ROUTE_REQUEST, 1);
+    let request = Table::new(&REQUEST, 1);
     let mut candidates = Table::new(&ROUTE_CANDIDATE, rows);
     for column in 0..ROUTE_CANDIDATE.numbers.len() {
         let cells = candidates.numbers_mut(column).iter_mut().enumerate();
@@ -125,7 +125,7 @@ fn calls(generations: &Arc<Generations>, rows: usize) -> anyhow::Result<Vec<f64>
         let frame = Frame { now_ms: 1_700_000_000_000, seed: call + 1 };
         let view = RouteView { frame, request: &request, candidates: &candidates };
         let begun = cpu_time();
-        let decision = generations.active().route(&view)?;
+        let decision = generations.active().route(Way::default(), &view)?;
         let took = us(cpu_time() - begun);
         anyhow::ensure!(!decision.fell_back, "the scorer gave no answer");
         if call >= CALLS / 10 {

@@ -89,4 +89,5 @@ impl observe::Guest for Elder {
     }
 }
 
+#[cfg(target_arch = "wasm32")]
 contract::export!(Elder with_types_in contract);
