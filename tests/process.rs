@@ -20,21 +20,23 @@ fn pointsman() {
     }
 }
 
-fn command(args: &[&str]) -> Command {
+/// `pointsman` with these arguments.
+pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("a test knows its own path"));
     command
         .args(["--exact", "process::pointsman", "--nocapture"])
         .env(ARGS, args.join("\n"))
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
         .env_remove("RUST_LOG");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     command(args).output().expect("the process starts")
 }
 
-fn refused(args: &[&str], words: &[&str]) {
+pub(crate) fn refused(args: &[&str], words: &[&str]) {
     let output = run(args);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{args:?} succeeded");
@@ -70,7 +72,7 @@ fn serve(more: &[&str]) -> Served {
     Served { child, _stdout: lines, api, admin }
 }
 
-fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args([name, &child.id().to_string()]).status().expect("kill is there");
     assert!(sent.success());
 }
@@ -147,6 +149,81 @@ fn plugins_are_listed_swapped_and_rolled_back() {
     refused(&["plugin", "list", "--admin", "http://127.0.0.1:9"], &["127.0.0.1:9", "refused"]);
     signal(&served.child, "-INT");
     assert!(served.child.wait().expect("it ends").success());
+}
+
+#[test]
+fn a_rollout_is_led_from_a_terminal() {
+    let mut served = serve(&[]);
+    let admin = format!("http://{}", served.admin);
+    let file = component("route-prefix-affinity");
+    let file = file.to_str().expect("a path is text");
+    let say = |args: &[&str], words: &[&str]| {
+        let output = run(&[args, &["--admin", &admin]].concat());
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        for word in words {
+            assert!(said.contains(word), "{args:?}: `{word}` is missing in {said}");
+        }
+    };
+    say(&["rollout", "status"], &["active generation 1", "no rollout"]);
+    say(&["rollout", "shadow", "route-prefix-affinity", file], &["generation 2 is shadow"]);
+    say(&["rollout", "canary", "--percent", "12.5"], &["generation 2 is canary"]);
+    say(&["rollout", "status"], &["generation 2 is canary at 12.5 % beside 1", "0 by the candidate"]);
+    say(&["rollout", "abort"], &["generation 2 is aborted"]);
+    let narrow = ["--tenant", "acme*", "--header", "x-pointsman-ring=early", "--percent", "5"];
+    let begin = ["rollout", "canary", "route-prefix-affinity", file];
+    say(&[begin.as_slice(), &narrow].concat(), &["generation 3 is canary"]);
+    say(
+        &["rollout", "status", "--json"],
+        &["\"acme*\"", "\"x-pointsman-ring\": \"early\"", "\"percent\": 5.0"],
+    );
+    refused(&["rollout", "canary", "--percent", "0", "--admin", &admin], &["`percent`", "above 0"]);
+    refused(&["plugin", "rollback", "--admin", &admin], &["generation 3 (canary)", "abort it"]);
+    say(&["rollout", "promote"], &["generation 3 is promoted"]);
+    say(&["generations", "diff", "1", "3"], &["\"changed\"", "\"from\": 1"]);
+    refused(&["generations", "diff", "1", "9", "--admin", &admin], &["generation 9 is not remembered"]);
+    signal(&served.child, "-TERM");
+    assert!(served.child.wait().expect("it ends").success());
+}
+
+#[test]
+fn a_recording_is_started_shown_and_stopped() {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let file = folder.path().join("pointsman.toml");
+    let text = "[engine]\ndevice = \"sim\"\n[record]\nfolder = \"logs\"\nat_start = false\n";
+    std::fs::write(&file, text).expect("it can be written");
+    let mut served = serve(&["--config", file.to_str().expect("the path is UTF-8")]);
+    let admin = format!("http://{}", served.admin);
+    let say = |args: &[&str]| {
+        let output = run(&[args, &["--admin", &admin]].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(say(&["record", "status"]).contains("not recording"));
+    assert!(say(&["record", "start", "--folder", "one"]).contains("recording into"));
+    refused(&["record", "start", "--admin", &admin], &["already", "one"]);
+    assert!(say(&["record", "status"]).contains("recording into"));
+    let body =
+        "{\"model\":\"tiny-agent\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":4}";
+    let mut socket = TcpStream::connect(&served.api).expect("the host listens");
+    let length = body.len();
+    write!(
+        socket,
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .expect("the host reads");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("it answers");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(say(&["record", "stop"]).contains("recorded into"));
+    refused(&["record", "stop", "--admin", &admin], &["no decisions are being recorded"]);
+    refused(&["record", "start", "--folder", "../two", "--admin", &admin], &["below `record.folder`"]);
+    signal(&served.child, "-TERM");
+    assert!(served.child.wait().expect("it ends").success());
+    let log = folder.path().join("logs/one");
+    let output = run(&["replay", "--expect-identical", "--log", log.to_str().expect("the path is UTF-8")]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("bit for bit"), "{output:?}");
 }
 
 /// A copy of the embedded model's folder, with one file changed.

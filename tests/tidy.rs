@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 const FILE_LINES_MAX: usize = 600;
@@ -83,6 +84,24 @@ fn functions_fit_a_screen() {
     check(problems);
 }
 
+/// What the compiler cannot check lies where it is looked for: devices and numerics, and the one place that
+/// loads machine code.
+#[test]
+fn unsafe_code_has_its_places() {
+    let allowed = ["host/engine/", "host/policy/src/cache.rs"];
+    let attribute = ["allow(unsafe", "_code"].concat();
+    let elsewhere = |path: &PathBuf| !allowed.iter().any(|place| show(path).starts_with(place));
+    let mut problems = Vec::new();
+    for path in files(&root(), ".rs").iter().filter(|path| elsewhere(path)) {
+        if read(path).contains(&attribute) {
+            problems.push(format!("{} allows unsafe code; it has no place there", show(path)));
+        }
+    }
+    let cache = read(&root().join("host/policy/src/cache.rs"));
+    assert_eq!(cache.matches("unsafe {").count(), 1, "one block loads compiled code, under one argument");
+    check(problems);
+}
+
 #[test]
 fn file_names_own_something() {
     let banned = ["utils", "util", "common", "helpers", "helper", "manager", "types", "misc"];
@@ -125,12 +144,18 @@ fn dependencies_point_one_way() {
         ("host/kv", &[] as &[&str]),
         ("host/engine", &["kv"]),
         ("host/policy", &[]),
-        ("host/serve", &["kv", "engine", "policy"]),
+        ("host/serve", &["kv", "engine", "policy", "plugin-tool"]),
         ("sdk/rust", &[]),
+        ("sdk/tool", &[]),
     ]);
-    let ours = ["kv", "engine", "policy", "serve", "pointsman-sdk"];
-    let owners =
-        [("wasmtime", "host/policy"), ("wasmtime-wasi", "host/policy"), ("hyper-util", "host/serve")];
+    let ours = ["kv", "engine", "policy", "serve", "pointsman-sdk", "plugin-tool"];
+    let owners = [
+        ("wasmtime", "host/policy"),
+        ("wasmtime-wasi", "host/policy"),
+        ("hyper-util", "host/serve"),
+        ("oci-client", "host/serve"),
+        ("p256", "host/serve"),
+    ];
     let mut problems = Vec::new();
     for manifest in files(&root(), "Cargo.toml") {
         let folder = show(manifest.parent().expect("a manifest lies in a folder"));
@@ -223,39 +248,39 @@ fn released_contracts_are_frozen() {
 /// Every key of `Config` stands in the reference file, which a test compares with the defaults.
 #[test]
 fn every_configuration_key_is_documented() {
-    let config = serve::config::Config::parse("").expect("the default is right");
-    let value = toml::Table::try_from(&config).expect("a configuration can be written");
     let mut problems = Vec::new();
-    let mut tables = vec![(String::new(), value)];
-    while let Some((path, table)) = tables.pop() {
-        for (key, value) in table {
-            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-            if let toml::Value::Table(inner) = value {
-                // Plugins are named by the operator; one stands for all.
-                if path != "plugins" && !path.ends_with(".config") {
-                    tables.push((path, inner));
-                } else if let Some((_, toml::Value::Table(one))) = inner.into_iter().next() {
-                    tables.push((path, one));
-                }
-            } else if !documented(&key) {
-                problems.push(format!("`{path}` is not explained in host/serve/pointsman.toml"));
+    undocumented("", &serve::config::schema::schema(), &mut problems);
+    check(problems);
+}
+
+fn undocumented(path: &str, schema: &Value, problems: &mut Vec<String>) {
+    for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let is_table = property["properties"].is_object() && !path.ends_with(".match");
+        // Tables, and lists of them, are headings; what lies in a value is written on its line.
+        let headings = [format!("[{path}]"), format!("[{path}."), format!(".{key}]")];
+        let headed = headings.iter().any(|h| serve::config::REFERENCE.contains(h.as_str()));
+        let inline = path.contains(".match.") || path.starts_with("auth.keys.");
+        let inline = inline && serve::config::REFERENCE.contains(&format!("{key} = "));
+        if !(headed || inline || (!is_table && documented(key))) {
+            problems.push(format!("`{path}` is not explained in host/serve/pointsman.toml"));
+        }
+        undocumented(&path, property, problems);
+        for inner in ["items", "additionalProperties"] {
+            if property[inner].is_object() {
+                undocumented(&path, &property[inner], problems);
             }
         }
     }
-    check(problems);
 }
 
 /// The key has a line, and a comment stands above it.
 fn documented(key: &str) -> bool {
-    let mut above = "";
-    for line in serve::config::REFERENCE.lines() {
-        let bare = line.trim_start_matches("# ");
-        if bare.starts_with(&format!("{key} =")) && above.starts_with('#') {
-            return true;
-        }
-        above = line;
-    }
-    serve::config::REFERENCE.contains(&format!("[[chain.{key}]]"))
+    let bare = |line: &'static str| line.trim_start_matches("# ");
+    let mut lines = serve::config::REFERENCE.lines().zip(serve::config::REFERENCE.lines().skip(1));
+    // The keys of a scorer follow its heading, which has the comment.
+    let above = |line: &str| line.starts_with('#') || line.starts_with("[[") || line.starts_with("plugin =");
+    lines.any(|(before, line)| bare(line).starts_with(&format!("{key} =")) && above(before))
 }
 
 #[test]

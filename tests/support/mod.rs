@@ -51,6 +51,10 @@ impl Host {
         config.listen.api = SocketAddr::from(([127, 0, 0, 1], 0));
         config.listen.admin = SocketAddr::from(([127, 0, 0, 1], 0));
         config.limits.drain_seconds = drain_seconds;
+        if config.supply.cache_dir.is_empty() {
+            // Tests leave nothing in the folders of whoever runs them.
+            "off".clone_into(&mut config.supply.cache_dir);
+        }
         let app = tokio::task::spawn_blocking(move || App::start(config, None))
             .await
             .expect("start does not panic");

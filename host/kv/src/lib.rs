@@ -7,10 +7,12 @@ mod index;
 mod name;
 mod page;
 mod pool;
+mod retention;
 
 pub use index::{PrefixIndex, WORKERS_MAX};
 pub use name::{BlockName, Fingerprint, NameChain};
 pub use pool::{BlockPool, KvError, KvEvent, PoolStats, Sealed};
+pub use retention::{KeepBound, KeepBounds, Retained, Retention};
 
 /// The memory slot that holds one block. The executor turns it into an address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

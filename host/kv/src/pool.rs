@@ -7,16 +7,20 @@
 //!     └────── release ──────┘
 //! ```
 //!
+//! Leaves leave in order of what they are worth, then least recently used: see [`Retention`].
+//!
 //! Called by a worker's step loop; one owner, no locks.
 //! **Invariant:** resident blocks are closed under "parent of": a block never leaves before its children,
 //! so the resident part of a prompt is always a prefix. A held page is never evicted.
+
+mod keep;
 
 use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
 use crate::page::{Page, State};
-use crate::{BlockName, PageIdx};
+use crate::{BlockName, KeepBounds, PageIdx, Retention};
 
 /// Why the pool could not do what was asked.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +76,8 @@ pub struct PoolStats {
     pub pinned: u32,
     /// Named blocks, evictable or not.
     pub resident: u32,
+    /// Pages that are to be kept for a time, in use or not.
+    pub kept: u32,
     /// Blocks evicted since the start.
     pub evictions: u64,
 }
@@ -86,8 +92,13 @@ pub struct BlockPool {
     /// Free pages; the last is handed out next.
     free: Vec<u32>,
     resident: FxHashMap<BlockName, u32>,
-    /// Pages that may be evicted now, least recently used first.
+    /// Pages that may be evicted now by rank, the first to leave first.
     leaves: BTreeSet<(u64, u32)>,
+    /// Pages that are kept for a time, by when that ends.
+    kept: BTreeSet<(u64, u32)>,
+    /// How many of those are kept for each tenant.
+    kept_by_tenant: FxHashMap<u64, u32>,
+    keep_bounds: KeepBounds,
     /// Sealed pages that nobody holds.
     evictable: u32,
     clock: u64,
@@ -110,6 +121,9 @@ impl BlockPool {
             free: (0..pages).rev().collect(),
             resident: FxHashMap::default(),
             leaves: BTreeSet::new(),
+            kept: BTreeSet::new(),
+            kept_by_tenant: FxHashMap::default(),
+            keep_bounds: KeepBounds::NONE,
             evictable: 0,
             clock: 0,
             evictions: 0,
@@ -136,9 +150,15 @@ impl BlockPool {
         let leading = names.iter().map_while(|name| self.resident.get(name).copied());
         let pages: Vec<u32> = leading.collect();
         for &page in &pages {
-            // Hold first: the eviction order finds a page by the time it was used.
+            // Hold first: the eviction order finds a page by its rank, which follows the time it was used.
             self.hold(page);
-            self.page_mut(page).used = self.clock;
+            let clock = self.clock;
+            let page = self.page_mut(page);
+            page.used = clock;
+            if page.retention.drop {
+                // Somebody came for it after all.
+                page.retention = Retention::ORDINARY;
+            }
         }
         pages.into_iter().map(PageIdx).collect()
     }
@@ -187,7 +207,7 @@ impl BlockPool {
         entry.used = clock;
         self.resident.insert(name, this);
         if let Some(up) = parent_page {
-            self.leaves.remove(&(self.page(up).used, up));
+            self.leaves.remove(&(self.page(up).rank(), up));
             self.page_mut(up).children += 1;
             self.hold_for_child(up);
         }
@@ -233,6 +253,7 @@ impl BlockPool {
             pages,
             free,
             evictable: self.evictable,
+            kept: self.kept.len() as u32,
             pinned: pages - free - self.evictable,
             resident: self.resident.len() as u32,
             evictions: self.evictions,
@@ -267,9 +288,9 @@ impl BlockPool {
         let mut this = first;
         loop {
             let page = self.page(this);
-            let (used, parent) = (page.used, page.parent);
+            let (rank, parent) = (page.rank(), page.parent);
             self.evictable -= 1;
-            self.leaves.remove(&(used, this));
+            self.leaves.remove(&(rank, this));
             let Some(up) = parent else { return };
             let was_held = self.page(up).held();
             self.page_mut(up).held_children += 1;
@@ -285,10 +306,10 @@ impl BlockPool {
         let mut this = first;
         loop {
             let page = self.page(this);
-            let (used, parent, leaf) = (page.used, page.parent, page.evictable_leaf());
+            let (rank, parent, leaf) = (page.rank(), page.parent, page.evictable_leaf());
             self.evictable += 1;
             if leaf {
-                self.leaves.insert((used, this));
+                self.leaves.insert((rank, this));
             }
             let Some(up) = parent else { return };
             let page = self.page_mut(up);
@@ -300,7 +321,7 @@ impl BlockPool {
         }
     }
 
-    /// Frees the least recently used leaf; its parent may become one.
+    /// Frees the leaf of the lowest rank; its parent may become one.
     fn evict_one(&mut self) {
         let (_, this) = self.leaves.pop_first().expect("evictable pages always end in a leaf");
         let page = std::mem::replace(self.page_mut(this), Page::free());
@@ -308,15 +329,16 @@ impl BlockPool {
         let State::Sealed(name) = page.state else { unreachable!("an evictable page is sealed") };
         let removed = self.resident.remove(&name);
         assert!(removed == Some(this), "a sealed page is resident under its name");
+        self.let_expire(this, &page);
         self.evictable -= 1;
         self.evictions += 1;
         self.free.push(this);
         if let Some(up) = page.parent {
             let parent = self.page_mut(up);
             parent.children -= 1;
-            let used = parent.used;
+            let rank = parent.rank();
             if parent.evictable_leaf() {
-                self.leaves.insert((used, up));
+                self.leaves.insert((rank, up));
             }
         }
         self.record(KvEvent::Removed { name });

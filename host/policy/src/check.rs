@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** an answer that passes is safe to act on, whoever gave it.
 
-use crate::slot::{Hints, Keep, SchedulePlan, Value, Verdict};
+use crate::slot::{Action, Decided, Header, Hints, Keep, SchedulePlan, Value, Verdict};
 
 /// Longest session or parent name, in bytes.
 pub const SESSION_BYTES_MAX: usize = 256;
@@ -10,8 +10,10 @@ pub const SESSION_BYTES_MAX: usize = 256;
 pub const CLASS_BYTES_MAX: usize = 64;
 /// Most attributes.
 pub const ATTRIBUTES_MAX: usize = 16;
-/// Longest reason that a policy gives, in bytes.
+/// Longest reason that a policy gives a caller, in bytes.
 pub const REASON_BYTES_MAX: usize = 256;
+/// Longest reason of a route decision, in bytes: it goes into logs.
+const ROUTE_REASON_BYTES_MAX: usize = 128;
 /// Longest text of an attribute, in bytes.
 pub const TEXT_BYTES_MAX: usize = 256;
 
@@ -85,20 +87,46 @@ pub(crate) fn plan(plan: &SchedulePlan, waiting: usize, running: usize) -> Resul
     Ok(())
 }
 
+/// A status of an error, and headers that can be sent.
+pub(crate) fn action(action: &Action) -> Result<(), String> {
+    let changes = match action {
+        Action::Continue => return Ok(()),
+        Action::Reject(400..=599) => return Ok(()),
+        Action::Reject(status) => {
+            return Err(format!("a rejection with status {status}; 400 to 599 are errors"));
+        }
+        Action::Modify(changes) => changes,
+    };
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let visible = |byte: u8| byte == b'\t' || (byte >= b' ' && byte != 0x7f);
+    let bad = |(name, value): &&Header| {
+        name.is_empty() || !name.bytes().all(token) || !value.iter().copied().all(visible)
+    };
+    match changes.set.iter().chain(&changes.add).find(bad) {
+        Some((name, _)) => Err(format!("header `{}` cannot be sent", name.escape_default())),
+        None => Ok(()),
+    }
+}
+
 /// A reason that fits a line.
 pub(crate) fn verdict(verdict: &Verdict) -> Result<(), String> {
     match verdict {
-        Verdict::Reject { reason, .. } => reasonable(reason),
+        Verdict::Reject { reason, .. } => reasonable(reason, REASON_BYTES_MAX),
         Verdict::Admit | Verdict::DeferUntil(_) => Ok(()),
     }
 }
 
-/// A reason of bounded length.
-pub(crate) fn reasonable(reason: &str) -> Result<(), String> {
-    match reason.len() <= REASON_BYTES_MAX {
+fn reasonable(reason: &str, max: usize) -> Result<(), String> {
+    match reason.len() <= max {
         true => Ok(()),
-        false => Err(format!("a reason of {} bytes; at most {REASON_BYTES_MAX}", reason.len())),
+        false => Err(format!("a reason of {} bytes; at most {max}", reason.len())),
     }
+}
+
+/// A row that is there, and a reason that fits a log line.
+pub(crate) fn decided(decided: &Decided, rows: usize) -> Result<(), String> {
+    reasonable(decided.reason.as_deref().unwrap_or_default(), ROUTE_REASON_BYTES_MAX)?;
+    pick(decided.candidate, rows)
 }
 
 /// One answer a segment; a priority above the highest becomes that. Returns how many did.

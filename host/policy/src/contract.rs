@@ -6,6 +6,8 @@ use std::fmt;
 
 /// The interfaces of the contract start with this.
 const PACKAGE: &str = "pointsman:policy/";
+/// A component that exports this is middleware of the vLLM router, and is served by an adapter.
+const MIDDLEWARE: &str = "vllm:router-middleware/on-request@0.1.";
 /// The newest version that this host knows. It serves the whole track: 0.1.0 and whatever comes later in 0.1.
 pub const NEWEST: Version = Version { major: 0, minor: 1, patch: 1 };
 
@@ -42,24 +44,36 @@ fn interface(export: &str) -> Option<(&str, Version)> {
     Some((name, Version::parse(version)?))
 }
 
-/// The version that a component was built for. Errors: none, or one that this host does not serve.
-pub(crate) fn version(exported: &[&str]) -> Result<Version, String> {
+/// Whether a component is middleware of the vLLM router.
+pub(crate) fn is_middleware(exported: &[&str]) -> bool {
+    exported.iter().any(|export| export.starts_with(MIDDLEWARE))
+}
+
+/// The version that a component was built for, if it says so; middleware of the vLLM router counts as the newest.
+/// Errors: one that this host does not serve.
+pub(crate) fn version(exported: &[&str]) -> Result<Option<Version>, String> {
+    if is_middleware(exported) {
+        return Ok(Some(NEWEST));
+    }
     let describes = exported.iter().filter_map(|export| interface(export));
     let versions: Vec<Version> =
         describes.filter(|(name, _)| *name == "describe").map(|(_, version)| version).collect();
     if let Some(served) = versions.iter().find(|version| version.track() == NEWEST.track()) {
-        return Ok(*served);
+        return Ok(Some(*served));
     }
     match versions.first() {
         Some(other) => Err(format!(
             "it is built for version {other} of the policy contract; this host serves {}.{}.0 to {NEWEST}",
             NEWEST.major, NEWEST.minor
         )),
-        None => Err(format!(
-            "it does not export `{PACKAGE}describe@{NEWEST}`; it exports {}",
-            if exported.is_empty() { "nothing".to_owned() } else { exported.join(", ") }
-        )),
+        None => Ok(None),
     }
+}
+
+/// Why a component is none of the contract.
+pub(crate) fn missing(exported: &[&str]) -> String {
+    let exported = if exported.is_empty() { "nothing".to_owned() } else { exported.join(", ") };
+    format!("it does not export `{PACKAGE}describe@{NEWEST}`; it exports {exported}")
 }
 
 /// Whether an interface of the served track is among the exports.
@@ -71,13 +85,13 @@ pub(crate) fn has(exported: &[&str], wanted: &str) -> bool {
 }
 
 /// A link error, with the versions where they may be why.
-pub(crate) fn explain(version: Version, error: &str) -> String {
-    match version > NEWEST {
-        true => format!(
+pub(crate) fn explain(version: Option<Version>, error: &str) -> String {
+    match version.filter(|version| *version > NEWEST) {
+        Some(version) => format!(
             "it is built for version {version} of the policy contract and uses what {NEWEST}, the newest \
              that this host knows, does not have: {error}"
         ),
-        false => error.to_owned(),
+        None => error.to_owned(),
     }
 }
 
@@ -89,7 +103,10 @@ mod tests {
     fn later_versions_of_the_track_are_served() {
         for patch in ["0.1.0", "0.1.1", "0.1.9"] {
             let export = format!("pointsman:policy/describe@{patch}");
-            assert_eq!(version(&[&export]).map(|version| version.to_string()), Ok(patch.to_owned()));
+            assert_eq!(
+                version(&[&export]).map(|version| version.map(|it| it.to_string())),
+                Ok(Some(patch.to_owned()))
+            );
         }
     }
 
@@ -103,8 +120,8 @@ mod tests {
 
     #[test]
     fn something_else_is_refused_with_what_it_exports() {
-        let error = version(&["wasi:cli/run@0.2.0"]).expect_err("no policy");
-        assert!(error.contains("wasi:cli/run@0.2.0"), "{error}");
+        assert_eq!(version(&["wasi:cli/run@0.2.0"]), Ok(None));
+        assert!(missing(&["wasi:cli/run@0.2.0"]).ends_with("it exports wasi:cli/run@0.2.0"));
         assert!(!has(&["pointsman:policy/score@0.2.0"], "score"));
     }
 }

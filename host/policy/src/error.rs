@@ -2,7 +2,7 @@
 
 use crate::slot::Slot;
 use crate::stats::Outcome;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,6 +23,8 @@ pub enum PolicyError {
 pub enum Stage {
     /// The component's bytes are there, and so is every name of the chain.
     Fetched,
+    /// They are the bytes that were asked for: their digest is the one pinned, their signature holds.
+    Verified,
     /// It is a component that imports nothing but what the host offers.
     Compiled,
     /// It said who it is; its slots and columns are known.
@@ -39,6 +41,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fetched => "fetched",
+            Self::Verified => "verified",
             Self::Compiled => "compiled",
             Self::Described => "described",
             Self::Configured => "configured",
@@ -63,9 +66,12 @@ pub struct PrepareError {
 impl PrepareError {
     pub(crate) const BUSY: &'static str = "another change is under way; try again when it is done";
 
-    /// Whether it was refused only because another change is under way.
+    /// Beginning of a message: the active generation stays while a candidate is tried beside it.
+    pub(crate) const ROLLOUT: &'static str = "a rollout is under way, of generation ";
+
+    /// Whether it was refused only because another change or a rollout is under way.
     pub fn is_busy(&self) -> bool {
-        self.message == Self::BUSY
+        self.message == Self::BUSY || self.message.starts_with(Self::ROLLOUT)
     }
 
     pub(crate) fn new(stage: Stage, plugin: &str, message: impl Into<String>) -> Self {
@@ -74,7 +80,7 @@ impl PrepareError {
 }
 
 /// A request refused because a policy gave no usable answer and its operator asked for that.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("policy `{plugin}` gave no usable answer in slot `{slot}` ({outcome}) and may not be replaced")]
 pub struct Rejected {
     /// Name of the plugin.

@@ -6,12 +6,15 @@
 
 use crate::chain::{AdmitDecision, Chain, HintsDecision, RetainDecision, RouteDecision, ScheduleDecision};
 use crate::clock;
+use crate::diff::GenerationDiff;
 use crate::error::{PrepareError, Rejected, Stage};
-use crate::prepare::{self, Preparation, Seats};
+use crate::prepare::{self, Preparation, Seats, Sharing};
 use crate::report::{Ledger, PluginCounts, PluginReport};
+use crate::rollout::{Rollout, Rollouts, Shadowed};
 use crate::runtime::Runtime;
 use crate::slot::{
-    AdmitView, Clip, Frame, HintsView, ObserveView, RetainView, RouteView, ScheduleView, Slot,
+    Action, AdmitView, Clip, Frame, HintsView, MiddlewareView, ObserveView, RetainView, RouteView,
+    ScheduleView, Slot,
 };
 use crate::spec::{ChainSpec, Match, Subject};
 use crate::store::{Entries, StoreFolder};
@@ -23,9 +26,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Generations that stay ready for a roll back, beside the active one.
 const READY_MAX: usize = 8;
+
+/// How long a new witness waits for decisions that began without it. Chosen: deadlines end a decision long before.
+const ENDING_TURN: Duration = Duration::from_micros(100);
+const ENDING_TURNS_MAX: u32 = 100_000;
 
 /// Number of a generation; grows by one with each that is prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -128,6 +136,11 @@ impl Generation {
         self.chains[0].retain(worker, view)
     }
 
+    /// Whether a plugin says what of a worker's cache is worth keeping; else nobody need ask.
+    pub fn retains(&self) -> bool {
+        self.chains[0].retain.is_some()
+    }
+
     /// Tells the policy that retains what the host made less of.
     pub fn clipped(&self, worker: usize, frame: Frame, clips: &[Clip]) {
         self.chains[0].clipped(worker, frame, clips);
@@ -139,7 +152,7 @@ impl Generation {
     }
 
     /// The folder has what another generation's plugins remembered, or did not yet save.
-    fn stores_differ_from_disk(&self) {
+    pub(crate) fn stores_differ_from_disk(&self) {
         self.seats.values().for_each(|seat| seat.shelf.touch());
     }
 
@@ -165,7 +178,9 @@ impl Generation {
 pub struct Pin {
     generation: Arc<Generation>,
     way: Way,
-    witnesses: Arc<Witnesses>,
+    // Those of each decision's own moment.
+    witnesses: Arc<ArcSwap<Witnesses>>,
+    shadowed: Option<Shadowed>,
 }
 
 type Witnesses = Vec<Arc<dyn Witness>>;
@@ -181,9 +196,25 @@ impl Pin {
         self.generation.id
     }
 
+    /// The same, or that of the candidate which decides for this session. `session` says its id, by the hints of the
+    /// active side, and is asked only while there is a choice. What was asked before stays decided by the active
+    /// side: nobody knows the session of a request that is not read.
+    pub fn by_session(self, session: impl FnOnce(&Self) -> u64) -> Self {
+        let Some(shadowed) = &self.shadowed else { return self };
+        match shadowed.candidate(|| session(&self)) {
+            Some((generation, way)) => Self { generation, way, witnesses: self.witnesses, shadowed: None },
+            None => self,
+        }
+    }
+
     /// Name of the chain.
     pub fn chain(&self) -> &Arc<str> {
         self.generation.chain_name(self.way)
+    }
+
+    /// What the middleware in this place of the chain makes of a request; `None` beyond the last one.
+    pub fn middleware(&self, place: usize, view: &MiddlewareView<'_>) -> Option<Result<Action, Rejected>> {
+        self.generation.at(self.way).middleware(self.way.muted, place, view)
     }
 
     /// Whether any plugin is asked in a slot. Where none is, nobody needs to make a view.
@@ -198,30 +229,51 @@ impl Pin {
 
     /// Whether the request comes in. Errors: a plugin failed that may not be replaced.
     pub fn admit(&self, view: &AdmitView<'_>) -> Result<AdmitDecision, Rejected> {
-        let _order = one_by_one(&self.witnesses);
-        let decision = self.generation.admit(self.way, view)?;
-        tell(&self.witnesses, &self.generation, self.way, &Seen::Admit(view, &decision));
-        Ok(decision)
+        let witnesses = self.witnesses.load();
+        let _order = begin(&witnesses, &self.generation);
+        let decision = self.generation.admit(self.way, view);
+        let seen = match &decision {
+            Ok(decision) => Seen::Admit(view, decision),
+            Err(rejected) => Seen::AdmitRefused(view, rejected),
+        };
+        self.tell(&witnesses, &seen);
+        decision
     }
 
     /// Which worker serves. Errors: a plugin failed that may not be replaced.
     pub fn route(&self, view: &RouteView<'_>) -> Result<RouteDecision, Rejected> {
-        let _order = one_by_one(&self.witnesses);
-        let decision = self.generation.route(self.way, view)?;
-        tell(&self.witnesses, &self.generation, self.way, &Seen::Route(view, &decision));
-        Ok(decision)
+        let witnesses = self.witnesses.load();
+        let _order = begin(&witnesses, &self.generation);
+        let decision = self.generation.route(self.way, view);
+        let seen = match &decision {
+            Ok(decision) => Seen::Route(view, decision),
+            Err(rejected) => Seen::RouteRefused(view, rejected),
+        };
+        self.tell(&witnesses, &seen);
+        decision
     }
 
     /// Tells every plugin that learns.
     pub fn observe(&self, view: &ObserveView<'_>) {
-        let _order = one_by_one(&self.witnesses);
+        let witnesses = self.witnesses.load();
+        let _order = begin(&witnesses, &self.generation);
         self.generation.observe(self.way, view);
-        tell(&self.witnesses, &self.generation, self.way, &Seen::Observe(view));
+        self.tell(&witnesses, &Seen::Observe(view));
+    }
+
+    fn tell(&self, witnesses: &Witnesses, seen: &Seen<'_>) {
+        tell(witnesses, &self.generation, self.way, seen);
+        if let Some(shadowed) = &self.shadowed {
+            shadowed.see(seen);
+        }
     }
 }
 
-fn one_by_one(witnesses: &Witnesses) -> Option<MutexGuard<'_, ()>> {
-    witnesses.iter().find_map(|witness| witness.one_by_one())
+/// A decision begins: waits for its turn, if a witness asks for turns.
+fn begin<'a>(witnesses: &'a Witnesses, generation: &Arc<Generation>) -> Option<MutexGuard<'a, ()>> {
+    let turn = witnesses.iter().find_map(|witness| witness.one_by_one());
+    witnesses.iter().for_each(|witness| witness.before(generation));
+    turn
 }
 
 fn tell(witnesses: &Witnesses, generation: &Arc<Generation>, way: Way, seen: &Seen<'_>) {
@@ -244,11 +296,13 @@ pub struct Generations {
     runtime: Arc<Runtime>,
     workers: usize,
     stores: Option<StoreFolder>,
-    active: ArcSwap<Generation>,
-    witnesses: ArcSwap<Witnesses>,
+    pub(crate) active: ArcSwap<Generation>,
+    // Shared with pins: a decision takes those of its own moment, not those of its pin's.
+    witnesses: Arc<ArcSwap<Witnesses>>,
     // Held while a generation is prepared, which takes milliseconds and more.
-    changing: Mutex<()>,
-    ledger: Mutex<Ledger>,
+    pub(crate) changing: Mutex<()>,
+    pub(crate) ledger: Mutex<Ledger>,
+    pub(crate) rollouts: Rollouts,
 }
 
 impl Generations {
@@ -267,7 +321,7 @@ impl Generations {
         let stores = store_folder.map(StoreFolder::new);
         let saved = |plugin: &str| load(stores.as_ref(), plugin);
         let preparation = Preparation { runtime: &runtime, spec: &spec, workers, generation, saved: &saved };
-        let seats = preparation.seats(&Seats::new())?;
+        let seats = preparation.seats(&Seats::new(), Sharing::Same)?;
         let first = Arc::new(Generation::new(generation, spec, seats, "start".to_owned()));
         let mut ledger = Ledger::default();
         ledger.activated(&first);
@@ -276,9 +330,10 @@ impl Generations {
             workers,
             stores,
             active: ArcSwap::new(first),
-            witnesses: ArcSwap::default(),
+            witnesses: Arc::default(),
             changing: Mutex::new(()),
             ledger: Mutex::new(ledger),
+            rollouts: Rollouts::default(),
         }))
     }
 
@@ -297,42 +352,77 @@ impl Generations {
         self.active.load().plans()
     }
 
-    /// The generation and the chain that decide about a request, from here to its end.
+    /// The active generation and the chain that decide about a request, from here to its end.
     pub fn pin(&self, subject: &Subject<'_>) -> Pin {
+        let shadowed = self.rollouts.running().as_ref().map(|rollout| Rollout::shadowed(rollout, subject));
         let generation = self.active.load_full();
         let way = generation.way(subject);
-        Pin { generation, way, witnesses: self.witnesses.load_full() }
+        Pin { generation, way, witnesses: self.witnesses.clone(), shadowed }
+    }
+
+    /// The same, of the active generation or the one that decides for a share of requests beside it. Which of them
+    /// depends on the session: `session` says its id, by the hints of the active side. It is asked only while there
+    /// is a choice.
+    pub fn pin_for(&self, subject: &Subject<'_>, session: impl FnOnce(&Pin) -> u64) -> Pin {
+        self.pin(subject).by_session(session)
     }
 
     /// What a worker does next, by the active generation.
     pub fn schedule(&self, worker: usize, view: &ScheduleView<'_>) -> ScheduleDecision {
         let (generation, witnesses) = (self.active.load_full(), self.witnesses.load());
-        let _order = one_by_one(&witnesses);
+        let _order = begin(&witnesses, &generation);
         let decision = generation.schedule(worker, view);
-        tell(&witnesses, &generation, Way::default(), &Seen::Schedule(worker, view, &decision));
+        self.tell(&witnesses, &generation, &Seen::Schedule(worker, view, &decision));
         decision
     }
 
     /// What of a worker's cache is worth keeping, by the active generation.
     pub fn retain(&self, worker: usize, view: &RetainView<'_>) -> RetainDecision {
         let (generation, witnesses) = (self.active.load_full(), self.witnesses.load());
-        let _order = one_by_one(&witnesses);
+        let _order = begin(&witnesses, &generation);
         let decision = generation.retain(worker, view);
-        tell(&witnesses, &generation, Way::default(), &Seen::Retain(worker, view, &decision));
+        self.tell(&witnesses, &generation, &Seen::Retain(worker, view, &decision));
         decision
+    }
+
+    /// Whether a plugin of the active generation says what of a worker's cache is worth keeping.
+    pub fn retains(&self) -> bool {
+        self.active.load().retains()
     }
 
     /// Tells the policy that retains what the host made less of.
     pub fn clipped(&self, worker: usize, frame: Frame, clips: &[Clip]) {
         let (generation, witnesses) = (self.active.load_full(), self.witnesses.load());
-        let _order = one_by_one(&witnesses);
+        let _order = begin(&witnesses, &generation);
         generation.clipped(worker, frame, clips);
-        tell(&witnesses, &generation, Way::default(), &Seen::Clipped(worker, frame, clips));
+        self.tell(&witnesses, &generation, &Seen::Clipped(worker, frame, clips));
     }
 
-    /// Has a witness told of every decision from here on.
+    fn tell(&self, witnesses: &Witnesses, generation: &Arc<Generation>, seen: &Seen<'_>) {
+        tell(witnesses, generation, Way::default(), seen);
+        if let Some(rollout) = &*self.rollouts.running() {
+            rollout.see(seen);
+        }
+    }
+
+    /// Has a witness told of every decision that begins after this returns; it hears of some that begin before.
+    /// Blocks until the decisions have ended that began without it.
     pub fn add_witness(&self, witness: Arc<dyn Witness>) {
-        self.witnesses.rcu(|before| before.iter().cloned().chain([witness.clone()]).collect::<Witnesses>());
+        let before = self
+            .witnesses
+            .rcu(|before| before.iter().cloned().chain([witness.clone()]).collect::<Witnesses>());
+        // Who decides holds the list that was there at the start.
+        for _ in 0..ENDING_TURNS_MAX {
+            if Arc::strong_count(&before) == 1 {
+                return;
+            }
+            std::thread::sleep(ENDING_TURN);
+        }
+        tracing::warn!("a decision has not ended for seconds; a witness may miss it");
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        self.workers
     }
 
     /// Lets a witness go.
@@ -345,6 +435,7 @@ impl Generations {
     /// Prepares a chain and makes it active. Blocks for as long as compiling takes, and for changes before it.
     pub fn apply(&self, spec: ChainSpec) -> Result<GenerationId, PrepareError> {
         let _one_by_one = self.changing.lock();
+        self.rollouts.check_none()?;
         self.publish(spec, "chain".to_owned())
     }
 
@@ -357,12 +448,13 @@ impl Generations {
         origin: String,
     ) -> Result<GenerationId, PrepareError> {
         let _alone = self.begin_change()?;
+        self.rollouts.check_none()?;
         let (spec, reason) = self.with_plugin(name, component, origin)?;
         self.publish(spec, reason)
     }
 
     /// The only change from here on. Errors: another one is under way.
-    fn begin_change(&self) -> Result<MutexGuard<'_, ()>, PrepareError> {
+    pub(crate) fn begin_change(&self) -> Result<MutexGuard<'_, ()>, PrepareError> {
         self.changing.try_lock().ok_or_else(|| PrepareError {
             stage: Stage::Fetched,
             plugin: None,
@@ -371,7 +463,7 @@ impl Generations {
     }
 
     /// The active chain with another component in a plugin's place, and a word about it.
-    fn with_plugin(
+    pub(crate) fn with_plugin(
         &self,
         name: &str,
         component: Arc<[u8]>,
@@ -390,31 +482,44 @@ impl Generations {
     }
 
     /// Prepares a generation that decides nothing yet.
-    fn prepare(&self, spec: ChainSpec, reason: String) -> Result<Arc<Generation>, PrepareError> {
+    pub(crate) fn prepare(
+        &self,
+        spec: ChainSpec,
+        reason: String,
+        sharing: Sharing,
+    ) -> Result<Arc<Generation>, PrepareError> {
         let id = self.ledger.lock().take_id();
         let (runtime, workers) = (&self.runtime, self.workers);
         let saved = |plugin: &str| load(self.stores.as_ref(), plugin);
         let preparation = Preparation { runtime, spec: &spec, workers, generation: id, saved: &saved };
-        let seats = preparation.seats(&self.active.load().seats)?;
+        let seats = preparation.seats(&self.active.load().seats, sharing)?;
         Ok(Arc::new(Generation::new(id, spec, seats, reason)))
     }
 
     fn publish(&self, spec: ChainSpec, reason: String) -> Result<GenerationId, PrepareError> {
-        let next = self.prepare(spec, reason)?;
+        let next = self.prepare(spec, reason, Sharing::Same)?;
         let id = next.id;
-        let mut ledger = self.ledger.lock();
-        ledger.activated(&next);
-        ledger.keep(READY_MAX + 1);
-        next.stores_differ_from_disk();
-        self.active.store(next);
-        drop(ledger);
+        let before = self.active();
+        self.activate(next, &before);
         tracing::info!(generation = id.0, "policy generation active");
         Ok(id)
     }
 
-    /// Makes the generation active that was so before this one. Errors: there is none.
+    /// Makes a prepared generation active and watches it for a while.
+    pub(crate) fn activate(&self, next: Arc<Generation>, before: &Generation) {
+        let mut ledger = self.ledger.lock();
+        ledger.activated(&next);
+        ledger.keep(READY_MAX + 1);
+        next.stores_differ_from_disk();
+        self.active.store(next.clone());
+        drop(ledger);
+        self.rollouts.begin_probation(&next, before);
+    }
+
+    /// Makes the generation active that was so before this one. Errors: there is none, or a candidate is tried.
     pub fn rollback(&self) -> Result<GenerationId, PrepareError> {
         let _one_by_one = self.changing.lock();
+        self.rollouts.check_none()?;
         let mut ledger = self.ledger.lock();
         let Some(before) = ledger.roll_back() else {
             let message = "no generation is kept from before the active one".to_owned();
@@ -424,6 +529,7 @@ impl Generations {
         before.stores_differ_from_disk();
         self.active.store(before);
         drop(ledger);
+        self.rollouts.end_probation();
         tracing::info!(generation = id.0, "policy generation rolled back");
         Ok(id)
     }
@@ -438,7 +544,12 @@ impl Generations {
 
     /// Generations, the oldest known first.
     pub fn history(&self) -> Vec<crate::report::GenerationReport> {
-        self.ledger.lock().history(&self.active.load())
+        self.ledger.lock().history(&self.active.load(), &self.rollouts)
+    }
+
+    /// What changed from one generation to another. Errors: the one that is not remembered.
+    pub fn diff(&self, from: GenerationId, to: GenerationId) -> Result<GenerationDiff, GenerationId> {
+        self.ledger.lock().diff([from, to])
     }
 
     /// The plugins of the active generation.

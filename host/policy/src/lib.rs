@@ -14,15 +14,22 @@ mod spec;
 mod stats;
 
 mod bindings;
+mod cache;
 mod catalogue;
 mod chain;
 mod clock;
 mod contract;
 mod describe;
+mod diff;
+mod examine;
+mod format;
 mod generation;
 mod instance;
 mod prepare;
+mod question;
+mod record;
 mod report;
+mod rollout;
 mod runtime;
 mod sandbox;
 mod seat;
@@ -31,13 +38,25 @@ mod trial;
 mod witness;
 
 pub use builtin::{BestOfTwo, FirstCome, NAME as BUILTIN, OverlapMinusLoad};
+pub use cache::CacheCounts;
 pub use catalogue::{CATALOGUE, builtin_component, builtin_plugin, default_chain};
 pub use chain::{AdmitDecision, HintsDecision, RetainDecision, RouteDecision, ScheduleDecision};
 pub use check::{ATTRIBUTES_MAX, CLASS_BYTES_MAX, REASON_BYTES_MAX, SESSION_BYTES_MAX, TEXT_BYTES_MAX};
 pub use contract::{NEWEST as CONTRACT_NEWEST, Version as ContractVersion};
+pub use diff::{GenerationDiff, Place, PluginDiff, SlotDiff};
 pub use error::{PolicyError, PrepareError, Rejected, Stage};
+pub use examine::{Cost, Effort, Examination, Input, Law, ROWS as EXAMINED_ROWS, examine};
+pub use format::check_component;
 pub use generation::{Generation, GenerationId, Generations, Pin, Setup};
+pub use record::{
+    AdmitTally, CallCost, CallTime, Comparison, FILE_BYTES_MIN, RecordConfig, RecordError, RecordStatus,
+    Recorder, Replay, ReplayError, ReplayReport, ReplayVerdict, RetainTally, RouteTally, ScheduleTally,
+};
 pub use report::{CallReport, GenerationReport, GenerationState, LinkReport, PluginCounts, PluginReport};
+pub use rollout::{
+    AgreementReport, BREACHES, Candidate, Mode, ProbationReport, RollbackReport, RolloutError, RolloutReport,
+    RolloutState, RolloutTotals, RouteDeltas, SideReport, WatchLimits,
+};
 pub use runtime::{Digest, Runtime, RuntimeConfig};
 pub use sandbox::{Metering, PolicyMetric};
 pub use slot::*;

@@ -33,13 +33,25 @@ pub(crate) struct Preparation<'a> {
     pub(crate) saved: &'a dyn Fn(&str) -> Entries,
 }
 
+/// What a new generation takes from the live one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// The plugins that are the same.
+    Same,
+    /// A copy of all state, and no plugin: what is asked beside the live one must not disturb it.
+    Fork,
+}
+
 impl Preparation<'_> {
-    /// Prepares all plugins; those that are the same in `live` are taken from there.
-    pub(crate) fn seats(&self, live: &Seats) -> Result<Seats, PrepareError> {
+    /// Prepares all plugins, each with the state and the store of its namesake in `live`; or takes it from there.
+    pub(crate) fn seats(&self, live: &Seats, sharing: Sharing) -> Result<Seats, PrepareError> {
         check_names(self.spec)?;
         let mut seats = Seats::new();
         for (name, plugin) in &self.spec.plugins {
-            let seat = match live.get(name).filter(|seat| is_same(seat, self.spec, plugin, self.workers)) {
+            let same = |seat: &&Arc<Seat>| {
+                sharing == Sharing::Same && is_same(seat, self.spec, plugin, self.workers)
+            };
+            let seat = match live.get(name).filter(same) {
                 Some(seat) => seat.clone(),
                 None => {
                     let old = live.get(name);
@@ -56,7 +68,13 @@ impl Preparation<'_> {
         Ok(seats)
     }
 
-    fn prepare(&self, name: &str, plugin: &PluginSpec, entries: Entries) -> Result<Arc<Seat>, PrepareError> {
+    /// Prepares one plugin, with what its store begins with.
+    pub(crate) fn prepare(
+        &self,
+        name: &str,
+        plugin: &PluginSpec,
+        entries: Entries,
+    ) -> Result<Arc<Seat>, PrepareError> {
         let Self { runtime, spec, workers, generation, .. } = *self;
         let at = |stage| move |message: String| PrepareError::new(stage, name, message);
         let shared_name: Arc<str> = name.into();
@@ -102,6 +120,7 @@ fn chain(spec: &ChainSpec, named: &NamedChain, seats: &Seats) -> Chain {
     };
     let observers = seats.iter().filter(|(_, seat)| seat.answers(Slot::Observe)).map(|(name, _)| name);
     Chain {
+        middleware: all(&named.middleware),
         hints: all(&named.hints),
         admit: all(&named.admit),
         filter: all(&named.filter),
@@ -119,7 +138,7 @@ fn link(seats: &Seats, name: &str, weight: f32) -> Option<Link> {
 }
 
 /// The chains and slots in which a plugin is asked.
-fn asked<'a>(spec: &'a ChainSpec, name: &str) -> Vec<(&'a str, Slot)> {
+pub(crate) fn asked<'a>(spec: &'a ChainSpec, name: &str) -> Vec<(&'a str, Slot)> {
     let default = NamedChain::DEFAULT;
     let mut slots = asked_in(default, &spec.as_named(), name);
     slots.extend(spec.named.iter().flat_map(|named| asked_in(&named.name, named, name)));
@@ -136,13 +155,14 @@ fn asked_in<'a>(chain: &'a str, named: &NamedChain, name: &str) -> Vec<(&'a str,
 
 /// Every plugin that a chain names, with the slot.
 fn slots_of(named: &NamedChain) -> impl Iterator<Item = (Slot, &str)> {
+    let middleware = named.middleware.iter().map(|name| (Slot::Middleware, name.as_str()));
     let hints = named.hints.iter().map(|name| (Slot::Hints, name.as_str()));
     let admit = named.admit.iter().map(|name| (Slot::Admit, name.as_str()));
     let filter = named.filter.iter().map(|name| (Slot::Filter, name.as_str()));
     let score = named.score.iter().map(|(name, _)| (Slot::Score, name.as_str()));
     let pick = named.pick.iter().map(|name| (Slot::Pick, name.as_str()));
     let route = named.route.iter().map(|name| (Slot::Route, name.as_str()));
-    hints.chain(admit).chain(filter).chain(score).chain(pick).chain(route)
+    middleware.chain(hints).chain(admit).chain(filter).chain(score).chain(pick).chain(route)
 }
 
 /// One instance (or the pool) for all slots of a request, and one a worker for `schedule` and `retain`. A plugin

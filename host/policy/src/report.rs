@@ -3,7 +3,9 @@
 //! **Invariant:** a counter of a plugin's name never falls, whatever is swapped.
 
 use crate::chain::{Chain, Link};
+use crate::diff::{GenerationDiff, Outline};
 use crate::generation::{Generation, GenerationId};
+use crate::rollout::Rollouts;
 use crate::runtime::Digest;
 use crate::sandbox::PolicyMetric;
 use crate::seat::Seat;
@@ -20,6 +22,10 @@ const RECORDS_MAX: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GenerationState {
+    /// It is asked beside the active one, and decides nothing.
+    Shadow,
+    /// It decides for a share of requests.
+    Canary,
     /// New requests use it.
     Active,
     /// Requests that began under it still run.
@@ -48,6 +54,9 @@ pub struct GenerationReport {
     pub named: BTreeMap<String, BTreeMap<Slot, Vec<LinkReport>>>,
     /// Requests that hold it.
     pub pinned_requests: usize,
+    /// What became of it, if it was tried or taken back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// One plugin in one slot of a chain.
@@ -101,7 +110,7 @@ pub struct CallReport {
 }
 
 impl CallReport {
-    fn new(counts: &SlotCounts) -> Self {
+    pub(crate) fn new(counts: &SlotCounts) -> Self {
         let outcomes = Outcome::ALL.into_iter().map(|outcome| (outcome, counts.of(outcome)));
         Self {
             outcomes: outcomes.filter(|(_, count)| *count > 0).collect(),
@@ -131,6 +140,7 @@ pub(crate) struct Ledger {
 
 struct Record {
     report: GenerationReport,
+    outline: Outline,
     generation: Weak<Generation>,
 }
 
@@ -138,24 +148,25 @@ struct Record {
 #[derive(Default)]
 struct Tally {
     past: Counts,
-    live: Vec<Arc<Stats>>,
+    // Each with what it had counted before: a shadow's calls are nobody's.
+    live: Vec<(Arc<Stats>, Counts)>,
 }
 
 impl Tally {
     fn add(&mut self, stats: &Arc<Stats>) {
-        if !self.live.iter().any(|live| Arc::ptr_eq(live, stats)) {
-            self.live.push(stats.clone());
+        if !self.live.iter().any(|(live, _)| Arc::ptr_eq(live, stats)) {
+            self.live.push((stats.clone(), stats.read()));
         }
     }
 
     fn read(&mut self) -> Counts {
         let (live, gone) = std::mem::take(&mut self.live)
             .into_iter()
-            .partition::<Vec<_>, _>(|stats| Arc::strong_count(stats) > 1);
-        gone.iter().for_each(|stats| self.past.add(stats.read()));
+            .partition::<Vec<_>, _>(|(stats, _)| Arc::strong_count(stats) > 1);
+        gone.iter().for_each(|(stats, base)| self.past.add(stats.read().since(base)));
         self.live = live;
         let mut sum = self.past.clone();
-        self.live.iter().for_each(|stats| sum.add(stats.read()));
+        self.live.iter().for_each(|(stats, base)| sum.add(stats.read().since(base)));
         sum
     }
 }
@@ -167,18 +178,45 @@ impl Ledger {
         GenerationId(self.last_id)
     }
 
-    /// Notes a new generation, which is active from here on.
-    pub(crate) fn activated(&mut self, generation: &Arc<Generation>) {
+    /// Notes a new generation.
+    pub(crate) fn record(&mut self, generation: &Arc<Generation>) {
         self.last_id = self.last_id.max(generation.id().0);
-        for (name, seat) in generation.seats() {
-            self.tallies.entry(name.clone()).or_default().add(&seat.stats);
-        }
-        let report = describe(generation);
-        self.records.push_back(Record { report, generation: Arc::downgrade(generation) });
+        let (report, outline) = (describe(generation), Outline::new(generation));
+        self.records.push_back(Record { report, outline, generation: Arc::downgrade(generation) });
         if self.records.len() > RECORDS_MAX {
             self.records.pop_front();
         }
+    }
+
+    /// Counts what a generation's plugins do from here on.
+    pub(crate) fn count(&mut self, generation: &Generation) {
+        for (name, seat) in generation.seats() {
+            self.tallies.entry(name.clone()).or_default().add(&seat.stats);
+        }
+    }
+
+    /// Notes that a generation is active from here on.
+    pub(crate) fn activated(&mut self, generation: &Arc<Generation>) {
+        if self.records.iter().all(|record| record.report.id != generation.id()) {
+            self.record(generation);
+        }
+        self.count(generation);
         self.trail.push(generation.clone());
+    }
+
+    /// Notes what became of a generation.
+    pub(crate) fn note(&mut self, id: GenerationId, note: String) {
+        if let Some(record) = self.records.iter_mut().find(|record| record.report.id == id) {
+            record.report.note = Some(note);
+        }
+    }
+
+    /// What changed from one generation to another; the one that is not remembered if one is not.
+    pub(crate) fn diff(&self, ids: [GenerationId; 2]) -> Result<GenerationDiff, GenerationId> {
+        let find = |id: GenerationId| {
+            self.records.iter().find(|record| record.report.id == id).map(|record| &record.outline).ok_or(id)
+        };
+        Ok(find(ids[0])?.diff(find(ids[1])?, ids))
     }
 
     /// Lets go of the oldest generations beyond so many.
@@ -196,24 +234,30 @@ impl Ledger {
         self.trail.last().cloned()
     }
 
-    pub(crate) fn history(&self, active: &Arc<Generation>) -> Vec<GenerationReport> {
-        self.records.iter().map(|record| self.state_of(record, active)).collect()
+    pub(crate) fn history(&self, active: &Arc<Generation>, rollouts: &Rollouts) -> Vec<GenerationReport> {
+        self.records.iter().map(|record| self.state_of(record, active, rollouts)).collect()
     }
 
-    fn state_of(&self, record: &Record, active: &Arc<Generation>) -> GenerationReport {
-        let is =
-            |generation: &Arc<Generation>| std::ptr::eq(record.generation.as_ptr(), Arc::as_ptr(generation));
-        let is_active = is(active);
-        let kept = self.trail.iter().filter(|generation| is(generation)).count();
-        // The swap holds the active one too; every other holder is a request.
-        let holders = record.generation.strong_count();
-        let pinned_requests = holders.saturating_sub(kept + usize::from(is_active));
+    fn state_of(&self, record: &Record, active: &Arc<Generation>, rollouts: &Rollouts) -> GenerationReport {
+        let Some(generation) = record.generation.upgrade() else {
+            return GenerationReport { state: GenerationState::Retired, ..record.report.clone() };
+        };
+        let is_active = Arc::ptr_eq(&generation, active);
+        let kept = self.trail.iter().filter(|other| Arc::ptr_eq(other, &generation)).count();
+        // The swap holds the active one too, and we hold this one; every other holder is a request.
+        let known = kept + usize::from(is_active) + rollouts.holders(&generation) + 1;
+        let pinned_requests = Arc::strong_count(&generation).saturating_sub(known);
+        let tried = rollouts.running();
+        let tried = tried.as_ref().filter(|rollout| Arc::ptr_eq(&rollout.candidate, &generation));
         let state = match (is_active, pinned_requests, kept) {
             (true, _, _) => GenerationState::Active,
+            _ if tried.is_some() => tried.map_or(GenerationState::Shadow, |rollout| rollout.state()),
             (false, 0, 0) => GenerationState::Retired,
             (false, 0, _) => GenerationState::Ready,
             _ => GenerationState::Draining,
         };
+        // The thread that asks a shadow holds it while it does.
+        let pinned_requests = if state == GenerationState::Shadow { 0 } else { pinned_requests };
         GenerationReport { state, pinned_requests, ..record.report.clone() }
     }
 
@@ -250,10 +294,11 @@ fn describe(generation: &Generation) -> GenerationReport {
         chains: links(default),
         named: named.iter().map(|chain| (chain.name.to_string(), links(chain))).collect(),
         pinned_requests: 0,
+        note: None,
     }
 }
 
-fn links(chain: &Chain) -> BTreeMap<Slot, Vec<LinkReport>> {
+pub(crate) fn links(chain: &Chain) -> BTreeMap<Slot, Vec<LinkReport>> {
     let report = |link: &Link, weight: Option<f32>| LinkReport {
         plugin: link.seat.name.to_string(),
         version: link.seat.described.version.clone(),
@@ -262,6 +307,7 @@ fn links(chain: &Chain) -> BTreeMap<Slot, Vec<LinkReport>> {
     };
     let plain = |links: &[Link]| links.iter().map(|link| report(link, None)).collect::<Vec<_>>();
     BTreeMap::from([
+        (Slot::Middleware, plain(&chain.middleware)),
         (Slot::Hints, plain(&chain.hints)),
         (Slot::Admit, plain(&chain.admit)),
         (Slot::Filter, plain(&chain.filter)),

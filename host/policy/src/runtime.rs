@@ -2,9 +2,12 @@
 //!
 //! One runtime serves all generations. **Invariant:** nothing here is called for a request.
 
+use crate::bindings::middleware::exports::vllm::router_middleware::on_request;
 use crate::bindings::{self, exports::pointsman::policy as exports};
+use crate::cache::{self, CacheCounts, CompileCache};
 use crate::contract;
 use crate::error::PolicyError;
+use crate::format;
 use crate::sandbox::{Ctx, Metering};
 use crate::seat::Seat;
 use crate::slot::Slot;
@@ -14,6 +17,7 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -26,7 +30,7 @@ use wasmtime_wasi::p2::DynPollable;
 /// Jobs that may wait for the janitor. Beyond it the caller does them itself.
 const JOBS_MAX: usize = 1024;
 /// Settings of the sandbox.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RuntimeConfig {
     /// How often running calls are looked at. A call ends at most two ticks after its deadline.
     pub tick: Duration,
@@ -38,6 +42,8 @@ pub struct RuntimeConfig {
     pub memory_bytes_max: u64,
     /// How the work of a call is bounded.
     pub metering: Metering,
+    /// Folder of compiled code, kept between starts; none compiles at each start.
+    pub compile_cache: Option<PathBuf>,
 }
 
 impl Default for RuntimeConfig {
@@ -48,6 +54,7 @@ impl Default for RuntimeConfig {
             instances_max: 1000,
             memory_bytes_max: 64 << 20,
             metering: Metering::CpuTime,
+            compile_cache: None,
         }
     }
 }
@@ -60,6 +67,16 @@ impl Digest {
     /// The digest of a component.
     pub fn of(component: &[u8]) -> Self {
         Self(Sha256::digest(component).into())
+    }
+
+    pub(crate) fn bytes(self) -> [u8; 32] {
+        self.0
+    }
+}
+
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
     }
 }
 
@@ -92,7 +109,8 @@ pub(crate) struct Compiled {
 
 /// Where the functions of each interface are that it exports.
 pub(crate) struct Exports {
-    pub(crate) describe: exports::describe::GuestIndices,
+    pub(crate) describe: Option<exports::describe::GuestIndices>,
+    pub(crate) middleware: Option<on_request::GuestIndices>,
     pub(crate) hints: Option<exports::hints::GuestIndices>,
     pub(crate) admit: Option<exports::admit::GuestIndices>,
     pub(crate) filter: Option<exports::filter::GuestIndices>,
@@ -120,6 +138,7 @@ pub struct Runtime {
     bare: Linker<Ctx>,
     with_wasi: Linker<Ctx>,
     compiled: Mutex<LruCache<Digest, Arc<Compiled>>>,
+    cache: Option<CompileCache>,
     jobs: SyncSender<Job>,
     config: RuntimeConfig,
 }
@@ -131,6 +150,8 @@ impl Runtime {
         let engine = Engine::new(&engine_config(&config)).map_err(refused)?;
         let mut bare = Linker::new(&engine);
         bindings::Policy::add_to_linker::<_, HasSelf<Ctx>>(&mut bare, |ctx| ctx).map_err(refused)?;
+        bindings::middleware::Middleware::add_to_linker::<_, HasSelf<Ctx>>(&mut bare, |ctx| ctx)
+            .map_err(refused)?;
         let with_wasi = add_wasi(bare.clone()).map_err(refused)?;
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -145,7 +166,17 @@ impl Runtime {
         thread("policy-janitor").spawn(move || work_off(&queue))?;
         let components_max = NonZeroUsize::new(config.components_max).unwrap_or(NonZeroUsize::MIN);
         let compiled = Mutex::new(LruCache::new(components_max));
-        Ok(Arc::new(Self { engine, bare, with_wasi, compiled, jobs, config }))
+        let cache = config.compile_cache.as_ref().and_then(|folder| {
+            CompileCache::open(folder, cache::BYTES_MAX)
+                .inspect_err(|error| tracing::warn!(%error, "the compile cache is off"))
+                .ok()
+        });
+        Ok(Arc::new(Self { engine, bare, with_wasi, compiled, cache, jobs, config }))
+    }
+
+    /// What the compile cache was good for; nothing where there is none.
+    pub fn cache_counts(&self) -> CacheCounts {
+        self.cache.as_ref().map(CompileCache::counts).unwrap_or_default()
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -172,8 +203,13 @@ impl Runtime {
     }
 
     fn compile_anew(&self, digest: Digest, bytes: &[u8]) -> Result<Compiled, String> {
-        let component = Component::from_binary(&self.engine, bytes)
-            .map_err(|error| format!("these bytes are no component: {error:#}"))?;
+        format::check_component(bytes)?;
+        let from_bytes = || Component::from_binary(&self.engine, bytes);
+        let component = match &self.cache {
+            Some(cache) => cache.component(&self.engine, digest, from_bytes),
+            None => from_bytes(),
+        };
+        let component = component.map_err(|error| format!("these bytes are no component: {error:#}"))?;
         let ty = component.component_type();
         let exported: Vec<&str> = ty.exports(&self.engine).map(|(name, _)| name).collect();
         let version = contract::version(&exported)?;
@@ -182,6 +218,9 @@ impl Runtime {
         let pre = linker
             .instantiate_pre(&component)
             .map_err(|error| contract::explain(version, &format!("{error:#}")))?;
+        if version.is_none() {
+            return Err(contract::missing(&exported));
+        }
         let exports = Exports::find(&pre, &exported)
             .map_err(|error| contract::explain(version, &format!("{error:#}")))?;
         Ok(Compiled { digest, wasi, slots: exports.slots(), exports, instance: pre })
@@ -205,7 +244,10 @@ impl Exports {
             };
         }
         Ok(Self {
-            describe: exports::describe::GuestIndices::new(pre)?,
+            describe: find!(describe),
+            middleware: contract::is_middleware(exported)
+                .then(|| on_request::GuestIndices::new(pre))
+                .transpose()?,
             hints: find!(hints),
             admit: find!(admit),
             filter: find!(filter),
@@ -222,6 +264,7 @@ impl Exports {
 
     fn slots(&self) -> Vec<Slot> {
         let answers = |slot: &Slot| match slot {
+            Slot::Middleware => self.middleware.is_some(),
             Slot::Hints => self.hints.is_some(),
             Slot::Admit => self.admit.is_some(),
             Slot::Filter => self.filter.is_some(),

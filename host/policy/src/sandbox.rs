@@ -65,6 +65,7 @@ pub(crate) struct Ctx {
     shelf: Shelf,
     metering: Metering,
     memory_bytes_max: usize,
+    pub(crate) memory_bytes: usize,
     deadline: Duration,
     cpu_at_first_tick: Option<Duration>,
     log_lines: u32,
@@ -82,6 +83,7 @@ impl Ctx {
             shelf,
             metering: Metering::CpuTime,
             memory_bytes_max: usize::try_from(memory_bytes_max).unwrap_or(usize::MAX),
+            memory_bytes: 0,
             deadline: Duration::MAX,
             cpu_at_first_tick: None,
             log_lines: 0,
@@ -152,12 +154,21 @@ pub(crate) fn arm(store: &mut Store<Ctx>, deadline: Duration) -> wasmtime::Resul
     ctx.log_lines = 0;
     match ctx.metering {
         Metering::CpuTime => store.set_epoch_deadline(1),
-        Metering::Fuel => {
-            let us = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
-            store.set_fuel(us.saturating_mul(FUEL_PER_US))?;
-        }
+        Metering::Fuel => store.set_fuel(fuel_of(deadline))?,
     }
     Ok(())
+}
+
+fn fuel_of(deadline: Duration) -> u64 {
+    u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX).saturating_mul(FUEL_PER_US)
+}
+
+/// Fuel spent since the store was armed for a call with this deadline; 0 where CPU time is metered.
+pub(crate) fn fuel_spent(store: &Store<Ctx>, deadline: Duration) -> u64 {
+    match store.data().metering {
+        Metering::CpuTime => 0,
+        Metering::Fuel => fuel_of(deadline).saturating_sub(store.get_fuel().unwrap_or(0)),
+    }
 }
 
 /// WASI for components whose language insists on it: no files, no network, no arguments, and neither
@@ -200,9 +211,11 @@ impl WasiView for Ctx {
 
 impl ResourceLimiter for Ctx {
     // An error and not `Ok(false)`: the guest would abort without a word.
-    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let max = self.memory_bytes_max;
         wasmtime::ensure!(desired <= max, "wanted {desired} bytes of memory; its limit is {max}");
+        // A component may have several memories.
+        self.memory_bytes += desired.saturating_sub(current);
         Ok(true)
     }
 
@@ -214,6 +227,8 @@ impl ResourceLimiter for Ctx {
 }
 
 impl types::Host for Ctx {}
+
+impl crate::bindings::middleware::vllm::router_middleware::types::Host for Ctx {}
 
 impl log::Host for Ctx {
     fn log(&mut self, level: log::Level, mut message: String) {

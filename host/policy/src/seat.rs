@@ -3,6 +3,8 @@
 //! **Invariant:** whatever a plugin does, asking its seat returns, with an answer that passed its check,
 //! an abstention, or the outcome that explains why there is neither.
 
+pub(crate) mod exact;
+
 use crate::clock;
 use crate::describe::Description;
 use crate::generation::GenerationId;
@@ -14,18 +16,16 @@ use crate::spec::PluginSpec;
 use crate::stats::{Outcome, Stats};
 use crate::store::Store;
 use crate::trial;
+use exact::Exactness;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 /// Faults in a row that open the breaker. Chosen: a rebuild costs about 0.1 ms on the janitor's thread.
 const FAULTS_MAX: u32 = 5;
 /// How long an open breaker keeps callers away: at first, and at most after doubling.
 const COOL_DOWN_MS: u64 = 1_000;
 const COOL_DOWN_MS_MAX: u64 = 60_000;
-/// Budget of a trial call: it pays for first page faults. Chosen: well above the default deadline.
-const TRIAL_DEADLINE: Duration = Duration::from_millis(20);
 
 /// Where an instance lives. Empty while a replacement is built.
 type Place = Mutex<Option<Instance>>;
@@ -57,6 +57,7 @@ pub(crate) struct Seat {
     mending: AtomicBool,
     next: AtomicUsize,
     breaker: Breaker,
+    exactness: Exactness,
     this: Weak<Seat>,
 }
 
@@ -129,6 +130,7 @@ impl Seat {
             mending: AtomicBool::new(false),
             next: AtomicUsize::new(0),
             breaker: Breaker::default(),
+            exactness: Exactness::default(),
             this: this.clone(),
         };
         let seat = Arc::new_cyclic(seat);
@@ -198,8 +200,9 @@ impl Seat {
         let Some(place) = self.workers.get(worker) else { return };
         let mut held = place.lock();
         let Some(instance) = held.as_mut() else { return };
+        instance.begin_call();
         call(instance);
-        if let Some(fault) = instance.take_fault() {
+        if let Some(fault) = self.fault_of(instance, place, Slot::Retain) {
             let poisoned = std::mem::replace(&mut *held, self.take_spare());
             drop(held);
             self.bury(poisoned);
@@ -256,33 +259,6 @@ impl Seat {
         Ok(Some(state.len()))
     }
 
-    /// The state of each instance, requests' before workers', and its form; empty if it exports none.
-    pub(crate) fn states(&self) -> Vec<(String, Vec<u8>)> {
-        let state = |place: &Place| {
-            let mut held = place.lock();
-            let instance = held.as_mut()?;
-            let exported = instance.state_schema().ok().flatten().and_then(|schema| {
-                let state = instance.export_state(&schema, self.spec.limits.state_bytes_max).ok()??;
-                Some((schema, state))
-            });
-            if instance.is_finished() {
-                self.bury(held.take());
-            }
-            exported
-        };
-        self.request.iter().chain(&self.workers).filter_map(state).collect()
-    }
-
-    /// Sets the state of each instance, as [`Seat::states`] gave them.
-    pub(crate) fn restore(&self, states: &[(String, Vec<u8>)]) -> Result<(), String> {
-        for (place, (schema, state)) in self.request.iter().chain(&self.workers).zip(states) {
-            if let Some(instance) = place.lock().as_mut() {
-                instance.import_state(schema, state)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Tells every instance.
     pub(crate) fn tell(&self, now_ms: u64, mut call: impl FnMut(&mut Instance) -> Answer<()>) {
         for place in self.request.iter().chain(&self.workers) {
@@ -312,10 +288,12 @@ impl Seat {
             return self.miss(slot);
         };
         let stats = self.stats.slot(slot);
+        instance.begin_call();
         let start_ns = clock::monotonic_ns();
         let answer = call(instance);
         stats.took(clock::monotonic_ns().saturating_sub(start_ns));
-        if let Some(fault) = instance.take_fault() {
+        stats.burnt(instance.fuel_spent());
+        if let Some(fault) = self.fault_of(instance, place, slot) {
             let poisoned = std::mem::replace(&mut *held, self.take_spare());
             drop(held);
             self.bury(poisoned);
@@ -363,6 +341,9 @@ impl Seat {
 
     /// Takes the spare instance and has the next one built.
     fn take_spare(&self) -> Option<Instance> {
+        if self.exactness.is_on() {
+            return self.build_at_once();
+        }
         let spare = self.spare.lock().take();
         if !self.mending.swap(true, Relaxed) {
             self.runtime.later(Job::Mend(self.this.clone()));
@@ -386,7 +367,7 @@ impl Seat {
         let belongings = Belongings { plugin, metrics, shelf };
         let mut instance = start(belongings, &self.spec, &self.compiled, &self.runtime)?;
         instance.configure(&settings(&self.spec))?;
-        instance.set_terms(self.inputs.clone(), self.spec.limits.deadline.max(TRIAL_DEADLINE));
+        instance.set_terms(self.inputs.clone(), self.spec.limits.deadline.max(trial::DEADLINE));
         trial::warm(&mut instance, &self.described.slots)?;
         instance.set_terms(self.inputs.clone(), self.spec.limits.deadline);
         instance.set_shelf(self.shelf.clone());
@@ -439,7 +420,7 @@ pub(crate) fn try_out(parts: &Parts) -> Result<(), String> {
     let mut instance = start(belongings, spec, compiled, runtime)?;
     instance.configure(&settings(spec))?;
     let inputs = Arc::new(described.inputs.clone());
-    instance.set_terms(inputs, spec.limits.deadline.max(TRIAL_DEADLINE));
+    instance.set_terms(inputs, spec.limits.deadline.max(trial::DEADLINE));
     trial::full(&mut instance, &described.slots)
 }
 

@@ -1,5 +1,6 @@
 //! What an operator asks for: plugins, and the order in which they answer.
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use std::time::Duration;
 pub struct ChainSpec {
     /// The plugins, by the name that an operator gave them.
     pub plugins: BTreeMap<String, PluginSpec>,
+    /// Those that see a request as it came, in order.
+    pub middleware: Vec<String>,
     /// Interpreters of hints, in order: each sees what the ones before it made.
     pub hints: Vec<String>,
     /// Filters; a candidate must be kept by all.
@@ -38,6 +41,7 @@ impl ChainSpec {
         NamedChain {
             name: NamedChain::DEFAULT.to_owned(),
             matches: Match::default(),
+            middleware: self.middleware.clone(),
             hints: self.hints.clone(),
             admit: self.admit.clone(),
             filter: self.filter.clone(),
@@ -49,12 +53,14 @@ impl ChainSpec {
 }
 
 /// A chain for some requests. Slots of workers (`schedule`, `retain`) are those of the default chain.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NamedChain {
     /// Its name.
     pub name: String,
     /// The requests that it is for.
     pub matches: Match,
+    /// Those that see a request as it came, in order.
+    pub middleware: Vec<String>,
     /// Interpreters of hints, in order.
     pub hints: Vec<String>,
     /// Those at the door, in order.
@@ -86,13 +92,14 @@ pub struct Subject<'a> {
 }
 
 /// Which requests something is for. A pattern is a text, or a beginning followed by `*`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Match {
     /// Models, any of them; empty for all.
     pub models: Vec<String>,
     /// Tenants, any of them; empty for all.
     pub tenants: Vec<String>,
     /// Headers, all of them: name and pattern.
+    #[serde(serialize_with = "as_map", deserialize_with = "from_map")]
     pub headers: Vec<(String, String)>,
 }
 
@@ -113,6 +120,14 @@ impl Match {
             && any(&self.tenants, subject.tenant)
             && self.headers.iter().all(header)
     }
+}
+
+fn as_map<S: Serializer>(pairs: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(name, pattern)| (name, pattern)))
+}
+
+fn from_map<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, String)>, D::Error> {
+    Ok(BTreeMap::deserialize(deserializer)?.into_iter().collect())
 }
 
 fn fits(pattern: &str, text: &str) -> bool {
@@ -154,7 +169,7 @@ impl PluginSpec {
 }
 
 /// What a plugin may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// CPU time of one call. It ends at most 2 ms later.
     pub deadline: Duration,
@@ -183,7 +198,7 @@ impl Default for Limits {
 }
 
 /// What happens when a plugin gives no usable answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnFailure {
     /// The built-in policy of the slot answers in its place.
     #[default]

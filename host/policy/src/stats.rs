@@ -3,12 +3,12 @@
 //! **Invariant:** counting takes no lock.
 
 use crate::slot::Slot;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// What one policy call came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// A usable answer.
@@ -71,6 +71,7 @@ fn edge_of(bucket: usize) -> u64 {
 pub(crate) struct SlotStats {
     outcomes: [AtomicU64; 6],
     clipped: AtomicU64,
+    fuel: AtomicU64,
     spent_ns: AtomicU64,
     buckets: [AtomicU64; BUCKETS],
 }
@@ -80,6 +81,7 @@ impl Default for SlotStats {
         Self {
             outcomes: Default::default(),
             clipped: AtomicU64::new(0),
+            fuel: AtomicU64::new(0),
             spent_ns: AtomicU64::new(0),
             buckets: std::array::from_fn(|_| AtomicU64::new(0)),
         }
@@ -101,11 +103,19 @@ impl SlotStats {
         self.clipped.fetch_add(answers, Relaxed);
     }
 
+    /// Notes the fuel of a call; there is none where CPU time is metered.
+    pub(crate) fn burnt(&self, fuel: u64) {
+        if fuel > 0 {
+            self.fuel.fetch_add(fuel, Relaxed);
+        }
+    }
+
     fn read(&self) -> SlotCounts {
         let read = |cell: &AtomicU64| cell.load(Relaxed);
         SlotCounts {
             outcomes: std::array::from_fn(|index| read(&self.outcomes[index])),
             clipped: read(&self.clipped),
+            fuel: read(&self.fuel),
             times: CallTimes {
                 spent_ns: read(&self.spent_ns),
                 buckets: self.buckets.iter().map(read).collect(),
@@ -141,6 +151,19 @@ impl Counts {
         self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| mine.add(&theirs));
     }
 
+    /// What came after an earlier reading of the same counters.
+    pub(crate) fn since(mut self, earlier: &Self) -> Self {
+        self.0.iter_mut().zip(&earlier.0).for_each(|(now, then)| now.subtract(then));
+        self
+    }
+
+    /// All slots together.
+    pub(crate) fn total(&self) -> SlotCounts {
+        let mut total = SlotCounts::default();
+        self.0.iter().for_each(|slot| total.add(slot));
+        total
+    }
+
     /// The slots that were called or missed a call.
     pub(crate) fn used(self) -> impl Iterator<Item = (Slot, SlotCounts)> {
         let used = |counts: &SlotCounts| counts.outcomes.iter().any(|count| *count > 0);
@@ -154,6 +177,8 @@ pub struct SlotCounts {
     outcomes: [u64; 6],
     /// Answers that were clamped into range.
     pub clipped: u64,
+    /// Fuel of all calls, where that is what is metered.
+    pub fuel: u64,
     /// How long calls took.
     pub times: CallTimes,
 }
@@ -164,10 +189,29 @@ impl SlotCounts {
         self.outcomes[outcome as usize]
     }
 
+    /// Calls, and those that were not even made.
+    pub(crate) fn calls(&self) -> u64 {
+        self.outcomes.iter().sum()
+    }
+
+    fn subtract(&mut self, other: &Self) {
+        let minus = |mine: &mut u64, theirs: u64| *mine = mine.saturating_sub(theirs);
+        self.outcomes.iter_mut().zip(other.outcomes).for_each(|(mine, theirs)| minus(mine, theirs));
+        minus(&mut self.clipped, other.clipped);
+        minus(&mut self.times.spent_ns, other.times.spent_ns);
+        self.times
+            .buckets
+            .iter_mut()
+            .zip(&other.times.buckets)
+            .for_each(|(mine, theirs)| minus(mine, *theirs));
+    }
+
     fn add(&mut self, other: &Self) {
         self.outcomes.iter_mut().zip(other.outcomes).for_each(|(mine, theirs)| *mine += theirs);
         self.clipped += other.clipped;
+        self.fuel += other.fuel;
         self.times.spent_ns += other.times.spent_ns;
+        self.times.buckets.resize(BUCKETS, 0);
         self.times.buckets.iter_mut().zip(&other.times.buckets).for_each(|(mine, theirs)| *mine += theirs);
     }
 }

@@ -58,6 +58,10 @@ impl Store {
         self.0.lock().entries.clone()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.lock().entries.is_empty()
+    }
+
     /// What it holds, if that changed since the last time.
     fn unsaved(&self) -> Option<Entries> {
         let mut shelf = self.0.lock();

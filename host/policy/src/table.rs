@@ -46,6 +46,15 @@ impl Table {
         self.attributes.clear();
     }
 
+    /// Becomes the same as another; keeps the memory.
+    pub(crate) fn set_to(&mut self, other: &Self) {
+        self.schema = other.schema;
+        self.rows = other.rows;
+        self.numbers.clone_from(&other.numbers);
+        self.ids.clone_from(&other.ids);
+        self.attributes.clone_from(&other.attributes);
+    }
+
     /// Sets the open attributes of a row.
     pub fn set_attributes(&mut self, row: usize, attributes: Attributes) {
         assert!(self.schema.open && row < self.rows, "attributes belong to a row of an open table");
@@ -86,6 +95,11 @@ impl Table {
     /// The same, to be written.
     pub fn ids_mut(&mut self, column: usize) -> &mut [u64] {
         &mut self.ids[column * self.rows..][..self.rows]
+    }
+
+    /// All cells, column after column.
+    pub(crate) fn cells(&self) -> (&[f32], &[u64]) {
+        (&self.numbers, &self.ids)
     }
 
     /// These rows, in this order.

@@ -6,15 +6,18 @@ use crate::check;
 use crate::instance::Instance;
 use crate::slot::{
     ADMIT_FLEET, AdmitPolicy, AdmitView, DecidePolicy, FilterPolicy, Frame, Hints, HintsPolicy, HintsView,
-    OBSERVE_OUTCOME, ObservePolicy, ObserveView, PickPolicy, REQUEST, RETAIN_CACHE, RETAIN_SEGMENT,
-    ROUTE_CANDIDATE, RetainPolicy, RetainView, RouteView, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE, SchedulePolicy,
-    ScheduleView, ScorePolicy, Slot,
+    MiddlewarePolicy, MiddlewareView, OBSERVE_OUTCOME, ObservePolicy, ObserveView, PickPolicy, REQUEST,
+    RETAIN_CACHE, RETAIN_SEGMENT, ROUTE_CANDIDATE, RetainPolicy, RetainView, RouteView, SCHEDULE_BUDGET,
+    SCHEDULE_SEQUENCE, SchedulePolicy, ScheduleView, ScorePolicy, Slot,
 };
 use crate::table::{Schema, Table};
+use std::time::Duration;
 
 /// Rows of the trial views: one, and as many as a large fleet has, so that the pages of the first real
 /// call are there.
 const ROWS: [usize; 2] = [1, 64];
+/// Budget of a trial call: it pays for first page faults. Chosen: well above the default deadline.
+pub(crate) const DEADLINE: Duration = Duration::from_millis(20);
 const FRAME: Frame = Frame { now_ms: 0, seed: 0 };
 
 /// Every slot with both views, `observe` with rows.
@@ -31,6 +34,7 @@ fn run(instance: &mut Instance, slots: &[Slot], outcomes: usize) -> Result<(), S
     for slot in slots {
         for rows in ROWS {
             let tried = match slot {
+                Slot::Middleware => middleware(instance),
                 Slot::Hints => hints(instance),
                 Slot::Admit => admit(instance),
                 Slot::Filter | Slot::Score | Slot::Pick | Slot::Route => route(instance, *slot, rows),
@@ -65,7 +69,7 @@ fn route(instance: &mut Instance, slot: Slot, rows: usize) -> Result<(), String>
         Slot::Score => {
             instance.score(&view).map_or(Ok(()), |mut scores| check::scores(&mut scores, rows).map(drop))
         }
-        Slot::Route => instance.decide(&view).map_or(Ok(()), |decided| check::pick(decided.candidate, rows)),
+        Slot::Route => instance.decide(&view).map_or(Ok(()), |decided| check::decided(&decided, rows)),
         _ => {
             let scores = vec![0.5; rows];
             instance.pick(&view, &scores).map_or(Ok(()), |row| check::pick(row, rows))
@@ -96,6 +100,19 @@ fn observe(instance: &mut Instance, rows: usize) -> Result<(), String> {
     let outcomes = table(&OBSERVE_OUTCOME, rows);
     instance.observe(&ObserveView { frame: FRAME, outcomes: &outcomes });
     Ok(())
+}
+
+fn middleware(instance: &mut Instance) -> Result<(), String> {
+    let view = MiddlewareView {
+        frame: FRAME,
+        method: "POST",
+        path: "/v1/chat/completions",
+        query: "",
+        headers: &[("content-type".to_owned(), b"application/json".to_vec())],
+        body: br#"{"model":"trial","messages":[{"role":"user","content":"trial"}]}"#,
+        request_id: "trial",
+    };
+    instance.handle(&view).map_or(Ok(()), |action| check::action(&action))
 }
 
 fn hints(instance: &mut Instance) -> Result<(), String> {

@@ -3,6 +3,7 @@
 //! **Invariant:** a witness sees a decision after it is made and cannot change it.
 
 use crate::chain::{AdmitDecision, RetainDecision, RouteDecision, ScheduleDecision};
+use crate::error::Rejected;
 use crate::generation::Generation;
 use crate::slot::{AdmitView, Clip, Frame, ObserveView, RetainView, RouteView, ScheduleView};
 use parking_lot::MutexGuard;
@@ -13,6 +14,10 @@ use std::sync::Arc;
 pub enum Seen<'a> {
     /// A request at the door.
     Admit(&'a AdmitView<'a>, &'a AdmitDecision),
+    /// A request at the door, refused because a plugin failed that may not be replaced.
+    AdmitRefused(&'a AdmitView<'a>, &'a Rejected),
+    /// A request on its way, refused for the same reason.
+    RouteRefused(&'a RouteView<'a>, &'a Rejected),
     /// A request on its way to a worker.
     Route(&'a RouteView<'a>, &'a RouteDecision),
     /// A worker's plan.
@@ -40,6 +45,9 @@ pub trait Witness: Send + Sync {
     fn one_by_one(&self) -> Option<MutexGuard<'_, ()>> {
         None
     }
+
+    /// Told that this generation is about to decide.
+    fn before(&self, _generation: &Arc<Generation>) {}
 
     /// Told of a decision of this generation.
     fn see(&self, generation: &Arc<Generation>, way: Way, seen: &Seen<'_>);

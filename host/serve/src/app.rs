@@ -16,6 +16,7 @@ use crate::config::{Config, ConfigError, Device, chain_spec};
 use crate::ctx::Ctx;
 use crate::door::Door;
 use crate::model::{ModelError, ServedModel};
+use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
 use crate::telemetry::Metrics;
 use crate::worker::{Parts, Worker};
@@ -45,8 +46,12 @@ pub struct App {
     pub workers: Vec<Worker>,
     /// Which worker has which block.
     pub prefixes: Arc<PrefixIndex>,
+    /// The sandbox of those who decide.
+    pub runtime: Arc<Runtime>,
     /// Who decides.
     pub generations: Arc<Generations>,
+    /// Decision logs.
+    pub recording: Recording,
     /// Counters.
     pub metrics: Metrics,
     /// Who is inside, and who waits to be admitted.
@@ -75,6 +80,9 @@ pub enum StartError {
     /// The first policy chain.
     #[error("policy chain: {0}")]
     Chain(#[from] PrepareError),
+    /// The decision log.
+    #[error(transparent)]
+    Record(#[from] RecordingError),
     /// A thread.
     #[error("cannot start a worker: {0}")]
     Thread(std::io::Error),
@@ -85,10 +93,19 @@ pub enum StartError {
 pub enum ReloadError {
     /// The file.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(ConfigError),
     /// The chain.
     #[error(transparent)]
     Chain(#[from] PrepareError),
+}
+
+impl From<ConfigError> for ReloadError {
+    fn from(error: ConfigError) -> Self {
+        match error {
+            ConfigError::Source { plugin, error } => Self::Chain(error.of_plugin(&plugin)),
+            error => Self::Config(error),
+        }
+    }
 }
 
 /// A request's place in the house, held until its answer is out.
@@ -104,9 +121,14 @@ impl App {
         let context_max = executors.iter().map(|e| context(e.caps())).min().unwrap_or(0);
         let fingerprint = executors.first().map_or(kv::Fingerprint(0), |e| e.caps().fingerprint);
         let vocab = executors.iter().map(|e| e.caps().vocab).min().unwrap_or(0);
-        let runtime = Runtime::new(RuntimeConfig::default())?;
+        let compile_cache = config.supply.folder().map(|folder| folder.join("code"));
+        let runtime = Runtime::new(RuntimeConfig { compile_cache, ..RuntimeConfig::default() })?;
         let setup = Setup { workers: config.engine.workers, store_folder: config.state.folder() };
-        let generations = Generations::start_with(runtime, chain_spec(&config)?, setup)?;
+        let generations = Generations::start_with(Arc::clone(&runtime), chain_spec(&config)?, setup)?;
+        generations.keep_watch(config.rollout.limits()).map_err(StartError::Thread)?;
+        // Before the first worker asks, so that the log begins with policies that know nothing yet.
+        let recording = Recording::new(config.record.clone());
+        recording.begin(&generations)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
         let mut workers = Vec::new();
         for (index, executor) in executors.into_iter().enumerate() {
@@ -117,6 +139,7 @@ impl App {
                 prefixes: Arc::clone(&prefixes),
                 generations: Arc::clone(&generations),
                 schedule: config.schedule.clone(),
+                kv: config.kv.clone(),
                 ctx: ctx.clone(),
             };
             workers.push(Worker::start(parts).map_err(StartError::Thread)?);
@@ -127,7 +150,8 @@ impl App {
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             reloading: Mutex::new(()),
-            metrics: Metrics::new(),
+            metrics: Metrics::new(&recording),
+            recording,
             auth: Auth::new(&config.auth, &config.tenants),
             config,
             config_path,
@@ -138,6 +162,7 @@ impl App {
             vocab,
             workers,
             prefixes,
+            runtime,
             generations,
         }))
     }
@@ -183,7 +208,7 @@ impl App {
     pub fn reload(&self) -> Result<Option<GenerationId>, ReloadError> {
         let Some(path) = &self.config_path else { return Ok(None) };
         let _one_at_a_time = self.reloading.lock();
-        let config = Config::load(path)?;
+        let mut config = Config::load(path)?;
         let without_chains = |c: &Config| Config {
             plugins: Default::default(),
             chain: Default::default(),
@@ -193,6 +218,8 @@ impl App {
         if without_chains(&config) != without_chains(&self.config) {
             tracing::warn!("only `plugins`, `chain` and `chains` are reloaded; other changes need a restart");
         }
+        // What must be shown for a component is not relaxed by the file that names it while the host runs.
+        config.supply = self.config.supply.clone();
         Ok(Some(self.generations.apply(chain_spec(&config)?)?))
     }
 
@@ -201,6 +228,8 @@ impl App {
         for worker in &self.workers {
             worker.stop();
         }
+        // Without a recording there is nothing to end.
+        let _ = self.recording.stop(&self.generations);
     }
 
     /// How long a stop waits for running requests.

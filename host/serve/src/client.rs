@@ -44,12 +44,23 @@ impl Client {
 
     /// Sends a request and reads the whole response.
     pub async fn send(&self, method: Method, path: &str, body: impl Into<Bytes>) -> anyhow::Result<Reply> {
+        self.send_with(method, path, &[("content-type", "application/json")], body).await
+    }
+
+    /// The same with other headers.
+    pub async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> anyhow::Result<Reply> {
         let uri = format!("{}{path}", self.base);
-        let request = Request::builder()
-            .method(method)
-            .uri(&uri)
-            .header("content-type", "application/json")
-            .body(Full::new(body.into()))?;
+        let mut request = Request::builder().method(method).uri(&uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(body.into()))?;
         let response = self
             .pool
             .request(request)

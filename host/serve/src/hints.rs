@@ -27,6 +27,30 @@ pub struct Wishes {
     pub attributes: Attributes,
 }
 
+/// Asks the chain; while a canary runs, that of the side on which the session is.
+///
+/// What the session is says the active side; the other one is asked again for itself. A request without a session
+/// goes to either.
+pub fn by_session(
+    pin: Pin,
+    request: &Request,
+    prompt: &Prompt,
+    frame: Frame,
+) -> Result<(Pin, Wishes), Refusal> {
+    let mut asked = None;
+    let pin = pin.by_session(|active| {
+        let wishes = interpret(active, request, prompt, frame);
+        let session = wishes.as_ref().map_or(0, |wishes| wishes.numbers.session);
+        asked = Some((active.id(), wishes));
+        if session == 0 { frame.seed } else { session }
+    });
+    let wishes = match asked {
+        Some((id, wishes)) if id == pin.id() => wishes,
+        _ => interpret(&pin, request, prompt, frame),
+    };
+    Ok((pin, wishes?))
+}
+
 /// Asks the chain, and bounds what it says.
 pub fn interpret(pin: &Pin, request: &Request, prompt: &Prompt, frame: Frame) -> Result<Wishes, Refusal> {
     let view = HintsView {

@@ -21,34 +21,37 @@ use crate::door::Place;
 use crate::hints::Wishes;
 use crate::prompt::{Detokenizer, OutputParser, StopMatcher};
 use crate::request::{Prompt, Refusal, Request};
+use crate::retain::{self, Turn};
 use crate::route::{self, Routed};
 use crate::worker::Start;
-use crate::{admit, auth, hints, render, row};
+use crate::{admit, auth, hints, middleware, render, row};
 
 /// `POST /v1/chat/completions`. A star marks a policy slot.
 pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response, Refusal> {
     let arrived = app.ctx.now();
     let tenant = app.auth.tenant(call.headers())?; //                             401, before anything is read
     let seat = app.enter()?; //                                                   429 before anybody pays
-    let (headers, body) = api::read(call, app.config.limits.body_bytes_max).await?; // 413
+    let call = api::read(call, app.config.limits.body_bytes_max).await?; //         413
+    let policies = policies(&app, &tenant, &call.headers); //                      generation and chain, to the end
+    let (headers, body) = middleware::pass(&app, &policies, call)?; //           * no answer: refused
     let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //  400, naming the field
     let request = request.of_tenant(tenant); //                                   rules match on it
     let prompt = render::prompt(&app, &request)?; //                              template, tokens, block names
-    let policies = policies(&app, &request, &headers); //                         generation and chain, to the end
-    let wishes = hints::interpret(&policies, &request, &prompt, app.frame())?; // * no answer: no hints
+    let (policies, wishes) = hints::by_session(policies, &request, &prompt, app.frame())?; // * no answer: no hints
     let mut row = row::request(&request, &prompt, &wishes); //                     what the next two are shown
     let place = admit::enter(&app, &policies, &mut row).await?; //              * no answer: it comes in
     let routed = choose(&app, &policies, &prompt, &row)?; //                    * no answer: the built-in
+    let turn = retain::turn(&app, &prompt, &wishes); //                             what retain* will be told, if asked
     let pinned = pin(&app, (seat, place), policies, (&request, &wishes, routed), arrived);
-    let answer = start(pinned, &request, &prompt, &wishes)?; // [ schedule* → kv → engine ]↺ on the worker's thread
+    let answer = start(pinned, (&request, &prompt), &wishes, turn)?; // [ schedule* → kv → engine ]↺ on the worker's thread
     Ok(api::reply(answer, &request).await) //                                     text, calls, usage, sse
 }
 
 /// Pins the active generation, and in it the chain whose rule the request fits.
-fn policies(app: &App, request: &Request, headers: &HeaderMap) -> Pin {
+fn policies(app: &App, tenant: &str, headers: &HeaderMap) -> Pin {
     // Rules are the operator's: they may be about any header, not only those that policies read.
     let headers = auth::without_credentials(headers);
-    app.generations.pin(&Subject { model: &app.model.name, tenant: &request.tenant, headers: &headers })
+    app.generations.pin(&Subject { model: &app.model.name, tenant, headers: &headers })
 }
 
 fn choose(app: &App, policies: &Pin, prompt: &Prompt, row: &Table) -> Result<Routed, Refusal> {
@@ -77,7 +80,12 @@ fn pin(
 }
 
 /// Starts a sequence for each choice on the chosen worker.
-fn start(pinned: Pinned, request: &Request, prompt: &Prompt, wishes: &Wishes) -> Result<Answer, Refusal> {
+fn start(
+    pinned: Pinned,
+    (request, prompt): (&Request, &Prompt),
+    wishes: &Wishes,
+    turn: Option<Arc<Turn>>,
+) -> Result<Answer, Refusal> {
     let app = Arc::clone(&pinned.app);
     let worker = &app.workers[pinned.routed.worker];
     let mut choices = Vec::with_capacity(request.choices as usize);
@@ -93,6 +101,7 @@ fn start(pinned: Pinned, request: &Request, prompt: &Prompt, wishes: &Wishes) ->
             stop_tokens: Arc::clone(&app.model.stop_tokens),
             hints: pinned.hints,
             attributes: wishes.attributes.clone(),
+            turn: turn.clone(),
             arrived: pinned.arrived,
             events,
         });

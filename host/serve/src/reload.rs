@@ -21,10 +21,9 @@ pub struct FileWatch(#[allow(dead_code, reason = "held for its drop")] notify::R
 /// Begins to watch; `None` when there is no file to watch or the system cannot.
 pub fn watch(app: &Arc<App>) -> Option<FileWatch> {
     let config = app.config_path.clone()?;
-    let mut files: BTreeSet<PathBuf> =
-        app.config.plugins.values().filter_map(|p| Some(p.path()?.to_owned())).collect();
+    let mut files: BTreeSet<PathBuf> = app.config.plugins.values().flat_map(|p| p.files()).collect();
     files.insert(config);
-    let names: BTreeSet<PathBuf> = files.iter().filter_map(|f| f.canonicalize().ok()).collect();
+    let names: BTreeSet<PathBuf> = files.iter().filter_map(|f| watched(f)).collect();
     let (changes, changed) = mpsc::channel(1);
     let wanted = names.clone();
     let handler = move |event: notify::Result<notify::Event>| {
@@ -47,6 +46,11 @@ pub fn watch(app: &Arc<App>) -> Option<FileWatch> {
     let weak = Arc::downgrade(app);
     app.ctx.spawn_detached(follow(weak, changed));
     Some(FileWatch(watcher))
+}
+
+/// A file as the system names it. One that is not there yet, such as a signature, is watched for in its folder.
+fn watched(file: &Path) -> Option<PathBuf> {
+    file.canonicalize().ok().or_else(|| Some(file.parent()?.canonicalize().ok()?.join(file.file_name()?)))
 }
 
 async fn follow(app: std::sync::Weak<App>, mut changed: mpsc::Receiver<()>) {

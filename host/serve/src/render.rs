@@ -5,7 +5,7 @@
 use kv::BlockName;
 
 use crate::app::App;
-use crate::prompt::{PromptError, RenderInput};
+use crate::prompt::{PromptError, RenderInput, segments};
 use crate::request::{Prompt, Refusal, Request, ToolChoice};
 use crate::worker::NO_SALT;
 
@@ -41,7 +41,12 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     let room = app.context_max - tokens.len() as u32;
     let wanted = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default);
     let blocks = block_names(app, &tokens).into();
-    Ok(Prompt { tokens: tokens.into(), blocks, forced, in_reasoning, output_tokens_max: wanted.min(room) })
+    let segments = app
+        .generations
+        .retains()
+        .then(|| segments(&app.model.template, &app.model.tokenizer, &input, &text, &tokens));
+    let output_tokens_max = wanted.min(room);
+    Ok(Prompt { tokens: tokens.into(), blocks, forced, in_reasoning, segments, output_tokens_max })
 }
 
 fn block_names(app: &App, tokens: &[u32]) -> Vec<BlockName> {

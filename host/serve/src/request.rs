@@ -5,6 +5,8 @@ use std::sync::Arc;
 use engine::SamplingParams;
 use serde_json::Value;
 
+use crate::prompt::Segment;
+
 /// One API call, parsed and checked; the protocol it came by is behind it.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -75,6 +77,8 @@ pub struct Prompt {
     pub in_reasoning: bool,
     /// Most tokens of an output: the caller's limit or the default, within what the context leaves.
     pub output_tokens_max: u32,
+    /// What its tokens are; `None` where nobody wants to know.
+    pub segments: Option<Vec<Segment>>,
 }
 
 /// Why a request is refused. `api/error.rs` gives each its status.
@@ -159,6 +163,12 @@ pub enum Refusal {
         waiting: usize,
         /// When to come again.
         retry_after_s: u32,
+    },
+    /// Middleware turned it away.
+    #[error("the request was refused by middleware")]
+    Stopped {
+        /// The HTTP status that it chose.
+        status: u16,
     },
     /// The host is shutting down.
     #[error("the host is shutting down")]

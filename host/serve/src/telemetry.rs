@@ -3,6 +3,8 @@
 //! **Invariant:** label values are enums or names from the configuration, never ids; nothing of a prompt,
 //! a completion or a header's value is written anywhere.
 
+mod rollout;
+
 use std::io::IsTerminal;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,6 +22,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::answer::Usage;
 use crate::app::App;
+use crate::record::Recording;
 
 /// Sends logs to standard error, filtered by `filter`; `RUST_LOG` overrules it.
 pub fn init_logs(filter: &str) -> Result<(), String> {
@@ -149,11 +152,13 @@ pub struct Metrics {
     policy_calls: Family<ByCall, Counter>,
     policy_clipped: Family<BySlot, Counter>,
     policy_call_us: Family<ByQuantile, Gauge<f64, AtomicU64>>,
+    compile_cache: Family<ByOutcome, Counter>,
+    rollout: rollout::RolloutMetrics,
 }
 
 impl Metrics {
     /// All metrics at zero.
-    pub fn new() -> Self {
+    pub fn new(recording: &Recording) -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.0005, 2.0, 18));
         let metrics = Self {
             registry: Mutex::new(Registry::with_prefix("pointsman")),
@@ -178,8 +183,11 @@ impl Metrics {
             policy_calls: Family::default(),
             policy_clipped: Family::default(),
             policy_call_us: Family::default(),
+            compile_cache: Family::default(),
+            rollout: rollout::RolloutMetrics::default(),
         };
         metrics.register();
+        recording.register(&mut metrics.registry.lock());
         metrics
     }
 
@@ -215,6 +223,8 @@ impl Metrics {
             self.policy_clipped.clone(),
         );
         r.register("policy_call_us", "Time of a policy call, quantiles", self.policy_call_us.clone());
+        r.register("compile_cache", "Components asked of the compile cache", self.compile_cache.clone());
+        self.rollout.register(&mut r);
     }
 
     /// Counts an admitted request that ended.
@@ -251,13 +261,24 @@ impl Metrics {
         self.running.set(app.requests_running() as i64);
         self.deferred.set(app.door.count(0).0.deferred.into());
         self.generation.set(app.generations.active().id().0 as i64);
+        app.recording.collect();
         self.collect_workers(app);
         self.collect_policies(app);
+        self.collect_cache(app);
+        self.rollout.collect(&app.generations);
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry.lock()) {
             tracing::error!(%error, "metrics cannot be written");
         }
         text
+    }
+
+    fn collect_cache(&self, app: &App) {
+        let counts = app.runtime.cache_counts();
+        let outcomes = [("hit", counts.hits), ("miss", counts.misses), ("discarded", counts.discarded)];
+        for (outcome, count) in outcomes {
+            self.compile_cache.get_or_create(&ByOutcome { outcome }).inner().store(count, Relaxed);
+        }
     }
 
     fn collect_workers(&self, app: &App) {
@@ -295,11 +316,5 @@ impl Metrics {
                 }
             }
         }
-    }
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -1,7 +1,7 @@
 //! Scores the worker that served a session before, as learned from outcomes.
 
-use pointsman_sdk::{Columns, Event, Observe, ObserveView, Policy, RouteView, Score, export};
-use serde::Deserialize;
+use pointsman_sdk::{Columns, Event, Observe, ObserveView, Policy, RouteView, Score, State, export, state};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Settings.
@@ -23,7 +23,7 @@ impl Default for Config {
 }
 
 /// Where a session was served last, and when.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Seen {
     worker: u64,
     at_ms: u64,
@@ -114,7 +114,26 @@ impl Observe for SessionAffinity {
     }
 }
 
-export!(SessionAffinity: score, observe);
+impl State for SessionAffinity {
+    const SCHEMA: &'static str = "route-session-affinity/1";
+
+    fn export_state(&self, schema: &str) -> Option<Vec<u8>> {
+        state::expect::<Self>(schema).ok()?;
+        state::to_bytes(&self.sessions)
+    }
+
+    /// Takes over the sessions, as many as these settings allow, the latest ones.
+    fn import_state(&mut self, schema: &str, bytes: &[u8]) -> Result<(), String> {
+        state::expect::<Self>(schema)?;
+        let sessions: BTreeMap<u64, Seen> = state::from_bytes(bytes)?;
+        self.sessions.clear();
+        self.by_age.clear();
+        sessions.into_iter().for_each(|(session, seen)| self.learn(session, seen));
+        Ok(())
+    }
+}
+
+export!(SessionAffinity: score, observe, state);
 
 #[cfg(test)]
 mod tests {
@@ -203,5 +222,9 @@ mod tests {
     fn it_keeps_the_laws_of_its_slots() {
         laws::score::<SessionAffinity>("{}");
         laws::observe::<SessionAffinity>(r#"{"sessions_max": 3}"#);
+        laws::state::<SessionAffinity, _>(r#"{"sessions_max": 30}"#, |it, seed| {
+            ObserveCase::random(seed).observe(it);
+            RouteCase::random(seed).score(it)
+        });
     }
 }

@@ -5,6 +5,7 @@
 mod executor;
 mod host;
 mod http;
+mod languages;
 mod load;
 mod policies;
 mod swap;
@@ -19,9 +20,10 @@ fn main() -> ExitCode {
         "swap" => swap::run(),
         "http" => http::run(),
         "executor" => executor::run(),
+        "languages" => languages::run(),
         host::CHILD => host::serve(),
         _ => {
-            eprintln!("usage: bench policy|swap|http|executor");
+            eprintln!("usage: bench policy|swap|http|executor|languages");
             return ExitCode::from(2);
         }
     };

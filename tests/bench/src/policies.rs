@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use policy::{
-    ChainSpec, Frame, Generation, Generations, HintsView, Limits, PluginSpec, REQUEST, ROUTE_CANDIDATE,
-    RouteView, Runtime, RuntimeConfig, Table, Way, default_chain,
+    Candidate, ChainSpec, Frame, Generation, Generations, HintsView, Limits, Mode, PluginSpec, REQUEST,
+    ROUTE_CANDIDATE, RecordConfig, Recorder, RouteView, Runtime, RuntimeConfig, Slot, Subject, Table, Way,
+    default_chain,
 };
 
 use crate::table::{Bar, head, median, quantile, row, us};
@@ -13,6 +14,8 @@ use crate::table::{Bar, head, median, quantile, row, us};
 const TURNS: usize = 7;
 const CALLS: u64 = 30_000;
 const CANDIDATES: usize = 64;
+/// Chosen: with a pause after each call a turn takes half a second.
+const SHADOW_CALLS: u64 = 5_000;
 /// Chosen: few enough that the breaker of a plugin that always fails stays closed for a generation each.
 const LOOPS: usize = 15;
 const DEADLINE: Duration = Duration::from_millis(2);
@@ -54,6 +57,13 @@ impl Case {
     fn route(&self, generation: &Generation, call: u64) -> anyhow::Result<bool> {
         let view = RouteView { frame: frame(call), request: &self.request, candidates: &self.candidates };
         Ok(generation.route(Way::default(), &view)?.fell_back)
+    }
+
+    /// As a request does: pinned, with whoever is told of the decision.
+    fn pinned(&self, generations: &Generations, call: u64) -> anyhow::Result<()> {
+        let view = RouteView { frame: frame(call), request: &self.request, candidates: &self.candidates };
+        generations.pin(&Subject::default()).route(&view)?;
+        Ok(())
     }
 
     fn hints(&self, generation: &Generation, call: u64) -> anyhow::Result<()> {
@@ -140,7 +150,69 @@ pub(crate) fn run() -> anyhow::Result<()> {
     row("default chain: hints + 3 scorers + pick, 64, p50", p50(2), Some(p50(0)), Bar::None);
     row("default chain: hints + 3 scorers + pick, 64, p99", p99(2), Some(p99(0)), Bar::AtMost(15.0));
     row("8 plugins, 1,024 candidates, p99", p99(3), None, Bar::AtMost(150.0));
+    shadow(&runtime, &case)?;
+    recorded(&chain, &case)?;
     endless(&runtime, &std::fs::read(&guests[1])?, &case, p50(0))
+}
+
+/// What a shadow adds to the live path: the default chain with and without one, in pairs, one call after the other.
+fn shadow(runtime: &Arc<Runtime>, case: &Case) -> anyhow::Result<()> {
+    let start = || Generations::start(Arc::clone(runtime), default_chain(), 1);
+    let (alone, shadowed) = (start()?, start()?);
+    shadowed.start_rollout(Candidate::Chain(default_chain()), Mode::Shadow)?;
+    let (mut added, mut base) = (Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        let (mut without, mut with) = (Vec::new(), Vec::new());
+        for i in 0..SHADOW_CALLS {
+            // Who goes first changes, so that neither always finds the caches warm.
+            for second in [i % 2 == 0, i % 2 == 1] {
+                let begun = Instant::now();
+                case.pinned(if second { &shadowed } else { &alone }, i)?;
+                let took = us(begun.elapsed());
+                if second { with.push(took) } else { without.push(took) }
+            }
+            // Requests do not come back to back: the shadow has to get its turn, or its queue fills and copies stop.
+            std::thread::sleep(Duration::from_micros(20));
+        }
+        base.push(quantile(&mut without, 0.5));
+        added.push(quantile(&mut with, 0.5) - base[base.len() - 1]);
+    }
+    let report = shadowed.rollout().and_then(|report| report.shadow.get(&Slot::Route).cloned());
+    let seen = report.ok_or_else(|| anyhow::anyhow!("the shadow saw nothing"))?;
+    head(
+        "A shadow beside the default chain: live route call, 64 candidates, us (baseline: without it, in pairs)",
+    );
+    row("added by a shadow, p50", median(added), Some(median(base)), Bar::AtMost(2.0));
+    row("share of decisions that the shadow was asked about too", seen.compared_share, None, Bar::None);
+    Ok(())
+}
+
+/// What a decision log costs a decision: the same chain with and without, in turns.
+fn recorded(chain: &Generations, case: &Case) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut turns: [Vec<(f64, f64)>; 2] = Default::default();
+    let mut bytes = 0;
+    for _ in 0..TURNS {
+        let pin = chain.pin(&Subject::default());
+        let route = |call: u64| -> anyhow::Result<()> {
+            let (request, candidates) = (&case.request, &case.candidates);
+            pin.route(&RouteView { frame: frame(call), request, candidates })?;
+            Ok(())
+        };
+        turns[0].push(turn(route)?);
+        let recorder = Recorder::start(chain, RecordConfig::new(folder.path()))?;
+        turns[1].push(turn(route)?);
+        let status = recorder.stop(chain);
+        anyhow::ensure!(status.dropped == 0 && status.error.is_none(), "decisions were lost: {status:?}");
+        bytes = status.bytes / status.records;
+    }
+    let p50 = |i: usize| median(turns[i].iter().map(|t| t.0).collect());
+    let p99 = |i: usize| median(turns[i].iter().map(|t| t.1).collect());
+    head("A decision with a log, us (baseline: the same chain without one, in turns)");
+    row("route, 3 scorers + pick, 64 candidates, recorded, p50", p50(1), Some(p50(0)), Bar::None);
+    row("route, 3 scorers + pick, 64 candidates, recorded, p99", p99(1), Some(p99(0)), Bar::None);
+    row("bytes of a record", bytes as f64, None, Bar::None);
+    Ok(())
 }
 
 /// A scorer that never returns: how long until the built-in has answered in its place.

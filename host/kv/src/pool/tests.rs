@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::Fingerprint;
+use crate::{Fingerprint, KeepBound, Retained};
 
 const BLOCK: usize = 2;
 
@@ -118,7 +118,7 @@ fn a_pinned_child_holds_a_parent_that_nobody_else_uses() {
     pool.release(&two.pages);
     assert_eq!(
         pool.stats(),
-        PoolStats { pages: 3, free: 1, evictable: 2, pinned: 0, resident: 2, evictions: 0 }
+        PoolStats { pages: 3, free: 1, evictable: 2, pinned: 0, resident: 2, kept: 0, evictions: 0 }
     );
 }
 
@@ -146,12 +146,117 @@ fn releasing_twice_is_our_own_mistake() {
     pool.release(&pages);
 }
 
+fn worth(priority: u8, until_ms: u64) -> Retention {
+    Retention { priority, until_ms, drop: false }
+}
+
+/// Prompts of one block each run one after the other; what is said of some; the blocks that leave then, in order.
+fn check_order(said: &[(u32, Retention)], expected: &[u32]) {
+    let mut pool = BlockPool::new(6, BLOCK as u32);
+    let prompts: Vec<Vec<u32>> = (0..6).map(|i| vec![i, i]).collect();
+    for prompt in &prompts {
+        let seq = run(&mut pool, prompt);
+        pool.release(&seq.pages);
+    }
+    for &(i, retention) in said {
+        assert_eq!(pool.retain(names(&prompts[i as usize])[0], retention, 0), Retained::Granted);
+    }
+    let resident = |pool: &BlockPool| prompts.iter().filter(|p| pool.resident_prefix(&names(p)) == 1).count();
+    for (left, &i) in expected.iter().enumerate() {
+        let page = pool.allocate(1).expect("each is evictable");
+        assert_eq!(resident(&pool), 5 - left);
+        assert_eq!(pool.resident_prefix(&names(&prompts[i as usize])), 0, "{i} leaves as number {left}");
+        assert_eq!(page.len(), 1);
+    }
+}
+
+#[test]
+fn what_is_dropped_leaves_first_and_what_is_kept_last() {
+    let said = [(0, worth(10, 5)), (1, worth(60, 0)), (2, worth(49, 0)), (5, Retention::DROPPED)];
+    check_order(&said, &[5, 2, 3, 4, 1, 0]);
+}
+
+#[test]
+fn among_the_kept_the_lower_priority_leaves_first_and_no_request_fails() {
+    let said = [(0, worth(50, 9)), (1, worth(10, 99)), (2, worth(90, 9))];
+    check_order(&said, &[3, 4, 5, 1, 0, 2]);
+}
+
+#[test]
+fn a_prefix_stays_for_the_sake_of_what_is_kept_after_it() {
+    let mut pool = BlockPool::new(4, BLOCK as u32);
+    let long = run(&mut pool, &[1, 1, 2, 2]);
+    pool.release(&long.pages);
+    pool.retain(long.names[0], Retention::DROPPED, 0);
+    pool.retain(long.names[1], worth(50, 9), 0);
+    let other = run(&mut pool, &[3, 3]);
+    pool.release(&other.pages);
+    assert_eq!(pool.allocate(2).expect("two").len(), 2);
+    assert_eq!(pool.resident_prefix(&long.names), 2, "the other one left, though used last");
+}
+
+#[test]
+fn what_was_dropped_and_is_found_again_is_ordinary() {
+    let mut pool = BlockPool::new(2, BLOCK as u32);
+    let seq = run(&mut pool, &[1, 1]);
+    pool.release(&seq.pages);
+    pool.retain(seq.names[0], Retention::DROPPED, 0);
+    let pinned = pool.pin_prefix(&seq.names);
+    pool.release(&pinned);
+    assert_eq!(pool.retention(&seq.names[0]), Some(Retention::ORDINARY));
+}
+
+#[test]
+fn a_share_that_is_kept_is_bounded_and_freed_as_time_goes_by() {
+    let bounds = KeepBounds { pages_max: 2, tenant_pages_max: 1 };
+    let mut pool = BlockPool::new(4, BLOCK as u32).with_keep_bounds(bounds);
+    let seq = run(&mut pool, &[1, 1, 2, 2, 3, 3]);
+    pool.release(&seq.pages);
+    let keep = |pool: &mut BlockPool, i: usize, until_ms, tenant| {
+        pool.retain(seq.names[i], worth(70, until_ms), tenant)
+    };
+    assert_eq!(keep(&mut pool, 0, 10, 1), Retained::Granted);
+    assert_eq!(keep(&mut pool, 1, 10, 1), Retained::Unkept(KeepBound::Tenant));
+    assert_eq!(pool.retention(&seq.names[1]), Some(worth(70, 0)), "all but the time");
+    assert_eq!(keep(&mut pool, 1, 20, 2), Retained::Granted);
+    assert_eq!(keep(&mut pool, 2, 20, 3), Retained::Unkept(KeepBound::Pages));
+    assert_eq!(keep(&mut pool, 0, 30, 9), Retained::Granted, "it is kept already");
+    pool.expire(20);
+    assert_eq!((pool.stats().kept, pool.retention(&seq.names[1])), (1, Some(worth(70, 0))));
+    assert_eq!(keep(&mut pool, 2, 40, 1), Retained::Unkept(KeepBound::Tenant), "the first is charged on");
+    assert_eq!(keep(&mut pool, 2, 40, 2), Retained::Granted);
+    assert_eq!(pool.retain(names(&[9, 9])[0], worth(1, 1), 0), Retained::Absent);
+}
+
+#[test]
+fn hits_count_what_was_found_again() {
+    let mut pool = BlockPool::new(3, BLOCK as u32);
+    let seq = run(&mut pool, &[1, 1, 2, 2]);
+    pool.count_hits(&seq.names[..1]);
+    pool.count_hits(&seq.names);
+    assert_eq!(seq.names.iter().map(|name| pool.hits(name)).collect::<Vec<_>>(), [2, 1]);
+    pool.release(&seq.pages);
+    pool.allocate(3).expect("all are evictable");
+    assert_eq!(pool.hits(&seq.names[0]), 0);
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Start(Vec<u32>),
     Seal(prop::sample::Index),
     Finish(prop::sample::Index),
     Allocate(u32),
+    /// What the last block of a prompt is worth, for whom.
+    Retain(Vec<u32>, Retention, u64),
+    Expire(u64),
+    Forget,
+}
+
+fn any_retention() -> impl Strategy<Value = Retention> {
+    prop_oneof![
+        1 => Just(Retention::DROPPED),
+        3 => (0u8..=100, prop_oneof![Just(0), 1u64..40]).prop_map(|(priority, until_ms)| worth(priority, until_ms)),
+    ]
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
@@ -160,6 +265,9 @@ fn any_op() -> impl Strategy<Value = Op> {
         6 => any::<prop::sample::Index>().prop_map(Op::Seal),
         3 => any::<prop::sample::Index>().prop_map(Op::Finish),
         1 => (0u32..9).prop_map(Op::Allocate),
+        5 => (vec(0u32..2, 2..9), any_retention(), 0u64..3).prop_map(|(at, of, by)| Op::Retain(at, of, by)),
+        1 => (0u64..40).prop_map(Op::Expire),
+        1 => Just(Op::Forget),
     ]
 }
 
@@ -172,7 +280,12 @@ struct Model {
     named: BTreeMap<BlockName, (PageIdx, Option<BlockName>, u64)>,
     /// page → references
     refs: BTreeMap<PageIdx, u32>,
+    /// name → what was said of it, by whom it is kept; ordinary if absent.
+    worth: BTreeMap<BlockName, (Retention, u64)>,
 }
+
+/// Of the pages that a model has.
+const BOUNDS: KeepBounds = KeepBounds { pages_max: 4, tenant_pages_max: 2 };
 
 impl Model {
     fn held(&self, name: BlockName) -> bool {
@@ -201,10 +314,43 @@ impl Model {
     fn evict(&mut self) -> BlockName {
         let mut leaves = self.evictable();
         leaves.retain(|&name| self.children(name).next().is_none());
-        let oldest = leaves.into_iter().min_by_key(|name| (self.named[name].2, self.named[name].0));
-        let oldest = oldest.expect("a leaf");
-        self.named.remove(&oldest);
-        oldest
+        let first = leaves.into_iter().min_by_key(|name| {
+            let worth = self.worth(*name);
+            let at = self.named[name];
+            (!worth.drop, worth.until_ms > 0, worth.priority, at.2, at.0)
+        });
+        let first = first.expect("a leaf");
+        self.named.remove(&first);
+        self.worth.remove(&first);
+        first
+    }
+
+    fn worth(&self, name: BlockName) -> Retention {
+        self.worth.get(&name).map_or(Retention::ORDINARY, |known| known.0)
+    }
+
+    fn kept(&self) -> impl Iterator<Item = u64> + '_ {
+        self.worth.values().filter(|known| known.0.until_ms > 0).map(|known| known.1)
+    }
+
+    fn retain(&mut self, name: BlockName, mut wanted: Retention, tenant: u64) -> Retained {
+        if !self.named.contains_key(&name) {
+            return Retained::Absent;
+        }
+        let known = self.worth.get(&name).copied().filter(|known| known.0.until_ms > 0);
+        let met = match (wanted.until_ms > 0, known) {
+            (true, None) if self.kept().count() >= BOUNDS.pages_max as usize => Some(KeepBound::Pages),
+            (true, None) => {
+                let own = self.kept().filter(|&by| by == tenant).count();
+                (own >= BOUNDS.tenant_pages_max as usize).then_some(KeepBound::Tenant)
+            }
+            _ => None,
+        };
+        if met.is_some() {
+            wanted.until_ms = 0;
+        }
+        self.worth.insert(name, (wanted, known.map_or(tenant, |known| known.1)));
+        met.map_or(Retained::Granted, Retained::Unkept)
     }
 
     fn allocated(&mut self, pages: &[PageIdx]) -> Vec<BlockName> {
@@ -248,6 +394,11 @@ fn step(pool: &mut BlockPool, model: &mut Model, live: &mut Vec<Seq>, op: &Op) -
             let pinned = pool.pin_prefix(&names);
             assert_eq!(pinned, resident);
             model.clock += 1;
+            for name in &names[..pinned.len()] {
+                if model.worth(*name).drop {
+                    model.worth.remove(name);
+                }
+            }
             pinned.iter().for_each(|&page| *model.refs.entry(page).or_default() += 1);
             model.touch(&pinned);
             let wanted = (tokens.len().div_ceil(BLOCK) - pinned.len()) as u32;
@@ -298,9 +449,30 @@ fn step(pool: &mut BlockPool, model: &mut Model, live: &mut Vec<Seq>, op: &Op) -
                 assert_eq!(error, KvError::OutOfPages { wanted: *count, available: model.available() });
             }
         },
+        Op::Retain(..) | Op::Expire(_) | Op::Forget => say(pool, model, op),
         Op::Seal(_) | Op::Finish(_) => {}
     }
     evicted
+}
+
+/// Says on both what blocks are worth.
+fn say(pool: &mut BlockPool, model: &mut Model, op: &Op) {
+    match op {
+        Op::Retain(tokens, retention, tenant) => {
+            let name = *names(tokens).last().expect("at least one block");
+            assert_eq!(pool.retain(name, *retention, *tenant), model.retain(name, *retention, *tenant));
+        }
+        Op::Expire(now_ms) => {
+            pool.expire(*now_ms);
+            let over = model.worth.values_mut().filter(|known| known.0.until_ms <= *now_ms);
+            over.for_each(|known| known.0.until_ms = 0);
+        }
+        Op::Forget => {
+            pool.forget_retention();
+            model.worth.clear();
+        }
+        _ => unreachable!("the other operations move pages"),
+    }
 }
 
 /// What holds after every operation.
@@ -310,13 +482,18 @@ fn check_laws(pool: &BlockPool, model: &Model) {
     assert_eq!(stats.free, model.free());
     assert_eq!(stats.evictable, model.evictable().len() as u32);
     assert_eq!(stats.resident as usize, model.named.len());
+    assert_eq!(stats.kept as usize, model.kept().count());
+    assert!(stats.kept <= BOUNDS.pages_max, "the share that is kept is bounded");
+    for name in model.named.keys() {
+        assert_eq!(pool.retention(name), Some(model.worth(*name)));
+    }
     for (name, &(_, parent, _)) in &model.named {
         assert!(parent.is_none_or(|up| model.named.contains_key(&up)), "{name:?} outlived its parent");
     }
     for (idx, page) in pool.pages.iter().enumerate() {
         let refs = model.refs.get(&PageIdx(idx as u32)).copied().unwrap_or(0);
         assert_eq!(page.refs, refs, "refcounts balance");
-        let is_leaf = pool.leaves.contains(&(page.used, idx as u32));
+        let is_leaf = pool.leaves.contains(&(page.rank(), idx as u32));
         assert_eq!(is_leaf, page.evictable_leaf(), "the eviction order holds exactly the evictable leaves");
     }
     let leaves = pool.pages.iter().filter(|page| page.evictable_leaf()).count();
@@ -326,8 +503,8 @@ fn check_laws(pool: &BlockPool, model: &Model) {
 proptest! {
     /// Whatever the operations, the pool agrees with the model, page by page and event by event.
     #[test]
-    fn the_pool_matches_the_model(pages in 1u32..14, ops in vec(any_op(), 1..80)) {
-        let mut pool = BlockPool::new(pages, BLOCK as u32);
+    fn the_pool_matches_the_model(pages in 1u32..14, ops in vec(any_op(), 1..120)) {
+        let mut pool = BlockPool::new(pages, BLOCK as u32).with_keep_bounds(BOUNDS);
         let mut model = Model { pages, ..Model::default() };
         let mut live = Vec::new();
         let mut stored = BTreeSet::new();

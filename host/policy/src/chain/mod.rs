@@ -11,8 +11,8 @@ use crate::error::Rejected;
 use crate::instance::Instance;
 use crate::seat::{Asked, Seat};
 use crate::slot::{
-    AdmitPolicy, AdmitView, Frame, Hints, HintsPolicy, HintsView, Keep, ObservePolicy, ObserveView,
-    SchedulePlan, Slot, Verdict,
+    Action, AdmitPolicy, AdmitView, Frame, Hints, HintsPolicy, HintsView, Keep, MiddlewarePolicy,
+    MiddlewareView, ObservePolicy, ObserveView, SchedulePlan, Slot, Verdict,
 };
 use crate::spec::OnFailure;
 use crate::stats::Outcome;
@@ -92,6 +92,7 @@ fn heard(links: &[Link], muted: u64) -> impl Iterator<Item = &Link> {
 
 pub(crate) struct Chain {
     pub(crate) name: Arc<str>,
+    pub(crate) middleware: Vec<Link>,
     pub(crate) hints: Vec<Link>,
     pub(crate) admit: Vec<Link>,
     pub(crate) filter: Vec<Link>,
@@ -108,6 +109,7 @@ impl Chain {
     pub(crate) fn new(name: &str) -> Self {
         Self {
             name: name.into(),
+            middleware: vec![],
             hints: vec![],
             admit: vec![],
             filter: vec![],
@@ -143,10 +145,29 @@ fn asked(slot: Slot, frame: Frame) -> Asked {
 }
 
 impl Chain {
+    /// The request as it came through one middleware. Errors: it failed, and may not be left out.
+    pub(crate) fn middleware(
+        &self,
+        muted: u64,
+        place: usize,
+        view: &MiddlewareView<'_>,
+    ) -> Option<Result<Action, Rejected>> {
+        let Link { seat, .. } = heard(&self.middleware, muted).nth(place)?;
+        let call = |policy: &mut Instance| policy.handle(view);
+        let check = |action: &mut Action| check::action(action);
+        Some(match seat.ask(asked(Slot::Middleware, view.frame), call, check) {
+            Ok(answer) => Ok(answer.unwrap_or(Action::Continue)),
+            // A guard that fails open is none: the built-in of this slot refuses.
+            Err(_) if seat.spec.on_failure == OnFailure::Skip => Ok(Action::Continue),
+            Err(outcome) => Err(Rejected { plugin: seat.name.clone(), slot: Slot::Middleware, outcome }),
+        })
+    }
+
     /// Whether any plugin is heard in a slot.
     pub(crate) fn asks(&self, muted: u64, slot: Slot) -> bool {
         let links = match slot {
-            Slot::Hints => self.hints.as_slice(),
+            Slot::Middleware => self.middleware.as_slice(),
+            Slot::Hints => &self.hints,
             Slot::Admit => &self.admit,
             Slot::Filter => &self.filter,
             Slot::Score => &self.score,

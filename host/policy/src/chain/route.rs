@@ -51,10 +51,7 @@ impl Chain {
         };
         let rows = view.candidates.rows();
         let call = |policy: &mut Instance| policy.decide(view);
-        let check = |decided: &mut Decided| {
-            check::reasonable(decided.reason.as_deref().unwrap_or_default())?;
-            check::pick(decided.candidate, rows)
-        };
+        let check = |decided: &mut Decided| check::decided(decided, rows);
         match seat.ask(asked(Slot::Route, view.frame), call, check) {
             Ok(Some(Decided { candidate, reason })) => {
                 if let Some(reason) = reason {

@@ -52,6 +52,8 @@ impl From<Hints> for hints::HintSet {
             Value::Flag(flag) => hints::Value::Flag(flag),
             Value::Number(number) => hints::Value::Number(number),
             Value::Text(text) => hints::Value::Text(text),
+            // Only logs have these, and no log has hints.
+            Value::Id(id) => hints::Value::Text(format!("{id:016x}")),
         };
         Self {
             session: set.session,

@@ -3,6 +3,7 @@
 //! **Invariant:** after a fault it is never called again: a trap poisons the store.
 
 mod hints;
+mod middleware;
 mod request;
 mod worker;
 
@@ -10,6 +11,7 @@ use crate::bindings::exports::pointsman::policy::{
     admit, describe, filter, hints as contract_hints, observe, pick, plan, retain, route, schedule, score,
     state,
 };
+use crate::bindings::middleware::exports::vllm::router_middleware::on_request;
 use crate::bindings::pointsman::policy::types;
 use crate::describe::Inputs;
 use crate::runtime::Compiled;
@@ -19,7 +21,7 @@ use crate::stats::Outcome;
 use crate::store::Store as Shelf;
 use std::sync::Arc;
 use std::time::Duration;
-use wasmtime::Store;
+use wasmtime::{Store, Trap};
 
 /// Budget of instantiation and settings. Chosen: an interpreter in a component needs tens of milliseconds.
 pub(crate) const SETUP_DEADLINE: Duration = Duration::from_secs(1);
@@ -39,13 +41,15 @@ pub(crate) struct Instance {
     deadline: Duration,
     fault: Option<Fault>,
     finished: bool,
+    called: bool,
     // The flat lists of a call; kept, so that a call allocates nothing here.
     numbers: Vec<f32>,
     ids: Vec<u64>,
 }
 
 struct Guest {
-    describe: describe::Guest,
+    describe: Option<describe::Guest>,
+    middleware: Option<on_request::Guest>,
     hints: Option<contract_hints::Guest>,
     admit: Option<admit::Guest>,
     filter: Option<filter::Guest>,
@@ -71,6 +75,7 @@ impl Instance {
             deadline: SETUP_DEADLINE,
             fault: None,
             finished: false,
+            called: false,
             numbers: vec![],
             ids: vec![],
         })
@@ -78,14 +83,21 @@ impl Instance {
 
     /// Asks it who it is.
     pub(crate) fn describe(&mut self) -> Result<describe::Description, String> {
-        self.guarded(|guest, store, _, _| guest.describe.call_describe(store))
-            .ok_or_else(|| self.take_fault().map(|fault| fault.message).unwrap_or_default())
+        self.guarded(|guest, store, _, _| match &guest.describe {
+            Some(guest) => guest.call_describe(store),
+            None => Ok(middleware::description()),
+        })
+        .ok_or_else(|| self.take_fault().map(|fault| fault.message).unwrap_or_default())
     }
 
     /// Gives it its settings, as JSON.
     pub(crate) fn configure(&mut self, json: &str) -> Result<(), String> {
-        self.guarded(|guest, store, _, _| guest.describe.call_configure(store, json))
-            .unwrap_or_else(|| Err(self.take_fault().map(|fault| fault.message).unwrap_or_default()))
+        self.guarded(|guest, store, _, _| match &guest.describe {
+            Some(guest) => guest.call_configure(store, json),
+            None if json == "{}" => Ok(Ok(())),
+            None => Ok(Err("it takes no settings: its contract has none".to_owned())),
+        })
+        .unwrap_or_else(|| Err(self.take_fault().map(|fault| fault.message).unwrap_or_default()))
     }
 
     /// Says what crosses, and how long calls may take from here on.
@@ -113,6 +125,7 @@ impl Instance {
 
     /// Gives it the state of the one before it.
     pub(crate) fn import_state(&mut self, schema: &str, state: &[u8]) -> Result<(), String> {
+        self.called = true;
         self.about_state(0, |guest, store| guest.call_import_state(store, schema, state))?
             .unwrap_or_else(|| Err("it takes no state".to_owned()))
     }
@@ -146,9 +159,29 @@ impl Instance {
         self.finished
     }
 
+    /// Notes that it is asked or told something real.
+    pub(crate) fn begin_call(&mut self) {
+        self.called = true;
+    }
+
+    /// Whether nothing but trials reached it so far.
+    pub(crate) fn is_cold(&self) -> bool {
+        !self.called
+    }
+
+    /// Fuel that the last call took; 0 where CPU time is metered.
+    pub(crate) fn fuel_spent(&self) -> u64 {
+        sandbox::fuel_spent(&self.store, self.deadline)
+    }
+
     /// Has it read and write this store from here on.
     pub(crate) fn set_shelf(&mut self, shelf: Shelf) {
         self.store.data_mut().set_shelf(shelf);
+    }
+
+    /// Linear memory that it has taken, in bytes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.store.data().memory_bytes
     }
 
     /// What is left of it, to be dropped elsewhere.
@@ -181,7 +214,8 @@ fn load(compiled: &Compiled, store: &mut Store<Ctx>) -> wasmtime::Result<Guest> 
         };
     }
     Ok(Guest {
-        describe: compiled.exports.describe.load(&mut *store, &instance)?,
+        describe: load!(describe),
+        middleware: load!(middleware),
         hints: load!(hints),
         admit: load!(admit),
         filter: load!(filter),
@@ -200,6 +234,7 @@ impl Fault {
     fn of(error: &wasmtime::Error, store: &Store<Ctx>) -> Self {
         let outcome = match error.downcast_ref::<OverDeadline>() {
             Some(_) => Outcome::OverDeadline,
+            None if matches!(error.downcast_ref(), Some(Trap::OutOfFuel)) => Outcome::OverDeadline,
             None => Outcome::Trapped,
         };
         let cause = error.root_cause();

@@ -55,6 +55,8 @@ pub enum Value {
     Number(f64),
     /// A text.
     Text(String),
+    /// A text of which only the id is known: what a log keeps of one.
+    Id(u64),
 }
 
 /// Interprets what callers say.
@@ -94,7 +96,7 @@ impl Attributes {
         match self.get(name) {
             Some(Value::Number(number)) => *number as f32,
             Some(Value::Flag(flag)) => f32::from(u8::from(*flag)),
-            Some(Value::Text(_)) | None => 0.0,
+            Some(Value::Text(_) | Value::Id(_)) | None => 0.0,
         }
     }
 
@@ -102,6 +104,7 @@ impl Attributes {
     pub fn id(&self, name: &str) -> u64 {
         match self.get(name) {
             Some(Value::Text(text)) => name_id(text),
+            Some(Value::Id(id)) => *id,
             Some(Value::Number(number)) => *number as u64,
             Some(Value::Flag(flag)) => u64::from(*flag),
             None => 0,

@@ -5,6 +5,7 @@
 
 mod admit;
 mod hints;
+mod middleware;
 mod observe;
 mod retain;
 mod route;
@@ -12,6 +13,7 @@ mod schedule;
 
 pub use admit::{ADMIT_FLEET, AdmitPolicy, AdmitView, Verdict};
 pub use hints::{Attributes, Hints, HintsPolicy, HintsView, Value, name_id};
+pub use middleware::{Action, Changes, Header, MiddlewarePolicy, MiddlewareView};
 pub use observe::{Event, OBSERVE_OUTCOME, ObservePolicy, ObserveView};
 pub use retain::{Clip, Keep, RETAIN_CACHE, RETAIN_SEGMENT, RetainPolicy, RetainView, Tier};
 pub use route::{
@@ -26,6 +28,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Slot {
+    /// Lets requests pass as they came, changes or refuses them.
+    Middleware,
     /// Interprets what callers say.
     Hints,
     /// Lets requests in.
@@ -48,10 +52,11 @@ pub enum Slot {
 
 impl Slot {
     /// How many there are.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 
     /// Every slot, in the order of a request's journey.
     pub const ALL: [Self; Self::COUNT] = [
+        Self::Middleware,
         Self::Hints,
         Self::Admit,
         Self::Filter,
@@ -66,6 +71,7 @@ impl Slot {
     /// Its word, as in the contract.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Middleware => "middleware",
             Self::Hints => "hints",
             Self::Admit => "admit",
             Self::Filter => "filter",

@@ -6,5 +6,7 @@ mod faults;
 mod generations;
 mod plugins;
 mod prepare;
+mod record;
+mod rollout;
 mod state;
 mod versions;

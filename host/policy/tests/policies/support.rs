@@ -13,13 +13,13 @@ use std::time::Duration;
 static RUNTIME: LazyLock<Arc<Runtime>> =
     LazyLock::new(|| Runtime::new(RuntimeConfig::default()).expect("the sandbox starts"));
 
-static GUESTS: LazyLock<[Arc<[u8]>; 4]> = LazyLock::new(|| {
+static GUESTS: LazyLock<[Arc<[u8]>; 5]> = LazyLock::new(|| {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("two folders deep");
     let target = guest_build::target_dir_of_test().expect("tests lie in a target folder");
-    let names = ["faulty", "first-plugin", "keeper", "elder"].map(str::to_owned);
+    let names = ["faulty", "first-plugin", "keeper", "elder", "tally"].map(str::to_owned);
     let built = guest_build::build(workspace, &target, &names, |_| {}).expect("the guests build");
     let read = |path| Arc::from(std::fs::read(path).expect("the component was just built"));
-    [read(&built[0]), read(&built[1]), read(&built[2]), read(&built[3])]
+    std::array::from_fn(|guest| read(&built[guest]))
 });
 
 /// The runtime that tests share.
@@ -47,6 +47,11 @@ pub(crate) fn elder() -> Arc<[u8]> {
     GUESTS[3].clone()
 }
 
+/// The component whose answers follow from all that it was asked before.
+pub(crate) fn tally_component() -> Arc<[u8]> {
+    GUESTS[4].clone()
+}
+
 /// The faulty component with a fault.
 pub(crate) fn faulty_plugin(fault: &str) -> PluginSpec {
     let config = serde_json::json!({ "fault": fault });
@@ -58,6 +63,7 @@ pub(crate) fn chain_of(slot: Slot, plugin: PluginSpec) -> ChainSpec {
     let name = "it".to_owned();
     let mut chain = ChainSpec { plugins: [(name.clone(), plugin)].into(), ..ChainSpec::default() };
     match slot {
+        Slot::Middleware => chain.middleware.push(name),
         Slot::Hints => chain.hints.push(name),
         Slot::Filter => chain.filter.push(name),
         Slot::Score => chain.score.push((name, 1.0)),

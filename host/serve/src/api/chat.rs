@@ -7,6 +7,7 @@ use engine::SamplingParams;
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, kind};
+use super::{marks, matches_any};
 use crate::auth::is_credential;
 use crate::config::{HintSources, Limits};
 use crate::ctx::mix;
@@ -43,6 +44,8 @@ pub fn parse(body: &[u8], headers: &HeaderMap, rules: &Rules<'_>, seed: u64) -> 
     let messages = messages(&fields)?;
     let tools = tools(&fields)?;
     let tool_choice = tool_choice(&fields, tools.as_deref())?;
+    let mut extensions = extensions(&fields, &rules.hints.extensions)?;
+    extensions.extend(marks::extension(&messages, fields.list("tools")?));
     refuse_structured_output(&fields)?;
     Ok(Request {
         id: format!("chatcmpl-{:016x}{:016x}", mix(seed), seed),
@@ -58,7 +61,7 @@ pub fn parse(body: &[u8], headers: &HeaderMap, rules: &Rules<'_>, seed: u64) -> 
         choices: fields.integer("n", 1, rules.limits.choices_max.into())?.unwrap_or(1) as u32,
         stream: stream(&fields)?,
         headers: hint_headers(headers, &rules.hints.headers),
-        extensions: extensions(&fields, &rules.hints.extensions)?,
+        extensions,
     })
 }
 
@@ -122,7 +125,7 @@ fn tools(fields: &Fields<'_>) -> Result<Option<Vec<Value>>, Refusal> {
         let function = object.object("function")?.ok_or_else(|| object.wrong("function", "an object"))?;
         function.text("name")?.ok_or_else(|| function.wrong("name", "the name of a function"))?;
         function.object("parameters")?;
-        functions.push(tool.clone());
+        functions.push(marks::unmarked(tool));
     }
     Ok((!functions.is_empty()).then_some(functions))
 }
@@ -271,16 +274,10 @@ fn stream(fields: &Fields<'_>) -> Result<Stream, Refusal> {
 
 /// Headers whose name is on the list; a `*` at the end of a pattern takes every ending.
 fn hint_headers(headers: &HeaderMap, allowed: &[String]) -> Vec<(String, String)> {
-    let wanted = |name: &str| {
-        allowed.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(start) => name.starts_with(start),
-            None => name == pattern,
-        })
-    };
     headers
         .iter()
         // A pattern such as `x-*` takes many headers, but never those with credentials.
-        .filter(|(name, _)| wanted(name.as_str()) && !is_credential(name.as_str()))
+        .filter(|(name, _)| matches_any(name.as_str(), allowed) && !is_credential(name.as_str()))
         .filter(|(_, value)| value.len() <= HEADER_VALUE_BYTES_MAX)
         .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
         .collect()

@@ -23,6 +23,11 @@ fn class(refusal: &Refusal) -> (StatusCode, &'static str, Option<&'static str>) 
         Refusal::Rejected { .. } => {
             (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("admission_rejected"))
         }
+        Refusal::Stopped { status } => {
+            let kind = if *status < 500 { INVALID } else { "server_error" };
+            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::FORBIDDEN);
+            (status, kind, Some("refused_by_middleware"))
+        }
         Refusal::Draining | Refusal::Policy(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable"))
         }

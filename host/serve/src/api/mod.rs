@@ -6,13 +6,15 @@ pub mod admin;
 pub mod chat;
 pub mod error;
 mod fields;
+mod marks;
 mod reply;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request as HttpRequest, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,6 +25,7 @@ pub use reply::reply;
 
 use crate::app::App;
 use crate::journey::journey;
+use crate::middleware::Passing;
 use crate::request::Refusal;
 
 /// The API's routes.
@@ -106,11 +109,22 @@ pub fn rules(app: &App) -> chat::Rules<'_> {
     }
 }
 
-/// Headers and body of a call, the body within its limit.
-pub async fn read(call: HttpRequest<Body>, max: usize) -> Result<(HeaderMap, Bytes), Refusal> {
+/// Whether a name is on a list of patterns, each a name or a beginning followed by `*`.
+pub fn matches_any(name: &str, patterns: &[String]) -> bool {
+    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    })
+}
+
+/// A call with all of its body, which is within its limit.
+pub async fn read(call: HttpRequest<Body>, max: usize) -> Result<Passing, Refusal> {
     let (parts, body) = call.into_parts();
     match Limited::new(body, max).collect().await {
-        Ok(collected) => Ok((parts.headers, collected.to_bytes())),
+        Ok(collected) => {
+            let Parts { method, uri, headers, .. } = parts;
+            Ok(Passing { method, uri, headers, body: collected.to_bytes() })
+        }
         Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => Err(Refusal::TooLarge { max }),
         Err(e) => Err(Refusal::Json(format!("the body ended early: {e}"))),
     }

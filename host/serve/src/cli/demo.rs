@@ -37,7 +37,7 @@ pub(super) fn demo(args: &ServeArgs) -> anyhow::Result<()> {
         }
         print_policies(&server).await?;
         print_next_steps(&server);
-        run::until_stopped(server).await
+        run::until_stopped(server, run::Signals::handled()?).await
     })?
 }
 

@@ -1,12 +1,17 @@
-//! The command line: `serve`, `demo`, `config`, `plugin`, `generations`.
+//! The command line: `serve`, `demo`, `config`, `plugin`, `rollout`, `generations`, `record`, `replay`.
 //!
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
 
+mod author;
 mod config;
 mod demo;
+mod examine;
 mod operate;
+mod record;
+mod rollout;
 mod run;
+mod supply;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -34,10 +39,16 @@ enum Command {
     /// Check, explain or import a configuration; print the reference one or its schema.
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// List, swap and roll back plugins of a running host.
+    /// Write and examine plugins; sign, push and pull them; list, swap and roll back those of a running host.
     Plugin(operate::PluginArgs),
-    /// Show the generations of a running host.
-    Generations(operate::Admin),
+    /// Try a plugin beside the active one before it decides everything.
+    Rollout(rollout::RolloutArgs),
+    /// Show the generations of a running host, or what lies between two of them.
+    Generations(operate::GenerationsArgs),
+    /// Have a running host write its decisions into a log, or stop it.
+    Record(record::RecordArgs),
+    /// Make the decisions of a log again, by the recorded chains or by others, and compare.
+    Replay(record::ReplayArgs),
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +112,9 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => demo::demo(&args),
         Command::Config(command) => config::config(command),
         Command::Plugin(args) => run::block_on(operate::plugin(args))?,
-        Command::Generations(admin) => run::block_on(operate::generations(admin))?,
+        Command::Rollout(args) => run::block_on(rollout::rollout(args))?,
+        Command::Generations(args) => run::block_on(operate::generations(args))?,
+        Command::Record(args) => run::block_on(record::record(args))?,
+        Command::Replay(args) => record::replay(&args),
     }
 }

@@ -1,13 +1,16 @@
 //! `pointsman plugin …` and `pointsman generations`: the admin API from a terminal.
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use axum::http::Method;
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::author::{self, AuthorCommand};
+use super::supply::{self, SupplyCommand};
 use crate::client::{Client, Reply};
+use crate::source::{self, COMPONENT_BYTES_MAX, SCHEME};
 
 /// Which host to talk to.
 #[derive(Debug, Args)]
@@ -15,6 +18,32 @@ pub(super) struct Admin {
     /// Address of the admin API.
     #[arg(long, default_value = "http://127.0.0.1:8081", global = true)]
     admin: String,
+}
+
+impl Admin {
+    /// Its address.
+    pub(super) fn address(self) -> String {
+        self.admin
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GenerationsArgs {
+    #[command(subcommand)]
+    command: Option<GenerationsCommand>,
+    #[command(flatten)]
+    admin: Admin,
+}
+
+#[derive(Debug, Subcommand)]
+enum GenerationsCommand {
+    /// Show what changed from one generation to another.
+    Diff {
+        /// The one.
+        from: u64,
+        /// The other.
+        to: u64,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -33,41 +62,79 @@ enum PluginCommand {
     Swap {
         /// Name of the plugin in the chain.
         name: String,
-        /// The component.
-        file: PathBuf,
+        /// The component: a file, or `oci://HOST/REPOSITORY:TAG`. A signature in FILE.sig goes with it.
+        source: String,
+        /// SHA-256 that it must have.
+        #[arg(long, default_value = "")]
+        sha256: String,
     },
     /// Go back to the generation before the active one.
     Rollback,
+    /// Examine a component: exports, inputs, the laws of its slots on random views, what calls cost.
+    Check(super::examine::ExamineArgs),
+    /// Time a component's calls at 8, 64 and 512 rows.
+    Bench(super::examine::ExamineArgs),
+    #[command(flatten)]
+    Supply(SupplyCommand),
+    #[command(flatten)]
+    Author(AuthorCommand),
 }
 
 pub(super) async fn plugin(args: PluginArgs) -> anyhow::Result<()> {
-    let client = Client::new(args.admin.admin);
+    let client = Client::new(args.admin.admin.clone());
     match args.command {
+        PluginCommand::Author(command) => author::run(command, args.admin.admin).await?,
         PluginCommand::List => {
             let reply = client.get("/admin/v1/plugins").await?;
             list(&checked(reply)?);
         }
-        PluginCommand::Swap { name, file } => {
-            let component =
-                std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            let reply = client.send(Method::PUT, &format!("/admin/v1/plugins/{name}"), component).await?;
+        PluginCommand::Swap { name, source, sha256 } => {
+            let reply = swap(&client, &name, &source, &sha256).await?;
             println!("generation {} is active", checked(reply)?["generation"]);
         }
+        PluginCommand::Check(args) => super::examine::run(&args, false)?,
+        PluginCommand::Bench(args) => super::examine::run(&args, true)?,
         PluginCommand::Rollback => {
             let reply = client.send(Method::POST, "/admin/v1/rollback", "").await?;
             println!("generation {} is active", checked(reply)?["generation"]);
         }
+        PluginCommand::Supply(command) => supply::run(command).await?,
     }
     Ok(())
 }
 
-pub(super) async fn generations(admin: Admin) -> anyhow::Result<()> {
-    let reply = checked(Client::new(admin.admin).get("/admin/v1/generations").await?)?;
+/// A file is sent, with its signature; from a registry the host fetches it.
+async fn swap(client: &Client, name: &str, source: &str, sha256: &str) -> anyhow::Result<Reply> {
+    let path = format!("/admin/v1/plugins/{name}");
+    if source.starts_with(SCHEME) {
+        let place = json!({ "source": source, "sha256": sha256 });
+        return client.send(Method::PUT, &path, place.to_string()).await;
+    }
+    let file = Path::new(source);
+    let component = source::read(file, COMPONENT_BYTES_MAX)?;
+    let found = source::digest(&component);
+    if !sha256.is_empty() && found != sha256 {
+        bail!("{source} has the digest sha256:{found}, and sha256:{sha256} was asked for");
+    }
+    let signature = std::fs::read_to_string(source::beside(file)).unwrap_or_default();
+    let mut headers = vec![("content-type", "application/wasm")];
+    if !signature.trim().is_empty() {
+        headers.push(("x-pointsman-signature", signature.trim()));
+    }
+    client.send_with(Method::PUT, &path, &headers, component).await
+}
+
+pub(super) async fn generations(args: GenerationsArgs) -> anyhow::Result<()> {
+    let path = match args.command {
+        None => "/admin/v1/generations".to_owned(),
+        Some(GenerationsCommand::Diff { from, to }) => format!("/admin/v1/generations/{from}/diff/{to}"),
+    };
+    let reply = checked(Client::new(args.admin.admin).get(&path).await?)?;
     println!("{}", serde_json::to_string_pretty(&reply)?);
     Ok(())
 }
 
-fn checked(reply: Reply) -> anyhow::Result<Value> {
+pub(super) fn checked(reply: Reply) -> anyhow::Result<Value> {
     if reply.status.is_success() {
         return Ok(reply.json);
     }
@@ -103,6 +170,6 @@ pub(super) fn outcomes(calls: &Value) -> String {
     counts.map(|(outcome, count)| format!("{count} {outcome}")).collect::<Vec<_>>().join(", ")
 }
 
-fn text(value: &Value) -> &str {
+pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("-")
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::ServeArgs;
 use crate::app::App;
@@ -30,19 +30,36 @@ pub(super) async fn start(config: Config, path: Option<PathBuf>) -> anyhow::Resu
 pub(super) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     block_on(async {
         let server = start(args.config()?, args.config.clone()).await?;
+        // Before anybody is told where we are: a signal that nobody handles ends the process.
+        let signals = Signals::handled()?;
         let app = &server.app;
         println!("model   {} ({} tokens of context)", app.model.name, app.context_max);
         println!("api     http://{}/v1", server.api);
         println!("admin   http://{}/admin/v1", server.admin);
-        until_stopped(server).await
+        until_stopped(server, signals).await
     })?
 }
 
+/// The signals that mean something here, handled from its making on.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    pub(super) fn handled() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Serves until SIGINT or SIGTERM, reloading on SIGHUP; then drains.
-pub(super) async fn until_stopped(server: Server) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+pub(super) async fn until_stopped(server: Server, signals: Signals) -> anyhow::Result<()> {
+    let Signals { mut interrupt, mut terminate, mut hangup } = signals;
     let _watch = reload::watch(&server.app);
     loop {
         tokio::select! {

@@ -112,14 +112,37 @@ impl Limits {
     }
 }
 
+/// What of a call reaches middleware.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Middleware {
+    /// Header names, in lower case, that it may see and change; a trailing `*` takes all that begin so.
+    pub headers: Vec<String>,
+}
+
+impl Default for Middleware {
+    fn default() -> Self {
+        Self { headers: ["content-type", "user-agent", "x-*"].map(str::to_owned).to_vec() }
+    }
+}
+
+impl Middleware {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        no_credentials("middleware.headers", &self.headers)
+    }
+}
+
+fn no_credentials(key: &str, headers: &[String]) -> Result<(), ConfigError> {
+    match headers.iter().find(|name| is_credential(&name.to_ascii_lowercase())) {
+        Some(name) => {
+            Err(bad(key, format!("lists `{name}`, which holds credentials: no policy may read it")))
+        }
+        None => Ok(()),
+    }
+}
+
 impl HintSources {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        match self.headers.iter().find(|name| is_credential(&name.to_ascii_lowercase())) {
-            Some(name) => {
-                let problem = format!("lists `{name}`, which holds credentials: no policy may read it");
-                Err(bad("hints.headers", problem))
-            }
-            None => Ok(()),
-        }
+        no_credentials("hints.headers", &self.headers)
     }
 }

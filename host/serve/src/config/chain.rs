@@ -22,6 +22,8 @@ const WEIGHT_MAX: f32 = 1e6;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Chain {
+    /// See a request as it came, in order: components of the vLLM router's middleware contract.
+    pub middleware: Vec<String>,
     /// Interpret hints, in order; each sees what the ones before made of them.
     pub hints: Vec<String>,
     /// Say whether a request may come in: it has to be let in by all; the strictest verdict holds.
@@ -69,6 +71,9 @@ pub struct NamedChain {
     pub extends: String,
     /// As in `chain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub middleware: Option<Vec<String>>,
+    /// As in `chain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hints: Option<Vec<String>>,
     /// As in `chain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -90,6 +95,8 @@ pub struct NamedChain {
 /// The slots of a request, complete: what a chain gives, and what it inherits.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RequestSlots {
+    /// Middleware, in order.
+    pub middleware: Vec<String>,
     /// Interpreters of hints, in order.
     pub hints: Vec<String>,
     /// Admitters, in order.
@@ -108,6 +115,7 @@ impl Default for Chain {
     fn default() -> Self {
         let chain = policy::default_chain();
         Self {
+            middleware: chain.middleware,
             hints: chain.hints,
             admit: chain.admit,
             filter: chain.filter,
@@ -124,6 +132,7 @@ impl Chain {
     /// The slots that a request meets.
     pub fn request_slots(&self) -> RequestSlots {
         RequestSlots {
+            middleware: self.middleware.clone(),
             hints: self.hints.clone(),
             admit: self.admit.clone(),
             filter: self.filter.clone(),
@@ -154,7 +163,12 @@ impl Chain {
 impl RequestSlots {
     /// Every plugin named, with its slot.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let lists = [("hints", &self.hints), ("admit", &self.admit), ("filter", &self.filter)];
+        let lists = [
+            ("middleware", &self.middleware),
+            ("hints", &self.hints),
+            ("admit", &self.admit),
+            ("filter", &self.filter),
+        ];
         let listed =
             lists.into_iter().flat_map(|(slot, names)| names.iter().map(move |n| (slot, n.as_str())));
         let score = self.score.iter().map(|scorer| ("score", scorer.plugin.as_str()));
@@ -211,6 +225,7 @@ impl NamedChain {
         let keep = |inherited: bool, name: &String| if inherited { name.clone() } else { String::new() };
         let base_score = if routes { Vec::new() } else { base.score.clone() };
         RequestSlots {
+            middleware: self.middleware.clone().unwrap_or_else(|| base.middleware.clone()),
             hints: self.hints.clone().unwrap_or_else(|| base.hints.clone()),
             admit: self.admit.clone().unwrap_or_else(|| base.admit.clone()),
             filter: self.filter.clone().unwrap_or_else(|| base.filter.clone()),

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::source::SourceError;
+
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -23,6 +25,14 @@ pub enum ConfigError {
         key: String,
         /// What is wrong and what would be right.
         problem: String,
+    },
+    /// A component cannot be had, or is not what it should be.
+    #[error("plugin `{plugin}`: {error}")]
+    Source {
+        /// The plugin.
+        plugin: String,
+        /// Why.
+        error: SourceError,
     },
 }
 

@@ -142,6 +142,13 @@ fn request_slots(slots: &RequestSlots) -> Vec<Slot> {
     let slot =
         |name, asked, otherwise, replaced_by| Slot { name, asked, otherwise, replaced_by, refuses: true };
     let mut all = vec![
+        Slot {
+            name: "middleware",
+            asked: list(&slots.middleware),
+            otherwise: "a request passes as it came",
+            replaced_by: "the request is refused: a guard that fails open is none",
+            refuses: true,
+        },
         slot("hints", list(&slots.hints), "nothing is known of the caller's wishes", "it counts as silent"),
         slot(
             "admit",

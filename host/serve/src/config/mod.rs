@@ -23,8 +23,10 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::source::Supply;
+
 pub use auth::{ApiKey, Auth, Tenants};
-pub use call::{HintSources, Limits, Listen, Telemetry};
+pub use call::{HintSources, Limits, Listen, Middleware, Telemetry};
 pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Scorer};
 pub use engine::{Device, Engine, Kv, Model, Schedule, Sim};
 pub use error::ConfigError;
@@ -58,10 +60,18 @@ pub struct Config {
     pub schedule: Schedule,
     /// What of a call reaches hint policies.
     pub hints: HintSources,
+    /// What of a call reaches middleware.
+    pub middleware: Middleware,
     /// What of policies outlives the process.
     pub state: State,
     /// Logs.
     pub telemetry: Telemetry,
+    /// Where components come from.
+    pub supply: Supply,
+    /// When a generation of policies is taken back.
+    pub rollout: crate::rollout::Rollout,
+    /// Decision logs.
+    pub record: crate::record::Record,
     /// Plugins by name.
     pub plugins: BTreeMap<String, Plugin>,
     /// The default chain: which plugin answers in which slot, in order.
@@ -98,10 +108,15 @@ impl Config {
         let mut config = Self::parse(&text)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         config.state.relative_to(folder);
+        config.supply.relative_to(folder);
+        config.record.relative_to(folder);
         for plugin in config.plugins.values_mut() {
             if let Some(file) = plugin.path() {
                 // A relative path in a file means relative to that file.
                 plugin.source = folder.join(file).display().to_string();
+            }
+            if !plugin.signature.is_empty() {
+                plugin.signature = folder.join(&plugin.signature).display().to_string();
             }
         }
         Ok(config)
@@ -170,7 +185,11 @@ impl Config {
         self.kv.check()?;
         self.schedule.check()?;
         self.hints.check()?;
-        self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name))?;
+        self.middleware.check()?;
+        self.supply.check()?;
+        self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name, &self.supply))?;
+        self.rollout.check().map_err(|(key, problem)| error::bad(key, problem))?;
+        self.record.check()?;
         for (slot, name) in [("schedule", &self.chain.schedule), ("retain", &self.chain.retain)] {
             if self.plugins.get(name).is_some_and(|plugin| !plugin.matches.is_empty()) {
                 let problem = format!(

@@ -7,13 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, at_least, bad};
 use super::rule::Match;
+use crate::source::{self, AskedBy, Supply, Wanted};
 
 /// One plugin: a component and how it is run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plugin {
-    /// `builtin:NAME`, or the path of a component.
+    /// `builtin:NAME`, `file:PATH`, a path, or `oci://HOST/REPOSITORY:TAG`.
     pub source: String,
+    /// SHA-256 that its component must have; empty for any.
+    pub sha256: String,
+    /// File with its signature; empty for the one beside it, `PATH.sig`.
+    pub signature: String,
     /// Handed to the plugin's `configure` as JSON.
     pub config: serde_json::Map<String, serde_json::Value>,
     /// What to do when it fails.
@@ -29,6 +34,8 @@ impl Default for Plugin {
     fn default() -> Self {
         Self {
             source: String::new(),
+            sha256: String::new(),
+            signature: String::new(),
             config: serde_json::Map::new(),
             on_failure: OnFailure::Fallback,
             matches: Match::default(),
@@ -77,23 +84,34 @@ pub const PLUGIN_MEMORY_MIB_MAX: u64 = 64;
 pub const PLUGIN_KEPT_KIB_MAX: u64 = 64 << 10;
 
 impl Plugin {
-    /// Its file, when it is not built in.
+    /// Its file, when it is one.
     pub fn path(&self) -> Option<&Path> {
-        (!self.source.starts_with("builtin:") && !self.source.is_empty()).then(|| Path::new(&self.source))
+        source::path_of(&self.source)
     }
 
-    /// The bytes of its component.
-    pub(super) fn component(&self, name: &str) -> Result<Vec<u8>, ConfigError> {
-        if let Some(builtin) = self.source.strip_prefix("builtin:") {
-            return policy::builtin_component(builtin)
-                .map(<[u8]>::to_vec)
-                .ok_or_else(|| bad(format!("plugins.{name}.source"), "names no built-in plugin"));
-        }
-        let path = PathBuf::from(&self.source);
-        std::fs::read(&path).map_err(|source| ConfigError::Read { path, source })
+    /// The files that it is read from: a change of any is a reason to read again.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let Some(path) = self.path() else { return Vec::new() };
+        let signature = match self.signature.as_str() {
+            "" => source::beside(path),
+            named => PathBuf::from(named),
+        };
+        vec![path.to_owned(), signature]
     }
 
-    pub(super) fn check(&self, name: &str) -> Result<(), ConfigError> {
+    fn wanted(&self) -> Wanted<'_> {
+        let Self { source, sha256, signature, .. } = self;
+        Wanted { source, sha256, signature, asked_by: AskedBy::Config }
+    }
+
+    /// Its component, fetched and checked. Blocks.
+    pub(super) fn component(&self, name: &str, supply: &Supply) -> Result<source::Fetched, ConfigError> {
+        source::component(supply, self.wanted())
+            .map_err(|error| ConfigError::Source { plugin: name.to_owned(), error })
+    }
+
+    pub(super) fn check(&self, name: &str, supply: &Supply) -> Result<(), ConfigError> {
+        source::check(supply, name, self.wanted())?;
         let key = |key: &str| format!("plugins.{name}.{key}");
         let limits = &self.limits;
         at_least(&key("limits.deadline_us"), limits.deadline_us, 1)?;

@@ -3,18 +3,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::source::Supply;
+
 use super::{Config, ConfigError, EffectiveChain, Match, OnFailure, Plugin, Scorer};
 
-/// Builds the policy chains that a configuration asks for; reads component files.
+/// Builds the policy chains that a configuration asks for; fetches components and checks them. Blocks.
 pub fn chain_spec(config: &Config) -> Result<policy::ChainSpec, ConfigError> {
     let mut plugins = BTreeMap::new();
     for (name, plugin) in &config.plugins {
-        plugins.insert(name.clone(), plugin_spec(name, plugin)?);
+        plugins.insert(name.clone(), plugin_spec(name, plugin, &config.supply)?);
     }
     let chain = &config.chain;
     let named = config.effective_chains().into_iter().filter(|chain| !chain.is_default());
     Ok(policy::ChainSpec {
         plugins,
+        middleware: chain.middleware.clone(),
         hints: chain.hints.clone(),
         admit: chain.admit.clone(),
         filter: chain.filter.clone(),
@@ -34,6 +37,7 @@ fn named_chain(chain: EffectiveChain) -> policy::NamedChain {
         score: weighted(&chain.slots.score),
         pick: one(&chain.slots.pick),
         route: one(&chain.slots.route),
+        middleware: chain.slots.middleware,
         hints: chain.slots.hints,
         admit: chain.slots.admit,
         filter: chain.slots.filter,
@@ -58,10 +62,11 @@ fn one(name: &String) -> Option<String> {
     (!name.is_empty()).then(|| name.clone())
 }
 
-fn plugin_spec(name: &str, plugin: &Plugin) -> Result<policy::PluginSpec, ConfigError> {
+fn plugin_spec(name: &str, plugin: &Plugin, supply: &Supply) -> Result<policy::PluginSpec, ConfigError> {
+    let fetched = plugin.component(name, supply)?;
     Ok(policy::PluginSpec {
-        component: plugin.component(name)?.into(),
-        origin: plugin.source.clone(),
+        component: fetched.bytes.into(),
+        origin: fetched.origin,
         config: serde_json::Value::Object(plugin.config.clone()),
         limits: policy::Limits {
             deadline: Duration::from_micros(plugin.limits.deadline_us),

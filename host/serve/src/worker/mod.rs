@@ -3,7 +3,9 @@
 //! The journey starts sequences here and receives their tokens; routing reads the published [`Load`].
 //! **Invariant:** only the worker's thread touches its executor and its pool; everybody else sees numbers.
 
+mod memory;
 mod order;
+mod retainer;
 mod sequence;
 mod step;
 
@@ -21,7 +23,7 @@ pub(crate) use sequence::NO_SALT;
 pub use sequence::{Event, Finish, SequenceHints, Start};
 use step::StepLoop;
 
-use crate::config::Schedule;
+use crate::config::{Kv, Schedule};
 use crate::ctx::{Ctx, name_id};
 
 /// What a worker is made of.
@@ -38,6 +40,8 @@ pub struct Parts {
     pub generations: Arc<Generations>,
     /// Budgets of a step.
     pub schedule: Schedule,
+    /// Bounds on what is kept of the cache.
+    pub kv: Kv,
     /// Clock and seeds.
     pub ctx: Ctx,
 }
@@ -77,6 +81,8 @@ pub struct Load {
     pub pages_pinned: AtomicU32,
     /// Pages that hold a cached block nobody references.
     pub pages_cached: AtomicU32,
+    /// Pages that are to be kept for a time.
+    pub pages_kept: AtomicU32,
     /// Blocks evicted so far.
     pub evictions: AtomicU64,
     /// Sequences put back to waiting for want of pages.
@@ -131,7 +137,8 @@ impl Worker {
         let caps = parts.executor.caps();
         let load = Arc::new(Load::default());
         load.pages.store(caps.kv.pages, Ordering::Relaxed);
-        let pool = BlockPool::new(caps.kv.pages, caps.kv.block_tokens);
+        let pool = BlockPool::new(caps.kv.pages, caps.kv.block_tokens)
+            .with_keep_bounds(retainer::keep_bounds(&parts.kv, caps.kv.pages));
         let (starts, received) = mpsc::channel();
         let (index, name) = (parts.index, parts.name.clone());
         let step_loop = StepLoop::new(parts, pool, Arc::clone(&load), received);

@@ -9,6 +9,7 @@ use policy::Attributes;
 use tokio::sync::mpsc;
 
 use crate::ctx::Moment;
+use crate::retain::Turn;
 
 /// What a worker needs to start a sequence.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Start {
     pub hints: SequenceHints,
     /// What its caller said that has no field there.
     pub attributes: Attributes,
+    /// What the `retain` slot is told of it; `None` where nobody is asked.
+    pub turn: Option<Arc<Turn>>,
     /// When the request came in.
     pub arrived: Moment,
     /// Where events go; dropping the receiver cancels the sequence.
@@ -150,6 +153,11 @@ impl Sequence {
     /// Tokens without KV. One of them is left to a decode step; more is prefill.
     pub(super) fn left(&self) -> usize {
         self.history.len() - self.computed
+    }
+
+    /// Names of its leading blocks that others can find.
+    pub(super) fn sealed_names(&self) -> &[BlockName] {
+        &self.names[..self.sealed]
     }
 
     pub(super) fn cancelled(&self) -> bool {

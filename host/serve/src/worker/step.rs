@@ -13,9 +13,10 @@ use kv::BlockPool;
 use policy::Frame;
 
 use super::order::{Order, Planner, Terms, Victim};
+use super::retainer::{Retainer, With};
 use super::sequence::{Event, Finish, Sequence, Start};
 use super::{Load, Parts, smooth};
-use crate::ctx::{Moment, name_id};
+use crate::ctx::{Ctx, Moment, name_id};
 
 /// State of one worker's loop; it lives on that worker's thread.
 pub(super) struct StepLoop {
@@ -29,6 +30,7 @@ pub(super) struct StepLoop {
     running: Vec<Sequence>,
     order: Order,
     planner: Arc<dyn Planner>,
+    retainer: Retainer,
     /// Whether `waiting` or `running` has other members than at the last schedule decision.
     changed: bool,
     block_tokens: usize,
@@ -39,6 +41,8 @@ impl StepLoop {
     pub(super) fn new(parts: Parts, pool: BlockPool, load: Arc<Load>, received: Receiver<Start>) -> Self {
         let planner = Arc::clone(&parts.generations) as Arc<dyn Planner>;
         let order = Order::new(parts.index, name_id(&parts.name));
+        let named = (parts.index, name_id(&parts.name));
+        let retainer = Retainer::new(named, &parts.kv, pool.stats().pages);
         let block_tokens = parts.executor.caps().kv.block_tokens as usize;
         Self {
             parts,
@@ -49,6 +53,7 @@ impl StepLoop {
             running: Vec::new(),
             order,
             planner,
+            retainer,
             changed: false,
             block_tokens,
             last_token_at: Moment::ZERO,
@@ -65,6 +70,7 @@ impl StepLoop {
         if !self.receive() {
             return false;
         }
+        self.review_cache();
         self.drop_cancelled();
         self.plan();
         let rows = self.admit();
@@ -102,14 +108,11 @@ impl StepLoop {
     fn drop_cancelled(&mut self) {
         let before = self.waiting.len() + self.running.len();
         self.waiting.retain(|s| !s.cancelled());
-        let pool = &mut self.pool;
-        self.running.retain_mut(|s| {
-            let cancelled = s.cancelled();
-            if cancelled {
-                s.release(pool);
+        for i in (0..self.running.len()).rev() {
+            if self.running[i].cancelled() {
+                self.commit(i);
             }
-            !cancelled
-        });
+        }
         self.changed |= before != self.waiting.len() + self.running.len();
     }
 
@@ -123,7 +126,7 @@ impl StepLoop {
         let ctx = &self.parts.ctx;
         let terms = Terms {
             now: ctx.now(),
-            frame: Frame { now_ms: ctx.unix_ms(), seed: ctx.seed() },
+            frame: frame(ctx),
             tokens: schedule.step_tokens_max,
             pages: self.pool.available(),
             rows: schedule.step_rows_max.saturating_sub(self.running.len() as u32),
@@ -328,9 +331,28 @@ impl StepLoop {
         smooth(&self.load.itl_us_ewma, now.saturating_sub(self.last_token_at).as_micros().max(1) as u64);
         self.last_token_at = now;
         for &i in gone.iter().rev() {
-            let mut s = self.running.remove(i);
-            s.release(&mut self.pool);
+            self.commit(i);
             self.changed = true;
+        }
+    }
+
+    /// A sequence leaves: what it computed stays findable, and is worth what the `retain` slot says.
+    fn commit(&mut self, running: usize) {
+        let mut s = self.running.remove(running);
+        let mut with = With {
+            pool: &mut self.pool,
+            generations: &self.parts.generations,
+            frame: frame(&self.parts.ctx),
+        };
+        self.retainer.committed(&s, &mut with);
+        s.release(&mut self.pool);
+    }
+
+    fn review_cache(&mut self) {
+        if self.retainer.in_force() {
+            let frame = frame(&self.parts.ctx);
+            let mut with = With { pool: &mut self.pool, generations: &self.parts.generations, frame };
+            self.retainer.before_step(&mut with);
         }
     }
 
@@ -345,6 +367,7 @@ impl StepLoop {
         set(&load.running, self.running.len());
         set(&load.pages_pinned, stats.pinned as usize);
         set(&load.pages_cached, stats.evictable as usize);
+        set(&load.pages_kept, stats.kept as usize);
         let store = |cell: &AtomicU64, value: u64| cell.store(value, Ordering::Relaxed);
         store(&load.queued_tokens, self.waiting.iter().chain(&self.running).map(left).sum());
         store(&load.active_tokens, self.running.iter().map(|s| s.history.len() as u64).sum());
@@ -365,6 +388,10 @@ fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {
         s.finish(Finish::Length);
     }
     full
+}
+
+fn frame(ctx: &Ctx) -> Frame {
+    Frame { now_ms: ctx.unix_ms(), seed: ctx.seed() }
 }
 
 fn pages_for(tokens: usize, block_tokens: usize) -> usize {

@@ -1,6 +1,7 @@
 //! Built against version 0.1.0 of the contract: components of that time are served beside those of today.
 //!
 //! Scores the last candidate best, and orders the youngest first.
+#![allow(unsafe_code, reason = "generated from the contract")]
 
 #[allow(missing_docs, reason = "generated from the contract, which is documented there")]
 #[allow(unused_imports, unused_macros, reason = "natively nothing is exported")]

@@ -6,6 +6,7 @@
 //! **Invariant:** the same conversation gives the same text; a longer one has a shorter one's text as its
 //! prefix wherever the template allows it.
 
+mod layout;
 mod python;
 
 use std::path::{Path, PathBuf};
@@ -15,8 +16,10 @@ use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind, State};
 use serde_json::{Map, json};
 
+use self::layout::Layout;
 use self::python::{dumps, strftime, tojson};
 use super::canonical::{Arguments, Content, Rules, canonical};
+use super::segments::Span;
 use super::{Guard, PromptError};
 
 /// Most instructions of one rendering. Chosen: a thousand turns take well under a million; the limit stops
@@ -86,6 +89,8 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     rules: Rules,
     rules_with_tools: Option<Rules>,
+    layout: Layout,
+    layout_with_tools: Layout,
     specials: Map<String, serde_json::Value>,
     guard: Guard,
 }
@@ -115,15 +120,20 @@ impl ChatTemplate {
             env: environment(),
             rules: Rules::default(),
             rules_with_tools: None,
+            layout: Layout::default(),
+            layout_with_tools: Layout::default(),
             specials: source.specials.clone(),
             guard: guard.clone(),
         };
         let template = source.template.as_deref().unwrap_or(CHATML);
         this.compile(DEFAULT, template, source)?;
         this.rules = this.probe(DEFAULT, template);
+        this.layout = this.layout_of(DEFAULT, &this.rules);
         if let Some(template) = &source.with_tools {
             this.compile(WITH_TOOLS, template, source)?;
-            this.rules_with_tools = Some(this.probe(WITH_TOOLS, template));
+            let rules = this.probe(WITH_TOOLS, template);
+            this.layout_with_tools = this.layout_of(WITH_TOOLS, &rules);
+            this.rules_with_tools = Some(rules);
         }
         Ok(this)
     }
@@ -138,11 +148,7 @@ impl ChatTemplate {
             (Some(_), Some(rules)) => (WITH_TOOLS, rules),
             _ => (DEFAULT, &self.rules),
         };
-        let mut messages = canonical(input.messages, rules)?;
-        for message in &mut messages {
-            let said_by_assistant = message["role"] == "assistant";
-            self.guard.value(message, said_by_assistant);
-        }
+        let messages = self.seen(input.messages, rules)?;
         let mut variables = serde_json::Value::from(input.extra.clone());
         if let Some(tools) = tools {
             variables["tools"] = tools.into();
@@ -151,6 +157,43 @@ impl ChatTemplate {
         variables["messages"] = messages.into();
         variables["add_generation_prompt"] = input.add_generation_prompt.into();
         self.render_values(name, variables, input.now_unix_ms).map_err(refusal)
+    }
+
+    /// What each stretch of a rendered text is, as far as the template's layout is known.
+    ///
+    /// Cost: about that of reading the messages and the text a few times.
+    pub fn spans(&self, input: &RenderInput<'_>, text: &str) -> Vec<Span> {
+        let tools = input.tools.is_some_and(|tools| !tools.is_empty());
+        let (layout, rules) = match &self.rules_with_tools {
+            Some(rules) if tools => (&self.layout_with_tools, rules),
+            _ => (&self.layout, &self.rules),
+        };
+        match self.seen(input.messages, rules) {
+            Ok(messages) => layout.spans(&messages, tools, text, &self.guard),
+            Err(_) => vec![],
+        }
+    }
+
+    /// Messages as the template sees them: in one spelling, with what content spells of added tokens marked.
+    fn seen(
+        &self,
+        messages: &[serde_json::Value],
+        rules: &Rules,
+    ) -> Result<Vec<serde_json::Value>, PromptError> {
+        let mut messages = canonical(messages, rules)?;
+        for message in &mut messages {
+            let said_by_assistant = message["role"] == "assistant";
+            self.guard.value(message, said_by_assistant);
+        }
+        Ok(messages)
+    }
+
+    fn layout_of(&self, name: &str, rules: &Rules) -> Layout {
+        let render = |messages: &serde_json::Value, tools: &serde_json::Value, begin: bool| {
+            let values = json!({"messages": messages, "tools": tools, "add_generation_prompt": begin});
+            self.render_values(name, values, 0).unwrap_or_default()
+        };
+        Layout::learn(&render, rules)
     }
 
     fn render_values(&self, name: &str, mut values: serde_json::Value, now_ms: u64) -> Result<String, Error> {

@@ -109,6 +109,11 @@ impl Guard {
         guarded(&self.all, text)
     }
 
+    /// Whether a text spells an added token.
+    pub(crate) fn spells_added(&self, text: &str) -> bool {
+        self.all.is_match(text)
+    }
+
     /// Marks every string of a JSON value, keys included. What an assistant said keeps `<think>`, since
     /// templates look for it to drop old reasoning.
     pub fn value(&self, value: &mut Value, said_by_assistant: bool) {

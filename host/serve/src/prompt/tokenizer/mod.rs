@@ -117,6 +117,39 @@ impl Tokenizer {
         }
     }
 
+    /// Tokens before each of these places of a rendered prompt, which ascend; `tokens` is what it was encoded to.
+    ///
+    /// A place within a token counts it. `None` where tokens cannot be found again in the text.
+    pub fn places(&self, text: &str, tokens: &[u32], bytes: &[usize]) -> Option<Vec<usize>> {
+        let Encoder::Fast(fast) = &self.encoder else { return None };
+        let spelling = self.spelling.as_ref()?;
+        // Added tokens are where text and tokens meet; what is between them is counted in bytes.
+        let in_text = fast.added_in(text, &self.added);
+        let in_tokens: Vec<usize> =
+            (0..tokens.len()).filter(|&at| self.added.contains_key(&tokens[at])).collect();
+        let same = in_text.len() == in_tokens.len()
+            && in_text.iter().zip(&in_tokens).all(|((_, id), &at)| tokens[at] == *id);
+        if !same {
+            return None;
+        }
+        let place = |&at: &usize| {
+            let before = in_text.partition_point(|(range, _)| range.end <= at);
+            let (from, first) = match before.checked_sub(1) {
+                Some(last) => (in_text[last].0.end, in_tokens[last] + 1),
+                None => (0, 0),
+            };
+            let end = in_tokens.get(before).copied().unwrap_or(tokens.len());
+            let mut left = unguarded(&text[from..at]).len();
+            let mut token = first;
+            while left > 0 && token < end {
+                left = left.saturating_sub(spelling.bytes(tokens[token]).len());
+                token += 1;
+            }
+            token
+        };
+        Some(bytes.iter().map(place).collect())
+    }
+
     /// Tokens that stand before a text which no template made, such as a begin-of-text token; often none.
     pub fn prefix(&self) -> &[u32] {
         &self.prefix
@@ -205,6 +238,26 @@ impl Fast {
             }
         });
         tokens
+    }
+}
+
+impl Fast {
+    /// The added tokens of a rendered prompt and where they stand.
+    fn added_in(&self, text: &str, added: &BTreeMap<u32, Added>) -> Vec<(Range<usize>, u32)> {
+        let (mut found, mut at) = (Vec::new(), 0);
+        let mut note = |piece: Piece<'_>| match piece {
+            Piece::Text(text) => at += text.len(),
+            Piece::Added(id) => {
+                let len = added.get(&id).map_or(0, |added| added.content.len());
+                found.push((at..at + len, id));
+                at += len;
+            }
+        };
+        split(self.raw.as_ref(), text, |piece| match piece {
+            Piece::Text(text) => split(self.normalized.as_ref(), text, &mut note),
+            added => note(added),
+        });
+        found
     }
 }
 

@@ -91,6 +91,7 @@ fn bench(pages: u32, schedule: Schedule, planner: Option<Arc<dyn Planner>>) -> B
         executor: Box::new(Noting(device, Arc::clone(&steps))),
         prefixes: Arc::new(PrefixIndex::new(1)),
         generations: Arc::clone(&GENERATIONS),
+        kv: crate::config::Kv::default(),
         schedule,
         ctx: ctx.clone(),
     };
@@ -125,6 +126,7 @@ impl Bench {
             stop_tokens: Arc::new([]),
             hints: SequenceHints::default(),
             attributes: Default::default(),
+            turn: None,
             arrived: self.ctx.now(),
             events,
         };

@@ -1,0 +1,91 @@
+//! The admin API, on its own listener: generations, plugins, swaps, rollouts, roll back.
+//!
+//! **Invariant:** every change is one call that either is done when it returns or changed nothing.
+
+mod component;
+mod generations;
+mod record;
+mod rollout;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use policy::PrepareError;
+use serde_json::{Value, json};
+
+use super::json_reply;
+use crate::app::App;
+
+/// The admin API's routes.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/admin/v1/generations", get(generations::list))
+        .route("/admin/v1/generations/{from}/diff/{to}", get(generations::diff))
+        .route("/admin/v1/plugins", get(generations::plugins))
+        .route("/admin/v1/plugins/{name}", put(generations::put))
+        .route("/admin/v1/rollout", get(rollout::show).post(rollout::set_mode).delete(rollout::abort))
+        .route("/admin/v1/rollout/promote", post(rollout::promote))
+        .route("/admin/v1/rollback", post(generations::rollback))
+        .route("/admin/v1/reload", post(generations::reload))
+        .route("/admin/v1/record", record::routes())
+        .route("/admin/v1/workers", get(workers))
+        .fallback(unknown)
+        .with_state(app)
+}
+
+async fn unknown(uri: Uri) -> Response {
+    failure(StatusCode::NOT_FOUND, None, &format!("unknown path {}", uri.path()))
+}
+
+async fn workers(State(app): State<Arc<App>>) -> Response {
+    use std::sync::atomic::Ordering::Relaxed;
+    let workers: Vec<Value> = app
+        .workers
+        .iter()
+        .map(|w| {
+            json!({
+                "name": &*w.name,
+                "waiting": w.load.waiting.load(Relaxed),
+                "running": w.load.running.load(Relaxed),
+                "pages": w.load.pages.load(Relaxed),
+                "pages_pinned": w.load.pages_pinned.load(Relaxed),
+                "pages_cached": w.load.pages_cached.load(Relaxed),
+                "pages_kept": w.load.pages_kept.load(Relaxed),
+                "steps": w.load.steps.load(Relaxed),
+                "evictions": w.load.evictions.load(Relaxed),
+                "preemptions": w.load.preemptions.load(Relaxed),
+            })
+        })
+        .collect();
+    json_reply(&json!({ "workers": workers, "requests": app.requests_running() }))
+}
+
+/// Why a generation was not prepared: 409 if only something else is in the way, for it may work later.
+fn not_prepared(error: &PrepareError) -> Response {
+    if error.is_busy() {
+        return failure(StatusCode::CONFLICT, None, &error.message);
+    }
+    failure(StatusCode::UNPROCESSABLE_ENTITY, Some(&error.stage.to_string()), &error.to_string())
+}
+
+fn failure(status: StatusCode, stage: Option<&str>, message: &str) -> Response {
+    refusal(status, &json!({ "stage": stage, "message": message }))
+}
+
+/// A call that says something wrong, by the name of the field.
+fn bad_field(field: &str, problem: &str) -> Response {
+    let message = format!("`{field}` {problem}");
+    refusal(StatusCode::BAD_REQUEST, &json!({ "stage": null, "field": field, "message": message }))
+}
+
+fn refusal(status: StatusCode, error: &Value) -> Response {
+    let mut response = Response::new(Body::from(json!({ "error": error }).to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.into_response()
+}

@@ -1,0 +1,232 @@
+//! What a worker remembers of the sessions that it served: which blocks are theirs, and what they are.
+//!
+//! Called by the retainer. **Invariant:** bounded; who was served longest ago is forgotten first.
+
+use kv::BlockName;
+use policy::Attributes;
+use rustc_hash::FxHashMap;
+
+use super::sequence::Sequence;
+use crate::prompt::{Role, Segment, Span, reasoning_tokens};
+
+/// Chosen: more sessions than a worker's pages hold at a time.
+const SESSIONS_MAX: usize = 256;
+/// Chosen: a policy answers for so many in well under its deadline.
+const SEGMENTS_MAX: usize = 256;
+/// Segments that stay apart at the beginning of a conversation with more than that.
+const FIRST_SEGMENTS: usize = 16;
+
+/// A run of tokens of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stretch {
+    pub(super) role: Role,
+    pub(super) start: u32,
+    pub(super) tokens: u32,
+    pub(super) wish_ttl_ms: u32,
+}
+
+/// A conversation as it was when its last turn was committed.
+#[derive(Clone, Debug)]
+pub(super) struct Conversation {
+    pub(super) session: u64,
+    pub(super) parent: u64,
+    pub(super) class: u64,
+    pub(super) tenant: u64,
+    pub(super) live: bool,
+    pub(super) used_ms: u64,
+    pub(super) wish_priority: u8,
+    pub(super) attributes: Attributes,
+    /// Names of its blocks, in order.
+    pub(super) names: Vec<BlockName>,
+    pub(super) stretches: Vec<Stretch>,
+}
+
+impl Conversation {
+    /// What a sequence leaves behind.
+    pub(super) fn of(sequence: &Sequence, now_ms: u64) -> Self {
+        let hints = &sequence.start.hints;
+        let turn = sequence.start.turn.as_deref();
+        Self {
+            session: hints.session,
+            parent: turn.map_or(0, |turn| turn.parent),
+            class: hints.class,
+            tenant: hints.tenant,
+            live: turn.is_none_or(|turn| !turn.session_final),
+            used_ms: now_ms,
+            wish_priority: turn.map_or(0, |turn| turn.wishes.priority),
+            attributes: turn.map(|turn| turn.attributes.clone()).unwrap_or_default(),
+            names: sequence.sealed_names().to_vec(),
+            stretches: stretches(sequence),
+        }
+    }
+
+    /// Leading blocks that are those of another, too.
+    fn shares_with(&self, other: &Self) -> usize {
+        let both = self.names.len().min(other.names.len());
+        // Equal names mean equal prefixes: from the first that differs on, all do.
+        let indices: Vec<usize> = (0..both).collect();
+        indices.partition_point(|&i| self.names[i] == other.names[i])
+    }
+}
+
+/// The stretches of prompt and output; neighbours of one role and one wish are one.
+fn stretches(sequence: &Sequence) -> Vec<Stretch> {
+    let prompt_len = sequence.prompt_len() as u32;
+    let len = sequence.history.len() as u32;
+    let mut starts: Vec<(Segment, u32)> = Vec::new();
+    match sequence.start.turn.as_deref() {
+        Some(turn) => {
+            starts.extend(turn.segments.iter().copied().zip(turn.wishes.ttl_ms(&turn.segments)));
+            let output = &sequence.history[prompt_len as usize..];
+            let thought = reasoning_tokens(&turn.tokenizer, output, turn.in_reasoning) as u32;
+            let part = |role, start| (Segment { role, start, message: Span::AFTER }, 0);
+            if thought > 0 {
+                starts.push(part(Role::Reasoning, prompt_len));
+            }
+            starts.push(part(Role::Output, prompt_len + thought));
+        }
+        None => {
+            let part = |role, start| (Segment { role, start, message: Span::BEFORE }, 0);
+            starts.extend([part(Role::History, 0), part(Role::Output, prompt_len)]);
+        }
+    }
+    let ends: Vec<u32> = starts.iter().skip(1).map(|(next, _)| next.start).chain([len]).collect();
+    let mut stretches: Vec<Stretch> = Vec::new();
+    for ((segment, wish_ttl_ms), end) in starts.into_iter().zip(ends) {
+        let Segment { role, start, .. } = segment;
+        match stretches.last_mut() {
+            _ if start >= end => {}
+            Some(last) if last.role == role && last.wish_ttl_ms == wish_ttl_ms => {
+                last.tokens = end - last.start
+            }
+            _ => stretches.push(Stretch { role, start, tokens: end - start, wish_ttl_ms }),
+        }
+    }
+    join_middle(&mut stretches);
+    stretches
+}
+
+/// Makes one stretch of the middle of a conversation that has too many.
+fn join_middle(stretches: &mut Vec<Stretch>) {
+    let Some(spare) = stretches.len().checked_sub(SEGMENTS_MAX) else { return };
+    let middle = FIRST_SEGMENTS..FIRST_SEGMENTS + spare + 1;
+    let joined = Stretch {
+        role: Role::History,
+        start: stretches[middle.start].start,
+        tokens: stretches[middle.clone()].iter().map(|part| part.tokens).sum(),
+        wish_ttl_ms: stretches[middle.clone()].iter().map(|part| part.wish_ttl_ms).max().unwrap_or(0),
+    };
+    stretches.splice(middle, [joined]);
+}
+
+/// The sessions that a worker served last.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    sessions: FxHashMap<u64, Conversation>,
+    /// Names that all of them have together.
+    names: usize,
+}
+
+impl Memory {
+    /// Remembers a session as it is now, and forgets others beyond the bounds.
+    pub(super) fn remember(&mut self, conversation: Conversation, names_max: usize) {
+        let own = conversation.session;
+        self.forget(own);
+        self.names += conversation.names.len();
+        self.sessions.insert(own, conversation);
+        while self.sessions.len() > SESSIONS_MAX || self.names > names_max {
+            let others = self.sessions.values().filter(|known| known.session != own);
+            let Some(oldest) = others.min_by_key(|known| (known.used_ms, known.session)) else { return };
+            let oldest = oldest.session;
+            self.forget(oldest);
+        }
+    }
+
+    pub(super) fn forget(&mut self, session: u64) {
+        if let Some(gone) = self.sessions.remove(&session) {
+            self.names -= gone.names.len();
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The sessions, who was served longest ago first, with at most so many stretches in all.
+    pub(super) fn oldest(&self, stretches_max: usize) -> Vec<&Conversation> {
+        let mut all: Vec<&Conversation> = self.sessions.values().collect();
+        all.sort_by_key(|known| (known.used_ms, known.session));
+        let mut left = stretches_max;
+        all.retain(|known| {
+            let fits = known.stretches.len() <= left;
+            left -= if fits { known.stretches.len() } else { 0 };
+            fits
+        });
+        all
+    }
+
+    /// Leading blocks of a conversation that other sessions have, too.
+    pub(super) fn shared(&self, of: &Conversation) -> usize {
+        let others = self.sessions.values().filter(|known| known.session != of.session);
+        others.map(|known| of.shares_with(known)).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conversation(session: u64, used_ms: u64, names: &[u128]) -> Conversation {
+        Conversation {
+            session,
+            parent: 0,
+            class: 0,
+            tenant: 0,
+            live: true,
+            used_ms,
+            wish_priority: 0,
+            attributes: Attributes::default(),
+            names: names.iter().copied().map(BlockName).collect(),
+            stretches: vec![],
+        }
+    }
+
+    #[test]
+    fn who_was_served_longest_ago_is_forgotten_first() {
+        let mut memory = Memory::default();
+        memory.remember(conversation(1, 30, &[1, 2]), 5);
+        memory.remember(conversation(2, 10, &[1, 3]), 5);
+        memory.remember(conversation(3, 20, &[9, 8]), 5);
+        let left: Vec<u64> = memory.oldest(100).iter().map(|known| known.session).collect();
+        assert_eq!((left, memory.names), (vec![3, 1], 4));
+        memory.remember(conversation(3, 40, &[9, 8, 7, 6, 5, 4]), 5);
+        let left: Vec<u64> = memory.oldest(100).iter().map(|known| known.session).collect();
+        assert_eq!((left, memory.names), (vec![3], 6), "the one in hand stays");
+    }
+
+    #[test]
+    fn blocks_are_shared_as_far_as_names_are_equal() {
+        let mut memory = Memory::default();
+        memory.remember(conversation(1, 1, &[1, 2, 3, 4]), 100);
+        memory.remember(conversation(2, 1, &[1, 2, 5]), 100);
+        assert_eq!(memory.shared(&conversation(3, 1, &[1, 2, 3])), 3);
+        assert_eq!(memory.shared(&conversation(1, 1, &[1, 2, 3, 4])), 2, "not with itself");
+        assert_eq!(memory.shared(&conversation(3, 1, &[7])), 0);
+    }
+
+    #[test]
+    fn a_long_conversation_keeps_its_ends_apart() {
+        let part = |i: u32| Stretch {
+            role: if i.is_multiple_of(2) { Role::History } else { Role::ToolResult },
+            start: i * 10,
+            tokens: 10,
+            wish_ttl_ms: i,
+        };
+        let mut stretches: Vec<Stretch> = (0..1000).map(part).collect();
+        join_middle(&mut stretches);
+        assert_eq!(stretches.len(), SEGMENTS_MAX);
+        assert_eq!(stretches.iter().map(|part| part.tokens).sum::<u32>(), 10_000);
+        assert!(stretches.windows(2).all(|two| two[0].start + two[0].tokens == two[1].start));
+        assert_eq!((stretches[0].clone(), stretches[SEGMENTS_MAX - 1].clone()), (part(0), part(999)));
+    }
+}
