@@ -179,7 +179,6 @@ async fn a_chain_that_lets_everybody_in_asks_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_doorman_lets_everybody_in_or_nobody_as_the_operator_wants() {
     for (on_failure, status) in [("fallback", "200"), ("reject", "503")] {
-        // A doorman without time to answer.
         let limits = format!(
             "on_failure = {on_failure:?}\n[chain]\nadmit = [\"faulty\"]\n[engine]\ndevice = \"sim\"\n"
         );

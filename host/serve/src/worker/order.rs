@@ -97,9 +97,9 @@ impl Order {
 
     /// The running sequence that gives its pages back next.
     pub(super) fn victim(&self, running: &[Sequence]) -> Victim {
-        let named = self.victims.iter().filter_map(|id| running.iter().position(|s| s.start.id == *id));
+        let mut named = self.victims.iter().filter_map(|id| running.iter().position(|s| s.start.id == *id));
         let may = |at: &usize| running[*at].preemptions_planned < PREEMPTIONS_PLANNED_MAX;
-        match named.into_iter().find(may) {
+        match named.find(may) {
             Some(at) => Victim { at, planned: true },
             None => Victim { at: running.len() - 1, planned: false },
         }

@@ -4,8 +4,9 @@
 #![allow(unsafe_code, reason = "generated from the contract")]
 
 #[allow(missing_docs, reason = "generated from the contract, which is documented there")]
+#[allow(unused_imports, unused_macros, reason = "natively nothing is exported")]
 #[allow(clippy::allow_attributes_without_reason, reason = "generated")]
-mod contract {
+pub mod contract {
     wit_bindgen::generate!({ path: "../../../wit/v0.1", world: "policy", generate_all });
 }
 
@@ -13,7 +14,8 @@ use contract::exports::pointsman::policy::{describe, filter, hints, observe, pic
 use contract::pointsman::policy::metrics;
 use contract::pointsman::policy::types::Frame;
 
-struct Elder;
+/// The policy; it has neither settings nor state.
+pub struct Elder;
 
 impl describe::Guest for Elder {
     fn describe() -> describe::Description {
@@ -89,5 +91,6 @@ impl observe::Guest for Elder {
     }
 }
 
+// A name with an `@` is no name of a native symbol.
 #[cfg(target_arch = "wasm32")]
 contract::export!(Elder with_types_in contract);
