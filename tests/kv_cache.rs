@@ -54,7 +54,8 @@ async fn sequences_that_preempt_each_other_give_the_same_answers() {
         cramped.workers("preemptions").await + cramped.workers("evictions").await > 0,
         "there was no pressure"
     );
-    assert_eq!(cramped.workers("pages_pinned").await, 0);
+    // The last step is published after its answers have left.
+    cramped.until("all pages are given back", async || cramped.workers("pages_pinned").await == 0).await;
     roomy.stop().await;
     cramped.stop().await;
 }

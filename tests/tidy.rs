@@ -71,7 +71,8 @@ fn functions_fit_a_screen() {
             let code = line.trim_start();
             let is_function =
                 ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn "];
-            if !is_function.iter().any(|start| code.starts_with(start)) {
+            // A declaration has no body.
+            if !is_function.iter().any(|start| code.starts_with(start)) || code.ends_with(';') {
                 continue;
             }
             let end = format!("{}}}", &line[..line.len() - code.len()]);
@@ -84,11 +85,11 @@ fn functions_fit_a_screen() {
     check(problems);
 }
 
-/// What the compiler cannot check lies where it is looked for: devices and numerics, and the one place that
-/// loads machine code.
+/// What the compiler cannot check lies where it is looked for: devices and numerics, the one place that loads
+/// machine code, and guests whose bindings are generated without the SDK.
 #[test]
 fn unsafe_code_has_its_places() {
-    let allowed = ["host/engine/", "host/policy/src/cache.rs"];
+    let allowed = ["host/engine/", "host/policy/src/cache.rs", "tests/guests/elder/", "tests/guests/gate/"];
     let attribute = ["allow(unsafe", "_code"].concat();
     let elsewhere = |path: &PathBuf| !allowed.iter().any(|place| show(path).starts_with(place));
     let mut problems = Vec::new();

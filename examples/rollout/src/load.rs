@@ -21,31 +21,31 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// What the clients saw.
 #[derive(Default)]
-pub struct Counted {
+pub(crate) struct Counted {
     generations: BTreeMap<u64, u64>,
     /// Requests that were not answered well.
-    pub failed: u64,
+    pub(crate) failed: u64,
     /// Sessions that came to an older generation after a newer one, but for a roll back of all.
-    pub changed_sides: u64,
+    pub(crate) changed_sides: u64,
 }
 
 impl Counted {
     /// `1: 4000, 2: 300`.
-    pub fn by_generation(&self) -> String {
+    pub(crate) fn by_generation(&self) -> String {
         let each = self.generations.iter().map(|(generation, requests)| format!("{generation}: {requests}"));
         each.collect::<Vec<_>>().join(", ")
     }
 }
 
 /// Clients at work.
-pub struct Load {
+pub(crate) struct Load {
     done: Arc<AtomicBool>,
     clients: JoinSet<Counted>,
 }
 
 impl Load {
     /// Lets them begin.
-    pub fn start(server: &Server) -> Self {
+    pub(crate) fn start(server: &Server) -> Self {
         let done = Arc::new(AtomicBool::new(false));
         let mut clients = JoinSet::new();
         for number in 0..CLIENTS {
@@ -55,7 +55,7 @@ impl Load {
     }
 
     /// Lets them end, and adds up what they saw.
-    pub async fn stop(mut self) -> Counted {
+    pub(crate) async fn stop(mut self) -> Counted {
         self.done.store(true, Relaxed);
         let mut sum = Counted::default();
         while let Some(counted) = self.clients.join_next().await {
