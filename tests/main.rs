@@ -12,6 +12,7 @@ mod hot_swap;
 mod kv_cache;
 mod languages;
 mod middleware;
+mod plugins;
 mod process;
 mod replay;
 mod retention;

@@ -5,7 +5,7 @@
 //! instances, which must agree.
 
 use crate::bindings::exports::pointsman::policy::describe as contract;
-use crate::describe::Description;
+use crate::describe::{Description, Inputs};
 use crate::error::{PrepareError, Stage};
 use crate::instance::Instance;
 use crate::question::{Question, Random};
@@ -59,6 +59,8 @@ pub struct Examination {
     pub laws: Vec<Law>,
     /// What its calls cost.
     pub costs: Vec<Cost>,
+    /// A fresh instance and its first call of 64 rows, the median in microseconds: what an instance a call would cost.
+    pub fresh_us_p50: f64,
 }
 
 /// Declared columns of one table.
@@ -157,7 +159,12 @@ pub fn examine(
         }
         one = timed;
     }
+    let fresh_us_p50 = match described.slots.first() {
+        Some(slot) => fresh_us(*slot, &terms, fresh)?,
+        None => 0.0,
+    };
     Ok(Examination {
+        fresh_us_p50,
         component: described.name,
         version: described.version,
         digest: compiled.digest,
@@ -172,6 +179,27 @@ pub fn examine(
         laws,
         costs,
     })
+}
+
+/// A new instance, its settings, and its first call: the median of some, in microseconds.
+fn fresh_us(
+    slot: Slot,
+    terms: &Arc<Inputs>,
+    fresh: impl Fn() -> Result<Instance, PrepareError>,
+) -> Result<f64, PrepareError> {
+    const TIMES: usize = 101;
+    let question = Question::of_rows(slot, ROWS[1], &mut Random::new(1));
+    let mut ns = vec![];
+    for _ in 0..TIMES {
+        let begun = clock::monotonic_ns();
+        let mut instance = fresh()?;
+        instance.set_terms(terms.clone(), trial::DEADLINE);
+        // Its answer was held to the laws before.
+        let _answered = question.ask(&mut instance);
+        ns.push(clock::monotonic_ns().saturating_sub(begun));
+    }
+    ns.sort_unstable();
+    Ok(ns[TIMES / 2] as f64 / 1e3)
 }
 
 fn ms_since(begun_ns: u64) -> f64 {

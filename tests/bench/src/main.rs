@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the machine's clock")]
 
+mod choices;
 mod executor;
 mod host;
 mod http;

@@ -9,6 +9,7 @@ use policy::{
     default_chain,
 };
 
+use crate::choices;
 use crate::table::{Bar, head, median, quantile, row, us};
 
 const TURNS: usize = 7;
@@ -119,7 +120,7 @@ fn doubled_chain() -> ChainSpec {
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let runtime = Runtime::new(RuntimeConfig::default())?;
-    let guests = crate::host::guests(&["wide", "faulty"])?;
+    let guests = crate::host::guests(&["wide", "faulty", "jsonic"])?;
     let start =
         |spec| -> anyhow::Result<Arc<Generations>> { Ok(Generations::start(Arc::clone(&runtime), spec, 1)?) };
     let native = start(ChainSpec::default())?;
@@ -127,7 +128,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let chain = start(default_chain())?;
     let eight = start(doubled_chain())?;
     let (case, large) = (Case::new(CANDIDATES), Case::new(1024));
-    let mut turns: [Vec<(f64, f64)>; 4] = Default::default();
+    let json = choices::json_abi(&runtime, &std::fs::read(&guests[2])?, &case.candidates)?;
+    let mut turns: [Vec<(f64, f64)>; 5] = Default::default();
     for _ in 0..TURNS {
         turns[0].push(turn(|i| case.route(&native.active(), i).map(drop))?);
         turns[1].push(turn(|i| case.route(&wide.active(), i).map(drop))?);
@@ -141,6 +143,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
             large.hints(&generation, i)?;
             large.route(&generation, i).map(drop)
         })?);
+        turns[4].push(turn(|i| {
+            let generation = eight.active();
+            case.hints(&generation, i)?;
+            case.route(&generation, i).map(drop)
+        })?);
     }
     let p50 = |i: usize| median(turns[i].iter().map(|t| t.0).collect());
     let p99 = |i: usize| median(turns[i].iter().map(|t| t.1).collect());
@@ -149,7 +156,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     row("score 64 candidates x 10 columns and pick, p99", p99(1), Some(p99(0)), Bar::AtMost(5.0));
     row("default chain: hints + 3 scorers + pick, 64, p50", p50(2), Some(p50(0)), Bar::None);
     row("default chain: hints + 3 scorers + pick, 64, p99", p99(2), Some(p99(0)), Bar::AtMost(15.0));
+    row("8 plugins, 64 candidates, p99", p99(4), None, Bar::AtMost(25.0));
     row("8 plugins, 1,024 candidates, p99", p99(3), None, Bar::AtMost(150.0));
+    row("the first row's scorer, shown JSON instead of columns, p50", json, Some(p50(1)), Bar::None);
+    choices::starts(&std::fs::read(&guests[0])?)?;
     shadow(&runtime, &case)?;
     recorded(&chain, &case)?;
     endless(&runtime, &std::fs::read(&guests[1])?, &case, p50(0))

@@ -2,7 +2,10 @@
 
 use crate::support::{Route, Schedule, frame, observe, start};
 use pointsman_sdk::testing::RouteCase;
-use policy::{CATALOGUE, ChainSpec, Frame, HintsView, Slot, Way, builtin_plugin, default_chain};
+use policy::{
+    CATALOGUE, ChainSpec, Frame, HintsView, OBSERVE_OUTCOME, ObserveView, Slot, Table, Way, builtin_plugin,
+    default_chain,
+};
 
 #[test]
 fn every_plugin_of_the_catalogue_answers_the_slot_in_its_name() {
@@ -122,4 +125,29 @@ fn host_and_sdk_agree_on_the_columns() {
     check(&policy::SCHEDULE_BUDGET, pointsman_sdk::BUDGET);
     check(&policy::SCHEDULE_SEQUENCE, pointsman_sdk::SEQUENCE);
     check(&policy::OBSERVE_OUTCOME, pointsman_sdk::OUTCOME);
+}
+
+/// A bandit, as a component: outcomes teach it whom to score.
+#[test]
+fn the_bandit_learns_which_worker_answers_in_time() {
+    let name = "route-thompson".to_owned();
+    let spec = ChainSpec {
+        plugins: [(name.clone(), builtin_plugin(&name).expect("it is built in"))].into(),
+        score: vec![(name, 1.0)],
+        ..ChainSpec::default()
+    };
+    let generations = start(spec);
+    for (worker, ttft_ms) in [(1, 900.0), (2, 20.0)] {
+        let mut outcomes = Table::new(&OBSERVE_OUTCOME, 30);
+        outcomes.numbers_mut(1).fill(ttft_ms);
+        outcomes.ids_mut(0).fill(worker);
+        let view = ObserveView { frame: frame(1), outcomes: &outcomes };
+        generations.active().observe(Way::default(), &view);
+    }
+    let quick = (1..=100).filter(|seed| {
+        let route = Route::new(&[0.0; 2], frame(*seed));
+        let decision = generations.active().route(Way::default(), &route.view()).expect("a decision");
+        route.candidates.ids(0)[decision.candidate] == 2
+    });
+    assert!(quick.count() > 95, "it still sends requests to the worker that is late");
 }
