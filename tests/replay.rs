@@ -54,12 +54,10 @@ async fn decisions_under_load_and_swaps_are_replayed_bit_for_bit() {
     let log = folder.path().join("log");
     let host = Arc::new(Host::simulated(&recorded(&log, "")).await);
     load(&host, 4, 6).await;
-    let (one, other) = (Arc::clone(&host), component_bytes("first-plugin"));
-    let swap = tokio::spawn(async move {
-        one.admin.send(Method::PUT, "/admin/v1/plugins/route-prefix-affinity", other).await
-    });
-    load(&host, 4, 6).await;
-    let swapped = swap.await.expect("no panic").expect("the admin API answers");
+    let other = component_bytes("first-plugin");
+    let swap = host.admin.send(Method::PUT, "/admin/v1/plugins/route-prefix-affinity", other);
+    let (swapped, ()) = tokio::join!(swap, load(&host, 4, 6));
+    let swapped = swapped.expect("the admin API answers");
     assert_eq!(swapped.status, 200, "{}", swapped.json);
     load(&host, 2, 4).await;
 

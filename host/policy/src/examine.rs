@@ -152,12 +152,10 @@ pub fn examine(
     }
     let mut costs = vec![];
     if laws.iter().all(|law| law.broken.is_none()) {
-        let mut timed = fresh()?;
-        ready(&mut timed)?;
-        for slot in &described.slots {
-            ROWS.iter().for_each(|rows| costs.extend(cost(&mut timed, *slot, *rows, effort.calls)));
-        }
-        one = timed;
+        one = fresh()?;
+        ready(&mut one)?;
+        let rows = described.slots.iter().flat_map(|slot| ROWS.map(|rows| (*slot, rows)));
+        costs = rows.filter_map(|(slot, rows)| cost(&mut one, slot, rows, effort.calls)).collect();
     }
     let fresh_us_p50 = match described.slots.first() {
         Some(slot) => fresh_us(*slot, &terms, fresh)?,

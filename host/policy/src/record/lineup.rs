@@ -12,6 +12,9 @@ use crate::slot::Slot;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
+/// Components by their digest.
+type Components = Vec<(Digest, Arc<[u8]>)>;
+
 /// Digests of each instance's state, by the number of its plugin.
 pub(super) type Digests = Vec<(u64, Vec<Option<[u8; 32]>>)>;
 
@@ -77,7 +80,7 @@ pub(super) fn head_of(
     generation: &Arc<Generation>,
     lineup: &mut Lineup,
     recorded: &[Slot],
-) -> (GenerationHead, Vec<(Digest, Arc<[u8]>)>) {
+) -> (GenerationHead, Components) {
     lineup.generations.push(Arc::downgrade(generation));
     let spec = generation.spec();
     let mut components = vec![];

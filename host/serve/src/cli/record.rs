@@ -110,8 +110,11 @@ fn compare(args: &ReplayArgs) -> anyhow::Result<ReplayReport> {
     Ok(replay.run(&args.log)?)
 }
 
+/// Bytes and origin of components, by the plugin whose place they take.
+type Components = BTreeMap<String, (Arc<[u8]>, String)>;
+
 /// The components of `NAME=FILE` arguments, with their origins.
-fn components(plugins: &[String]) -> anyhow::Result<BTreeMap<String, (Arc<[u8]>, String)>> {
+fn components(plugins: &[String]) -> anyhow::Result<Components> {
     let mut components = BTreeMap::new();
     for plugin in plugins {
         let Some((name, file)) = plugin.split_once('=') else {

@@ -58,8 +58,8 @@ fn weighted(score: &[Scorer]) -> Vec<(String, f32)> {
 }
 
 /// A slot with one place, which is empty for the built-in.
-fn one(name: &String) -> Option<String> {
-    (!name.is_empty()).then(|| name.clone())
+fn one(name: &str) -> Option<String> {
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 fn plugin_spec(name: &str, plugin: &Plugin, supply: &Supply) -> Result<policy::PluginSpec, ConfigError> {
