@@ -488,11 +488,13 @@ impl Generations {
         reason: String,
         sharing: Sharing,
     ) -> Result<Arc<Generation>, PrepareError> {
-        let id = self.ledger.lock().take_id();
+        // Changes come one by one: nobody else takes the number meanwhile.
+        let id = self.ledger.lock().next_id();
         let (runtime, workers) = (&self.runtime, self.workers);
         let saved = |plugin: &str| load(self.stores.as_ref(), plugin);
         let preparation = Preparation { runtime, spec: &spec, workers, generation: id, saved: &saved };
         let seats = preparation.seats(&self.active.load().seats, sharing)?;
+        self.ledger.lock().prepared(id);
         Ok(Arc::new(Generation::new(id, spec, seats, reason)))
     }
 

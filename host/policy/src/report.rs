@@ -172,10 +172,14 @@ impl Tally {
 }
 
 impl Ledger {
-    /// The number of the next generation.
-    pub(crate) fn take_id(&mut self) -> GenerationId {
-        self.last_id += 1;
-        GenerationId(self.last_id)
+    /// The number that the next generation will have. One that cannot be prepared takes none.
+    pub(crate) fn next_id(&self) -> GenerationId {
+        GenerationId(self.last_id + 1)
+    }
+
+    /// Notes that a generation of this number was prepared.
+    pub(crate) fn prepared(&mut self, id: GenerationId) {
+        self.last_id = self.last_id.max(id.0);
     }
 
     /// Notes a new generation.

@@ -29,22 +29,22 @@ use crate::{admit, auth, hints, middleware, render, row};
 /// `POST /v1/chat/completions`. A star marks a policy slot.
 pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response, Refusal> {
     let arrived = app.ctx.now();
-    let tenant = app.auth.tenant(call.headers())?; //                             401, before anything is read
-    let seat = app.enter()?; //                                                   429 before anybody pays
-    let call = api::read(call, app.config.limits.body_bytes_max).await?; //         413
-    let policies = policies(&app, &tenant, &call.headers); //                      generation and chain, to the end
-    let (headers, body) = middleware::pass(&app, &policies, call)?; //           * no answer: refused
-    let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //  400, naming the field
-    let request = request.of_tenant(tenant); //                                   rules match on it
-    let prompt = render::prompt(&app, &request)?; //                              template, tokens, block names
+    let tenant = app.auth.tenant(call.headers())?; //                                         401, before anything is read
+    let seat = app.enter()?; //                                                               429 before anybody pays
+    let call = api::read(call, app.config.limits.body_bytes_max).await?; //                   413
+    let policies = policies(&app, &tenant, &call.headers); //                                 generation and chain, to the end
+    let (headers, body) = middleware::pass(&app, &policies, call)?; //                      * no answer: refused
+    let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //        400, naming the field
+    let request = request.of_tenant(tenant); //                                               rules match on it
+    let prompt = render::prompt(&app, &request)?; //                                          template, tokens, block names
     let (policies, wishes) = hints::by_session(policies, &request, &prompt, app.frame())?; // * no answer: no hints
-    let mut row = row::request(&request, &prompt, &wishes); //                     what the next two are shown
-    let place = admit::enter(&app, &policies, &mut row).await?; //              * no answer: it comes in
-    let routed = choose(&app, &policies, &prompt, &row)?; //                    * no answer: the built-in
-    let turn = retain::turn(&app, &prompt, &wishes); //                             what retain* will be told, if asked
+    let mut row = row::request(&request, &prompt, &wishes); //                                what the next two are shown
+    let place = admit::enter(&app, &policies, &mut row).await?; //                          * no answer: it comes in
+    let routed = choose(&app, &policies, &prompt, &row)?; //                                * no answer: the built-in
+    let turn = retain::turn(&app, &prompt, &wishes); //                                       what retain* will be told, if asked
     let pinned = pin(&app, (seat, place), policies, (&request, &wishes, routed), arrived);
-    let answer = start(pinned, (&request, &prompt), &wishes, turn)?; // [ schedule* → kv → engine ]↺ on the worker's thread
-    Ok(api::reply(answer, &request).await) //                                     text, calls, usage, sse
+    let answer = start(pinned, (&request, &prompt), &wishes, turn)?; //                       [ schedule* → kv → engine ]↺ on the worker's thread
+    Ok(api::reply(answer, &request).await) //                                                 text, calls, usage, sse
 }
 
 /// Pins the active generation, and in it the chain whose rule the request fits.
