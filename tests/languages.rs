@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdout};
 
 use axum::http::Method;
 use plugin_tool::{Lang, NewPlugin};
+use policy::{Effort, PluginSpec, Runtime, RuntimeConfig, examine};
 use serde_json::{Value, json};
 
 use crate::process::{command, signal};
@@ -16,6 +17,7 @@ use crate::support::{Host, post, user, with_model};
 
 /// Every slot, with where a chain asks it and what sets it in motion.
 const SLOTS: [&str; 6] = ["score", "filter", "pick", "hints", "schedule", "observe"];
+const RUST_SLOTS: [&str; 4] = ["admit", "plan", "retain", "route"];
 
 /// A folder that goes with the test. A Rust project in it builds into a folder that stays, so that its dependencies are
 /// compiled once.
@@ -139,6 +141,17 @@ async fn a_rust_plugin_decides_in_every_slot() {
     for slot in SLOTS {
         decides(&workshop, Lang::Rust, slot).await;
     }
+    // The slots that only Rust has templates for: built, and held to their laws.
+    for slot in RUST_SLOTS {
+        let root = workshop.start(Lang::Rust, slot);
+        let built = plugin_tool::build(&root).unwrap_or_else(|e| panic!("{e}"));
+        let bytes = std::fs::read(&built.component).expect("the component was just built");
+        let runtime = Runtime::new(RuntimeConfig::default()).expect("the sandbox starts");
+        let effort = Effort { cases: 100, calls: 1 };
+        let found =
+            examine(&runtime, slot, &PluginSpec::new(bytes, "built"), effort).expect("it is examined");
+        assert!(found.is_lawful() && found.slots.len() == 1, "{found:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,6 +192,9 @@ async fn a_python_plugin_decides() {
 fn a_template_is_there_for_every_language_and_slot() {
     for lang in Lang::ALL {
         let mut slots = SLOTS.to_vec();
+        if lang == Lang::Rust {
+            slots.extend(RUST_SLOTS);
+        }
         slots.sort_unstable();
         assert_eq!(plugin_tool::slots(lang), slots, "{lang}");
     }
