@@ -244,12 +244,14 @@ impl StepLoop {
         s.preemptions_planned += u32::from(victim.planned);
         self.load.preemptions.fetch_add(1, Ordering::Relaxed);
         self.changed = true;
-        if self.running.is_empty() {
+        let pages = self.pool.stats().pages as usize;
+        if pages_for(s.history.len(), self.block_tokens) > pages {
             // It had every page of the worker and needs more: waiting would not help it.
-            let reason =
-                format!("the worker's {} KV pages cannot hold this sequence", self.pool.stats().pages);
+            let reason = format!("the worker's {pages} KV pages cannot hold this sequence");
             let _ = s.start.events.try_send(Event::Failed(reason));
         } else {
+            // One that was alone comes back too: two that computed the same prefix side by side leave a block that
+            // nobody holds and that cannot go before its children; a fresh start finds it in the cache.
             self.waiting.insert(0, s);
         }
     }

@@ -334,6 +334,16 @@ fn simulate(wanted: &[Wanted], pages: u32, schedule: Schedule, seed: u64) {
     }
 }
 
+/// Two compute the same prefix side by side where every page counts; whoever is left alone is not failed for it.
+#[test]
+fn a_prefix_computed_twice_takes_no_page_from_the_last_one() {
+    let wanted: Vec<Wanted> =
+        [(2, 10, 7), (1, 20, 1), (0, 1, 1), (0, 1, 1), (0, 1, 1), (1, 34, 4), (0, 1, 1)]
+            .map(|(root, prompt, output)| Wanted { root, prompt, output, leaves: None })
+            .to_vec();
+    simulate(&wanted, 13, schedule(3, 3, 30_000), 3_694_235_408_319_366_288);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
