@@ -158,7 +158,10 @@ fn drawn(schema: &'static Schema, rows: usize, random: &mut Random) -> Table {
         }
     }
     for column in 0..schema.ids.len() {
-        table.ids_mut(column).iter_mut().for_each(|cell| *cell = random.below(8) * 0x9e37_79b9_7f4a_7c15);
+        table
+            .ids_mut(column)
+            .iter_mut()
+            .for_each(|cell| *cell = random.below(8).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     }
     // Rows are told apart by their first id, as workers and sequences are.
     if !schema.ids.is_empty() && rows > 1 {

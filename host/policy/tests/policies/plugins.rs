@@ -1,10 +1,10 @@
 //! The plugins that come with the host, as components.
 
-use crate::support::{Route, Schedule, frame, observe, start};
+use crate::support::{Route, Schedule, faulty_plugin, frame, observe, runtime, start};
 use pointsman_sdk::testing::RouteCase;
 use policy::{
-    CATALOGUE, ChainSpec, Frame, HintsView, OBSERVE_OUTCOME, ObserveView, Slot, Table, Way, builtin_plugin,
-    default_chain,
+    CATALOGUE, ChainSpec, Effort, Frame, HintsView, OBSERVE_OUTCOME, ObserveView, Slot, Table, Way,
+    builtin_plugin, default_chain,
 };
 
 #[test]
@@ -150,4 +150,19 @@ fn the_bandit_learns_which_worker_answers_in_time() {
         route.candidates.ids(0)[decision.candidate] == 2
     });
     assert!(quick.count() > 95, "it still sends requests to the worker that is late");
+}
+
+/// What `plugin check` asks of a stranger, asked of those that come with the host; and one that breaks a law is named.
+#[test]
+fn every_plugin_of_the_catalogue_passes_its_examination() {
+    let effort = Effort { cases: 30, calls: 3 };
+    for (name, _) in CATALOGUE {
+        let spec = builtin_plugin(name).expect("it is built in");
+        let found = policy::examine(&runtime(), name, &spec, effort).expect("it starts");
+        assert!(found.is_lawful(), "{name}: {:?}", found.laws);
+        assert!(!found.costs.is_empty() && found.fresh_us_p50 > 0.0, "{name}");
+    }
+    let found =
+        policy::examine(&runtime(), "faulty", &faulty_plugin("wrong_length"), effort).expect("it starts");
+    assert!(!found.is_lawful(), "an answer of the wrong length passed: {:?}", found.laws);
 }
