@@ -34,8 +34,19 @@ impl BlockName {
     /// `salt` separates tenants: equal tokens under different salts never share a block.
     /// Cost: about 1 ns a token.
     pub fn names(fingerprint: Fingerprint, salt: u64, tokens: &[u32], block_tokens: usize) -> Vec<Self> {
+        Self::names_after(fingerprint, salt, None, tokens, block_tokens)
+    }
+
+    /// Names of all full blocks of `tokens` that come after the full block `last`, or are the first ones.
+    pub fn names_after(
+        fingerprint: Fingerprint,
+        salt: u64,
+        last: Option<Self>,
+        tokens: &[u32],
+        block_tokens: usize,
+    ) -> Vec<Self> {
         assert!(block_tokens > 0, "a block holds at least one token");
-        let mut parent = Self::root(fingerprint, salt);
+        let mut parent = last.unwrap_or_else(|| Self::root(fingerprint, salt));
         let blocks = tokens.chunks_exact(block_tokens);
         blocks
             .map(|block| {

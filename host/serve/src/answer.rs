@@ -130,6 +130,8 @@ pub struct Choice {
     /// What the host wrote on the model's behalf, not handed out yet.
     forced: Vec<OutputEvent>,
     calls: u32,
+    /// What the model wrote, while it may come back as it is.
+    written: Option<Vec<u32>>,
     done: bool,
 }
 
@@ -151,6 +153,7 @@ impl Choice {
             logprobs: Vec::new(),
             forced: Vec::new(),
             calls: 0,
+            written: Some(Vec::new()),
             done: false,
         }
     }
@@ -163,6 +166,9 @@ impl Choice {
     }
 
     fn token(&mut self, sampled: Sampled, delta: &mut Delta) {
+        if let Some(written) = &mut self.written {
+            written.push(sampled.token);
+        }
         let safe = self.stop.push(self.detokenizer.push(sampled.token));
         if self.logprobs_wanted {
             self.logprobs.push(sampled);
@@ -309,11 +315,22 @@ impl Answer {
                 self.usage.cached_tokens = self.usage.cached_tokens.max(cached_tokens);
                 self.last_token = now;
                 self.choices[choice].end(finish, delta);
+                self.remember(choice);
             }
             Some(Event::Failed(reason)) => return Err(Refusal::Internal(reason)),
             None => return Err(Refusal::Internal("the worker stopped".into())),
         }
         Ok(())
+    }
+
+    /// Keeps what the model wrote beside the prompt, for a caller sends it back with the next turn.
+    fn remember(&mut self, choice: usize) {
+        let choice = &mut self.choices[choice];
+        // A text that a stop string cut comes back without it.
+        let written = choice.written.take().filter(|_| !choice.stop.matched());
+        if let (Some(kept), Some(written)) = (&self.pinned.prompt.kept, written) {
+            kept.remember(&written, &self.pinned.app.model.tokenizer);
+        }
     }
 
     fn finish(&mut self) {

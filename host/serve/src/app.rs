@@ -16,6 +16,7 @@ use crate::config::{Config, ConfigError, Device, chain_spec};
 use crate::ctx::Ctx;
 use crate::door::Door;
 use crate::model::{ModelError, ServedModel};
+use crate::prompt::Prompts;
 use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
 use crate::telemetry::Metrics;
@@ -54,6 +55,8 @@ pub struct App {
     pub recording: Recording,
     /// Counters.
     pub metrics: Metrics,
+    /// What is kept of prompts.
+    pub prompts: Prompts,
     /// Who is inside, and who waits to be admitted.
     pub door: Arc<Door>,
     seats: Arc<Semaphore>,
@@ -151,6 +154,7 @@ impl App {
             draining: AtomicBool::new(false),
             reloading: Mutex::new(()),
             metrics: Metrics::new(&recording),
+            prompts: Prompts::new((config.prompts.memory_mib as usize) << 20, || ctx.seed()),
             recording,
             auth: Auth::new(&config.auth, &config.tenants),
             config,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::SamplingParams;
 use serde_json::Value;
 
-use crate::prompt::Segment;
+use crate::prompt::{Conversation, Kept, Segment, Tools};
 
 /// One API call, parsed and checked; the protocol it came by is behind it.
 #[derive(Clone, Debug)]
@@ -19,9 +19,9 @@ pub struct Request {
     /// What the prompt is made of.
     pub input: Input,
     /// Messages in the shape that chat templates read; none where the input is no conversation.
-    pub messages: Vec<Value>,
+    pub messages: Conversation,
     /// Tools in the shape that chat templates read.
-    pub tools: Option<Vec<Value>>,
+    pub tools: Option<Tools>,
     /// Which tool the answer has to call.
     pub tool_choice: ToolChoice,
     /// Whether the answer may call more than one tool.
@@ -132,6 +132,8 @@ pub struct Prompt {
     pub output_tokens_max: u32,
     /// What its tokens are; `None` where nobody wants to know.
     pub segments: Option<Vec<Segment>>,
+    /// Where its tokens are kept, to remember the answer beside them; `None` where they are not.
+    pub kept: Option<Kept>,
 }
 
 /// Why a request is refused. `api/error.rs` gives each its status.

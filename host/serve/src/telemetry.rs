@@ -153,6 +153,10 @@ pub struct Metrics {
     policy_clipped: Family<BySlot, Counter>,
     policy_call_us: Family<ByQuantile, Gauge<f64, AtomicU64>>,
     compile_cache: Family<ByOutcome, Counter>,
+    prompts_kept: Family<ByOutcome, Counter>,
+    prompt_tokens_kept: Counter,
+    answer_tokens_kept: Counter,
+    prompt_bytes: Gauge,
     rollout: rollout::RolloutMetrics,
 }
 
@@ -184,6 +188,10 @@ impl Metrics {
             policy_clipped: Family::default(),
             policy_call_us: Family::default(),
             compile_cache: Family::default(),
+            prompts_kept: Family::default(),
+            prompt_tokens_kept: Counter::default(),
+            answer_tokens_kept: Counter::default(),
+            prompt_bytes: Gauge::default(),
             rollout: rollout::RolloutMetrics::default(),
         };
         metrics.register();
@@ -224,6 +232,27 @@ impl Metrics {
         );
         r.register("policy_call_us", "Time of a policy call, quantiles", self.policy_call_us.clone());
         r.register("compile_cache", "Components asked of the compile cache", self.compile_cache.clone());
+        r.register(
+            "prompts_kept",
+            "Conversations whose beginning was kept, or not",
+            self.prompts_kept.clone(),
+        );
+        r.register(
+            "prompt_tokens_kept",
+            "Prompt tokens that were kept, not made again",
+            self.prompt_tokens_kept.clone(),
+        );
+        r.register(
+            "answer_tokens_kept",
+            "Tokens of answers that came back as the model wrote them",
+            self.answer_tokens_kept.clone(),
+        );
+        r.register_with_unit(
+            "prompts_kept",
+            "Memory of kept prompts",
+            Unit::Bytes,
+            self.prompt_bytes.clone(),
+        );
         self.rollout.register(&mut r);
     }
 
@@ -265,6 +294,7 @@ impl Metrics {
         self.collect_workers(app);
         self.collect_policies(app);
         self.collect_cache(app);
+        self.collect_prompts(app);
         self.rollout.collect(&app.generations);
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry.lock()) {
@@ -279,6 +309,17 @@ impl Metrics {
         for (outcome, count) in outcomes {
             self.compile_cache.get_or_create(&ByOutcome { outcome }).inner().store(count, Relaxed);
         }
+    }
+
+    fn collect_prompts(&self, app: &App) {
+        let counts = app.prompts.counts();
+        for (outcome, count) in [("hit", &counts.hits), ("miss", &counts.misses)] {
+            let count = count.load(Relaxed);
+            self.prompts_kept.get_or_create(&ByOutcome { outcome }).inner().store(count, Relaxed);
+        }
+        self.prompt_tokens_kept.inner().store(counts.tokens.load(Relaxed), Relaxed);
+        self.answer_tokens_kept.inner().store(counts.said_tokens.load(Relaxed), Relaxed);
+        self.prompt_bytes.set(app.prompts.bytes() as i64);
     }
 
     fn collect_workers(&self, app: &App) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::host::Host;
 use crate::load::{self, Seen};
 use crate::table::{Bar, head, median, quantile, row, us};
+use crate::turns;
 
 /// Chosen: an odd number of turns has a middle one.
 const TURNS: usize = 5;
@@ -60,7 +61,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
         row(&name("whole stream us p50"), value(|t| t.total_us_p50), None, Bar::None);
     }
     row("resident memory, MiB", host.rss_mib()?, Some(180.0), Bar::AtMost(40.0));
-    Ok(())
+    drop(host);
+    turns::run()
 }
 
 fn turn(seen: &Seen, cpu: Duration) -> Turn {

@@ -54,15 +54,36 @@ pub(crate) fn request(turn: u64) -> Vec<u8> {
         "stream": true,
     })
     .to_string();
+    post("/v1/chat/completions", &body)
+}
+
+/// The bytes of a call with a JSON body.
+pub(crate) fn post(path: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        "POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
     )
     .into_bytes()
 }
 
+/// Sends a request and reads the object that answers it.
+pub(crate) async fn whole(socket: &mut TcpStream, request: &[u8]) -> anyhow::Result<serde_json::Value> {
+    socket.write_all(request).await?;
+    let mut response = Vec::new();
+    loop {
+        anyhow::ensure!(socket.read_buf(&mut response).await? > 0, "the host hung up");
+        let Some(body) = response.windows(4).position(|at| at == b"\r\n\r\n").map(|at| at + 4) else {
+            continue;
+        };
+        // Part of an object is none.
+        if let Ok(value) = serde_json::from_slice(&response[body..]) {
+            return Ok(value);
+        }
+    }
+}
+
 /// Sends a request and reads its stream to the end.
-async fn exchange(socket: &mut TcpStream, request: &[u8]) -> std::io::Result<Sample> {
+pub(crate) async fn exchange(socket: &mut TcpStream, request: &[u8]) -> std::io::Result<Sample> {
     let sent = Instant::now();
     socket.write_all(request).await?;
     let mut response = Vec::with_capacity(8 << 10);
@@ -75,7 +96,8 @@ async fn exchange(socket: &mut TcpStream, request: &[u8]) -> std::io::Result<Sam
             first = Some(sent.elapsed());
         }
         // The end of the stream, and of its chunked framing.
-        if response.ends_with(b"0\r\n\r\n") && contains(&response, b"[DONE]") {
+        let end = &response[response.len().saturating_sub(64)..];
+        if response.ends_with(b"0\r\n\r\n") && contains(end, b"[DONE]") {
             break;
         }
     }

@@ -11,6 +11,7 @@ mod load;
 mod policies;
 mod swap;
 mod table;
+mod turns;
 
 use std::process::ExitCode;
 

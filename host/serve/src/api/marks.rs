@@ -17,16 +17,27 @@ const MARKS_MAX: usize = 16;
 const TTL_BYTES_MAX: usize = 16;
 
 /// The marks of a body, by name as extensions are; `None` if there are none.
-pub(super) fn extension(messages: &[Value], tools: Option<&Vec<Value>>) -> Option<(String, String)> {
-    let on_tool = |tool: &'_ Value| mark(tool).or_else(|| mark(&tool["function"])).cloned();
-    let of_tools = tools.into_iter().flatten().filter_map(on_tool).map(|mark| (TOOLS, mark));
-    let of_messages = messages.iter().enumerate().flat_map(|(i, message)| {
-        let parts = message["content"].as_array().into_iter().flatten().filter_map(mark);
-        parts.chain(mark(message)).cloned().map(move |mark| (i as i64, mark))
-    });
-    let marks: Vec<Value> = of_tools.chain(of_messages).map(|(segment, mark)| word(segment, &mark)).collect();
+pub(super) fn extension<'a>(
+    messages: impl Iterator<Item = &'a [Map<String, Value>]>,
+    tools: &'a [Map<String, Value>],
+) -> Option<(String, String)> {
+    let of_tools = tools.iter().map(|mark| (TOOLS, mark));
+    let of_messages =
+        messages.enumerate().flat_map(|(i, marks)| marks.iter().map(move |mark| (i as i64, mark)));
+    let marks: Vec<Value> = of_tools.chain(of_messages).map(|(segment, mark)| word(segment, mark)).collect();
     let last = marks.len().saturating_sub(MARKS_MAX);
     (!marks.is_empty()).then(|| (EXTENSION.to_owned(), json!(marks[last..]).to_string()))
+}
+
+/// The marks of a message: those of its parts, and its own.
+pub(super) fn of_message(message: &Value) -> Vec<Map<String, Value>> {
+    let parts = message["content"].as_array().into_iter().flatten().filter_map(mark);
+    parts.chain(mark(message)).cloned().collect()
+}
+
+/// The mark of a tool.
+pub(super) fn of_tool(tool: &Value) -> Option<Map<String, Value>> {
+    mark(tool).or_else(|| mark(&tool["function"])).cloned()
 }
 
 /// A tool without marks: templates print tools as they are, and a mark that moves must not change a prompt.
@@ -57,8 +68,10 @@ mod tests {
     use super::*;
 
     fn check(messages: Value, tools: Value, expected: Option<&str>) {
-        let messages = messages.as_array().cloned().unwrap_or_default();
-        let found = extension(&messages, tools.as_array().cloned().as_ref());
+        let list = |list: Value| list.as_array().cloned().unwrap_or_default();
+        let of_messages: Vec<Vec<_>> = list(messages).iter().map(of_message).collect();
+        let of_tools: Vec<_> = list(tools).iter().filter_map(of_tool).collect();
+        let found = extension(of_messages.iter().map(Vec::as_slice), &of_tools);
         assert_eq!(found.as_ref().map(|(_, json)| json.as_str()), expected);
     }
 

@@ -3,6 +3,7 @@
 //! **Invariant:** everything protocol-shaped is in this folder; the journey sees only `Request` and `Answer`.
 
 pub mod admin;
+mod body;
 pub mod chat;
 mod endpoint;
 pub mod error;
@@ -126,6 +127,7 @@ pub fn rules(app: &App) -> sampling::Rules<'_> {
         sampling: &app.model.sampling,
         limits: &app.config.limits,
         hints: &app.config.hints,
+        prompts: &app.prompts,
     }
 }
 

@@ -10,6 +10,7 @@ use super::fields::{Fields, kind};
 use super::matches_any;
 use crate::auth::is_credential;
 use crate::config::{HintSources, Limits};
+use crate::prompt::Prompts;
 use crate::request::Refusal;
 
 /// Chosen: as many as fit a matcher that is looked at on each token; OpenAI allows 4.
@@ -35,6 +36,8 @@ pub struct Rules<'a> {
     pub limits: &'a Limits,
     /// What reaches hint policies.
     pub hints: &'a HintSources,
+    /// What was read before.
+    pub prompts: &'a Prompts,
 }
 
 pub(super) fn check_model(fields: &Fields<'_>, rules: &Rules<'_>) -> Result<(), Refusal> {

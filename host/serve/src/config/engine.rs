@@ -78,6 +78,8 @@ pub struct Sim {
 
 /// Specified: the contract counts milliseconds in 32 bits.
 const TTL_SECONDS_MAX: u32 = u32::MAX / 1000;
+/// 16 TiB.
+const MEMORY_MIB_MAX: u64 = 16 << 20;
 
 /// KV memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -107,6 +109,20 @@ impl Default for Kv {
             ttl_seconds_max: 3600,
             retain_mark: 0.9,
         }
+    }
+}
+
+/// What is kept of prompts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prompts {
+    /// Memory for what is kept.
+    pub memory_mib: u64,
+}
+
+impl Default for Prompts {
+    fn default() -> Self {
+        Self { memory_mib: 256 }
     }
 }
 
@@ -174,6 +190,16 @@ impl Kv {
             return Err(bad("kv.ttl_seconds_max", problem));
         }
         Ok(())
+    }
+}
+
+impl Prompts {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        // More is no memory of any machine.
+        match self.memory_mib {
+            0..=MEMORY_MIB_MAX => Ok(()),
+            mib => Err(bad("prompts.memory_mib", format!("must be at most {MEMORY_MIB_MAX}, is {mib}"))),
+        }
     }
 }
 

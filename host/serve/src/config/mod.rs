@@ -28,7 +28,7 @@ use crate::source::Supply;
 pub use auth::{ApiKey, Auth, Tenants};
 pub use call::{HintSources, Limits, Listen, Middleware, Telemetry};
 pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Scorer};
-pub use engine::{Device, Engine, Kv, Model, Schedule, Sim};
+pub use engine::{Device, Engine, Kv, Model, Prompts, Schedule, Sim};
 pub use error::ConfigError;
 pub use plugin::{OnFailure, PLUGIN_KEPT_KIB_MAX, PLUGIN_MEMORY_MIB_MAX, Plugin, PluginLimits};
 pub use rule::Match;
@@ -56,6 +56,8 @@ pub struct Config {
     pub engine: Engine,
     /// KV memory.
     pub kv: Kv,
+    /// What is kept of prompts.
+    pub prompts: Prompts,
     /// The step loop.
     pub schedule: Schedule,
     /// What of a call reaches hint policies.
@@ -183,6 +185,7 @@ impl Config {
         self.model.check()?;
         self.engine.check()?;
         self.kv.check()?;
+        self.prompts.check()?;
         self.schedule.check()?;
         self.hints.check()?;
         self.middleware.check()?;

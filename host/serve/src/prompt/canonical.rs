@@ -1,9 +1,11 @@
 //! One spelling for what callers spell in several ways, so that turn N+1 has turn N as its exact prefix.
 //!
 //! Clients send the same message as a string in one turn and as a list of parts in the next, with `null`
-//! or nothing, with `reasoning` or `reasoning_content`. Templates see one form.
+//! or nothing, with `reasoning` or `reasoning_content`, with ids that they make up. A message is first brought into
+//! a form that no template has a say in, which is what it is known by; then into the one that a template wants.
 //! Called before a template renders.
-//! **Invariant:** messages that mean the same come out equal; text is never changed, only joined.
+//! **Invariant:** messages that mean the same come out equal; text is never changed, only joined, but for a header
+//! that a client puts before its system prompt.
 
 use serde_json::{Map, Value, json};
 
@@ -17,6 +19,8 @@ pub(super) struct Rules {
     pub(super) arguments: Arguments,
     /// Whether it knows the role `developer`; otherwise that is `system`.
     pub(super) developer: bool,
+    /// Whether it writes a system message in the middle of a conversation where it stands.
+    pub(super) late_system: bool,
 }
 
 /// The form of a message's content.
@@ -35,41 +39,135 @@ pub(super) enum Arguments {
     /// The JSON text, to the byte as the model wrote it.
     #[default]
     Text,
-    /// The parsed object.
+    /// An object, which prints as that text.
     Object,
 }
 
-/// The messages as a template wants them.
+/// What Claude Code puts before its system prompt. It differs between sessions that have all else in common.
+const BILLING: &str = "x-anthropic-billing-header:";
+
+/// Keys that have a place of their own, or are about a message and not of it.
+const KNOWN: [&str; 10] = [
+    "role",
+    "content",
+    "reasoning",
+    "reasoning_content",
+    "tool_calls",
+    "cache_control",
+    "id",
+    "status",
+    "annotations",
+    "index",
+];
+
+/// A message in the form that it is known by.
 ///
 /// Errors: [`PromptError::Refused`] naming what is not a message or not text.
-pub(super) fn canonical(messages: &[Value], rules: &Rules) -> Result<Vec<Value>, PromptError> {
-    let one = |(i, message): (usize, &Value)| self::message(message, &format!("messages[{i}]"), rules);
-    messages.iter().enumerate().map(one).collect()
-}
-
-fn message(message: &Value, field: &str, rules: &Rules) -> Result<Value, PromptError> {
+pub(crate) fn neutral(message: &Value, field: &str) -> Result<Value, PromptError> {
     let fail = |reason: &str| refused(field.to_owned(), reason);
     let message = message.as_object().ok_or_else(|| fail("a message is an object"))?;
     let role = message.get("role").and_then(Value::as_str).ok_or_else(|| fail("a message has a role"))?;
-    let role = if role == "developer" && !rules.developer { "system" } else { role };
     let mut out = Map::from_iter([("role".to_owned(), role.into())]);
-    out.insert("content".to_owned(), content(message.get("content"), field, rules.content)?);
-    for (key, value) in message {
-        match key.as_str() {
-            "role" | "content" | "cache_control" => {}
-            "reasoning" | "reasoning_content" => reasoning(value, &mut out),
-            "tool_calls" => tool_calls(value, field, rules.arguments, &mut out)?,
-            // A key without a value means the same as no key.
-            _ if value.is_null() => {}
-            _ => drop(out.insert(key.clone(), value.clone())),
-        }
+    out.insert("content".to_owned(), content(message.get("content"), role, field)?);
+    for spelling in ["reasoning", "reasoning_content"] {
+        reasoning(message.get(spelling).unwrap_or(&Value::Null), &mut out);
     }
+    tool_calls(message.get("tool_calls").unwrap_or(&Value::Null), field, &mut out)?;
+    // A key without a value means the same as no key.
+    let is_own = |(key, value): &(&String, &Value)| !value.is_null() && !KNOWN.contains(&key.as_str());
+    let mut rest: Vec<(&String, &Value)> = message.iter().filter(is_own).collect();
+    // The order of keys is that of the client's program.
+    rest.sort_unstable_by_key(|(key, _)| *key);
+    out.extend(rest.into_iter().map(|(key, value)| (key.clone(), value.clone())));
     Ok(out.into())
 }
 
-/// Content as one string or as text parts; nothing is an empty string.
-fn content(content: Option<&Value>, field: &str, form: Content) -> Result<Value, PromptError> {
-    let texts = match content {
+/// Neutral messages as a template wants them.
+pub(super) fn spelled(messages: &[Value], rules: &Rules) -> Vec<Value> {
+    let one = |message: &Value| {
+        let mut message = message.clone();
+        if message["role"] == "developer" && !rules.developer {
+            message["role"] = "system".into();
+        }
+        let content = &mut message["content"];
+        *content = match (rules.content, content.take()) {
+            (Content::Text, Value::Array(texts)) => {
+                let texts: Vec<&str> = texts.iter().filter_map(Value::as_str).collect();
+                texts.join("\n").into()
+            }
+            (Content::Text, text) => text,
+            (Content::Parts, Value::Array(texts)) => texts.into_iter().map(text_part).collect(),
+            (Content::Parts, text) => json!([text_part(text)]),
+        };
+        message
+    };
+    let messages: Vec<Value> = messages.iter().map(one).collect();
+    if rules.late_system { messages } else { folded(messages) }
+}
+
+/// Whether a neutral message is one that [`folded`] moves into a neighbour when it is not at the head.
+pub(crate) fn is_system(message: &Value) -> bool {
+    message["role"] == "system" || message["role"] == "developer"
+}
+
+/// System messages behind the first other one become a part of the user's turn after them, of the user's turn or
+/// the tool's result before them, or else a user's turn of their own. They stay where they are: at the head, they
+/// would change everything that was said before.
+fn folded(messages: Vec<Value>) -> Vec<Value> {
+    let head = messages.iter().take_while(|message| is_system(message)).count();
+    if !messages[head..].iter().any(is_system) {
+        return messages;
+    }
+    let mut out: Vec<Value> = Vec::with_capacity(messages.len());
+    let mut waiting: Vec<Value> = Vec::new();
+    for (i, mut message) in messages.into_iter().enumerate() {
+        if i >= head && is_system(&message) {
+            waiting.push(message["content"].take());
+            continue;
+        }
+        let before = std::mem::take(&mut waiting);
+        if message["role"] == "user" {
+            message["content"] =
+                before.into_iter().rfold(message["content"].take(), |after, one| joined(one, after));
+        } else {
+            settle(before, &mut out);
+        }
+        out.push(message);
+    }
+    settle(waiting, &mut out);
+    out
+}
+
+/// Contents that no user's turn follows.
+fn settle(waiting: Vec<Value>, out: &mut Vec<Value>) {
+    for content in waiting {
+        match out.last_mut().filter(|last| last["role"] == "user" || last["role"] == "tool") {
+            Some(last) => last["content"] = joined(last["content"].take(), content),
+            None => out.push(json!({"role": "user", "content": content})),
+        }
+    }
+}
+
+fn joined(one: Value, other: Value) -> Value {
+    match (one, other) {
+        (Value::Array(mut one), Value::Array(other)) => {
+            one.extend(other);
+            one.into()
+        }
+        (one, other) => {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            format!("{}\n\n{}", text(&one), text(&other)).into()
+        }
+    }
+}
+
+fn text_part(text: Value) -> Value {
+    json!({"type": "text", "text": text})
+}
+
+/// Content as one string, or as a list of strings where it has several parts; nothing is an empty string.
+fn content(content: Option<&Value>, role: &str, field: &str) -> Result<Value, PromptError> {
+    let mut texts = match content {
         None | Some(Value::Null) => vec![""],
         Some(Value::String(text)) => vec![text.as_str()],
         Some(Value::Array(parts)) => {
@@ -83,10 +181,23 @@ fn content(content: Option<&Value>, field: &str, form: Content) -> Result<Value,
             return Err(refused(format!("{field}.content"), "content is a string or a list of parts"));
         }
     };
-    Ok(match form {
-        Content::Text => texts.join("\n").into(),
-        Content::Parts => texts.iter().map(|text| json!({"type": "text", "text": text})).collect(),
+    if role == "system" {
+        texts = texts.into_iter().filter_map(without_billing).collect();
+    }
+    Ok(match texts.as_slice() {
+        [] => "".into(),
+        [text] => (*text).into(),
+        texts => texts.iter().copied().collect(),
     })
+}
+
+/// A text of a system prompt without the header that is about one session.
+fn without_billing(text: &str) -> Option<&str> {
+    if !text.starts_with(BILLING) {
+        return Some(text);
+    }
+    let rest = text.split_once('\n').map_or("", |(_, rest)| rest).trim_start_matches('\n');
+    (!rest.is_empty()).then_some(rest)
 }
 
 fn refused(param: String, reason: &str) -> PromptError {
@@ -119,45 +230,38 @@ fn reasoning(value: &Value, out: &mut Map<String, Value>) {
 }
 
 /// Tool calls, if there are any; an empty list means the same as none.
-fn tool_calls(
-    value: &Value,
-    field: &str,
-    form: Arguments,
-    out: &mut Map<String, Value>,
-) -> Result<(), PromptError> {
+fn tool_calls(value: &Value, field: &str, out: &mut Map<String, Value>) -> Result<(), PromptError> {
     if value.is_null() {
         return Ok(());
     }
     let calls =
         value.as_array().ok_or_else(|| refused(format!("{field}.tool_calls"), "tool calls are a list"))?;
-    let mut calls = calls.clone();
-    for (i, call) in calls.iter_mut().enumerate() {
-        let function = call.get_mut("function").and_then(Value::as_object_mut);
+    let one = |(i, call): (usize, &Value)| {
+        let function = call.get("function").and_then(Value::as_object);
         let missing = || refused(format!("{field}.tool_calls[{i}]"), "a tool call has a function");
         let function = function.ok_or_else(missing)?;
-        let arguments = function.get_mut("arguments").map(Value::take).unwrap_or(Value::Null);
-        function.insert("arguments".to_owned(), self::arguments(arguments, form));
-    }
+        let mut out = Map::new();
+        out.extend(call.get("id").filter(|id| !id.is_null()).map(|id| ("id".to_owned(), id.clone())));
+        let name = function.get("name").cloned().unwrap_or_default();
+        let arguments = arguments(function.get("arguments").unwrap_or(&Value::Null));
+        out.insert("type".to_owned(), "function".into());
+        out.insert("function".to_owned(), json!({"name": name, "arguments": arguments}));
+        Ok(Value::from(out))
+    };
+    let calls: Vec<Value> = calls.iter().enumerate().map(one).collect::<Result<_, PromptError>>()?;
     if !calls.is_empty() {
         out.insert("tool_calls".to_owned(), calls.into());
     }
     Ok(())
 }
 
-/// Arguments in the form that a template wants. What a model wrote and is not JSON stays as it is: the
-/// conversation goes on with what was said.
-fn arguments(arguments: Value, form: Arguments) -> Value {
-    match (form, arguments) {
-        (Arguments::Text, Value::Null) => "{}".into(),
-        (Arguments::Text, Value::String(text)) if text.trim().is_empty() => "{}".into(),
-        (Arguments::Text, Value::String(text)) => text.into(),
-        (Arguments::Text, parsed) => python_json(&parsed).into(),
-        (Arguments::Object, Value::Null) => json!({}),
-        (Arguments::Object, Value::String(text)) if text.trim().is_empty() => json!({}),
-        (Arguments::Object, Value::String(text)) => {
-            serde_json::from_str(&text).unwrap_or(Value::String(text))
-        }
-        (Arguments::Object, parsed) => parsed,
+/// Arguments as the text that the model wrote, JSON or not: the conversation goes on with what was said.
+fn arguments(arguments: &Value) -> String {
+    match arguments {
+        Value::Null => "{}".into(),
+        Value::String(text) if text.trim().is_empty() => "{}".into(),
+        Value::String(text) => text.clone(),
+        parsed => python_json(parsed),
     }
 }
 
@@ -165,8 +269,16 @@ fn arguments(arguments: Value, form: Arguments) -> Value {
 mod tests {
     use super::*;
 
-    const TEXT: Rules = Rules { content: Content::Text, arguments: Arguments::Text, developer: false };
-    const OBJECT: Rules = Rules { content: Content::Parts, arguments: Arguments::Object, developer: true };
+    const TEXT: Rules =
+        Rules { content: Content::Text, arguments: Arguments::Text, developer: false, late_system: true };
+    const OBJECT: Rules =
+        Rules { content: Content::Parts, arguments: Arguments::Object, developer: true, late_system: false };
+
+    fn canonical(messages: &[Value], rules: &Rules) -> Result<Vec<Value>, PromptError> {
+        let one = |(i, message): (usize, &Value)| neutral(message, &format!("messages[{i}]"));
+        let messages: Vec<Value> = messages.iter().enumerate().map(one).collect::<Result<_, _>>()?;
+        Ok(spelled(&messages, rules))
+    }
 
     fn check(rules: Rules, message: Value, expected: Value) {
         assert_eq!(canonical(&[message], &rules).expect("canonical"), [expected]);
@@ -236,10 +348,61 @@ mod tests {
         check_arguments(TEXT, json!("{\"a\":  1}"), json!("{\"a\":  1}"));
         check_arguments(TEXT, json!({"a": [1, 2]}), json!("{\"a\": [1, 2]}"));
         check_arguments(TEXT, json!(""), json!("{}"));
-        check_arguments(OBJECT, json!("{\"b\":1,\"a\":2}"), json!({"b": 1, "a": 2}));
-        check_arguments(OBJECT, json!({"a": 1}), json!({"a": 1}));
+        check_arguments(OBJECT, json!("{\"b\":1,\"a\":2}"), json!("{\"b\":1,\"a\":2}"));
+        check_arguments(OBJECT, json!({"a": 1}), json!("{\"a\": 1}"));
         check_arguments(OBJECT, json!("{\"a\":"), json!("{\"a\":"));
-        check_arguments(OBJECT, json!(null), json!({}));
+        check_arguments(OBJECT, json!(null), json!("{}"));
+    }
+
+    #[test]
+    fn a_header_about_billing_does_not_tell_sessions_apart() {
+        let header = "x-anthropic-billing-header: cc_version=2.1.329.a19; cc_entrypoint=cli";
+        let expected = json!({"role": "system", "content": "You are an agent."});
+        check(TEXT, json!({"role": "system", "content": [header, "You are an agent."]}), expected.clone());
+        check(TEXT, json!({"role": "system", "content": format!("{header}\nYou are an agent.")}), expected);
+        let user = json!({"role": "user", "content": header});
+        check(TEXT, user.clone(), user);
+    }
+
+    #[test]
+    fn what_is_beside_a_message_is_left_out_and_keys_have_one_order() {
+        check(
+            TEXT,
+            json!({"name": "f", "id": "msg_1", "status": "completed", "annotations": [], "tool_call_id": "1",
+                "content": "a", "role": "tool"}),
+            json!({"role": "tool", "content": "a", "name": "f", "tool_call_id": "1"}),
+        );
+        let one = neutral(&json!({"role": "tool", "tool_call_id": "1", "name": "f", "content": "a"}), "m");
+        let other =
+            neutral(&json!({"name": "f", "content": ["a"], "tool_call_id": "1", "role": "tool"}), "m");
+        assert_eq!(one.expect("neutral").to_string(), other.expect("neutral").to_string());
+    }
+
+    fn check_folded(messages: Value, expected: Value) {
+        let rules = Rules { late_system: false, ..TEXT };
+        let found = canonical(messages.as_array().expect("a list"), &rules).expect("canonical");
+        let short: Vec<Value> = found.iter().map(|m| json!([m["role"], m["content"]])).collect();
+        assert_eq!(json!(short), expected);
+    }
+
+    #[test]
+    fn a_late_system_message_is_folded_where_it_stands() {
+        let message = |role: &str, text: &str| json!({"role": role, "content": text});
+        let (system, late) = (message("system", "s"), message("system", "late"));
+        let (user, said, tool) = (message("user", "u"), message("assistant", "a"), message("tool", "t"));
+        check_folded(json!([system, system, user]), json!([["system", "s"], ["system", "s"], ["user", "u"]]));
+        check_folded(
+            json!([system, user, said, late, user]),
+            json!([["system", "s"], ["user", "u"], ["assistant", "a"], ["user", "late\n\nu"]]),
+        );
+        check_folded(
+            json!([user, said, tool, late, late]),
+            json!([["user", "u"], ["assistant", "a"], ["tool", "t\n\nlate\n\nlate"]]),
+        );
+        check_folded(
+            json!([user, said, late, said]),
+            json!([["user", "u"], ["assistant", "a"], ["user", "late"], ["assistant", "a"]]),
+        );
     }
 
     #[test]

@@ -1,16 +1,21 @@
 //! Between the API's messages and tokens: templates, tokenizing, and what comes back out of a model.
 //!
 //! ```text
-//! messages ─canonical─► template ─► text ─tokenizer─► tokens ─► engine
+//! body ─conversation─► messages ─canonical─► template ─► text ─tokenizer─► tokens ─► engine
+//!          └── kept: what was seen before is neither read, rendered nor tokenised again
 //! engine ─► tokens ─detokenize─► text ─stop─► text ─output─► reasoning | text | calls
 //! ```
 //!
 //! Called by the journey once a request, and for each token of an answer.
-//! **Invariant:** pure functions of their inputs: no clock, no I/O, no policy.
+//! **Invariant:** no clock, no I/O, no policy; what is kept of earlier requests saves work and changes nothing, but for
+//! tokens that the model itself wrote.
 
 mod canonical;
+pub mod conversation;
 mod detokenize;
+mod digest;
 mod error;
+mod kept;
 mod output;
 mod segments;
 mod stop;
@@ -18,8 +23,11 @@ mod stop_tokens;
 mod template;
 mod tokenizer;
 
+pub use conversation::{Conversation, Dialect, Item, Tools, Translated};
 pub use detokenize::{Detokenizer, Specials};
 pub use error::PromptError;
+pub(crate) use kept::{Frame, Naming};
+pub use kept::{Kept, Prompts, ReadTools};
 pub use output::{OutputEvent, OutputParser};
 pub use segments::{Role, Segment, Span, reasoning_tokens, segments};
 pub use stop::{Safe, StopMatcher};

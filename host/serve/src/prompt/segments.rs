@@ -61,7 +61,11 @@ pub fn segments(
     text: &str,
     tokens: &[u32],
 ) -> Vec<Segment> {
-    let spans = template.spans(input, text);
+    segments_of(tokenizer, &template.spans(input, text), text, tokens)
+}
+
+/// The segments of a text whose spans are known.
+pub(crate) fn segments_of(tokenizer: &Tokenizer, spans: &[Span], text: &str, tokens: &[u32]) -> Vec<Segment> {
     let bytes: Vec<usize> = spans.iter().map(|span| span.start).collect();
     let places = tokenizer.places(text, tokens, &bytes).filter(|places| places.first() == Some(&0));
     let Some(places) = places else {

@@ -4,40 +4,50 @@
 
 mod reply;
 
+use std::sync::Arc;
+
+use axum::body::Bytes;
 use axum::http::HeaderMap;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 pub use self::reply::{Reply, Style};
 
+use super::body::Body;
 use super::fields::Fields;
 use super::marks;
 use super::sampling::{self, Rules};
 use crate::ctx::mix;
+use crate::prompt::{Dialect, Item, Prompts, ReadTools, Translated};
 use crate::request::{Format, Input, Protocol, Refusal, Request, ToolChoice};
+
+/// How a message is read.
+const DIALECT: Dialect = Dialect { kind: u64::from_be_bytes(*b"chat/msg"), translate: message };
+/// The word by which lists of tools of this protocol are known.
+const TOOLS: u64 = u64::from_be_bytes(*b"chat/fun");
 
 /// Parses and checks a body; also how its caller wants the answer written.
 pub fn parse(
-    body: &[u8],
+    body: &Bytes,
     headers: &HeaderMap,
     rules: &Rules<'_>,
     seed: u64,
 ) -> Result<(Request, Style), Refusal> {
-    let value: Value = serde_json::from_slice(body).map_err(|e| Refusal::Json(e.to_string()))?;
-    let fields = Fields::body(&value)?;
+    let body = Body::read(body, "messages")?;
+    let fields = Fields::body(&body.fields)?;
     sampling::check_model(&fields, rules)?;
-    let messages = messages(&fields)?;
-    let tools = tools(&fields)?;
-    let tool_choice = tool_choice(&fields, tools.as_deref())?;
+    let messages = messages(&fields, body.messages, rules.prompts)?;
+    let tools = tools(body.tools.as_ref(), rules.prompts)?;
+    let tool_choice = tool_choice(&fields, tools.tools.as_deref())?;
     let mut extensions = sampling::extensions(&fields, &rules.hints.extensions)?;
-    extensions.extend(marks::extension(&messages, fields.list("tools")?));
+    extensions.extend(marks::extension(messages.iter().map(Item::marks), &tools.marks));
     refuse_structured_output(&fields)?;
     let request = Request {
         id: format!("chatcmpl-{:016x}{:016x}", mix(seed), seed),
         tenant: String::new(),
         protocol: Protocol::Chat,
         input: Input::Conversation,
-        messages,
-        tools: tools.filter(|_| tool_choice != ToolChoice::None),
+        messages: messages.into(),
+        tools: tools.tools.clone().filter(|_| tool_choice != ToolChoice::None),
         tool_choice,
         parallel_calls: parallel_calls(&fields)?,
         format: Format::Text,
@@ -54,27 +64,31 @@ pub fn parse(
     Ok((request, style(&fields)?))
 }
 
-fn messages(fields: &Fields<'_>) -> Result<Vec<Value>, Refusal> {
-    let list = fields.list("messages")?.ok_or_else(|| fields.wrong("messages", "a list of messages"))?;
+fn messages(fields: &Fields<'_>, list: Option<Vec<Bytes>>, prompts: &Prompts) -> Result<Vec<Item>, Refusal> {
+    let list = list.ok_or_else(|| fields.wrong("messages", "a list of messages"))?;
     if list.is_empty() {
         return Err(Refusal::field("messages", "`messages` must have at least one message"));
     }
-    for (i, message) in list.iter().enumerate() {
-        let path = format!("messages[{i}]");
-        let message = Fields::at(message, &path)?;
-        let role = message.text("role")?.ok_or_else(|| message.wrong("role", "a role"))?;
-        const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
-        if !ROLES.contains(&role) {
-            return Err(message.wrong("role", &format!("one of {}", ROLES.join(", "))));
-        }
-        match message.get("content") {
-            Some(Value::String(_) | Value::Array(_)) => {}
-            None if role == "assistant" => {}
-            _ => return Err(message.wrong("content", "a string or a list of parts")),
-        }
-        check_calls(&message)?;
+    list.into_iter().enumerate().map(|(i, json)| prompts.item(DIALECT, json, i)).collect()
+}
+
+/// Reads and checks one message.
+fn message(json: &str, index: usize) -> Result<Translated, Refusal> {
+    let value: Value = serde_json::from_str(json).map_err(|e| Refusal::Json(e.to_string()))?;
+    let message = Fields::at(&value, &format!("messages[{index}]"))?;
+    let role = message.text("role")?.ok_or_else(|| message.wrong("role", "a role"))?;
+    const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+    if !ROLES.contains(&role) {
+        return Err(message.wrong("role", &format!("one of {}", ROLES.join(", "))));
     }
-    Ok(list.clone())
+    match message.get("content") {
+        Some(Value::String(_) | Value::Array(_)) => {}
+        None if role == "assistant" => {}
+        _ => return Err(message.wrong("content", "a string or a list of parts")),
+    }
+    check_calls(&message)?;
+    let marks = marks::of_message(&value);
+    Ok(Translated { messages: vec![value], marks })
 }
 
 fn check_calls(message: &Fields<'_>) -> Result<(), Refusal> {
@@ -91,8 +105,16 @@ fn check_calls(message: &Fields<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn tools(fields: &Fields<'_>) -> Result<Option<Vec<Value>>, Refusal> {
-    let Some(list) = fields.list("tools")? else { return Ok(None) };
+fn tools(json: Option<&Bytes>, prompts: &Prompts) -> Result<Arc<ReadTools>, Refusal> {
+    let Some(json) = json else { return Ok(Arc::default()) };
+    prompts.tools(TOOLS, json, || {
+        let list: Value = serde_json::from_slice(json).map_err(|e| Refusal::Json(e.to_string()))?;
+        let body = json!({ "tools": list });
+        read_tools(Fields::body(&body)?.list("tools")?.map(Vec::as_slice).unwrap_or_default())
+    })
+}
+
+fn read_tools(list: &[Value]) -> Result<ReadTools, Refusal> {
     let mut functions = Vec::new();
     for (i, tool) in list.iter().enumerate() {
         let path = format!("tools[{i}]");
@@ -104,9 +126,13 @@ fn tools(fields: &Fields<'_>) -> Result<Option<Vec<Value>>, Refusal> {
         let function = object.object("function")?.ok_or_else(|| object.wrong("function", "an object"))?;
         function.text("name")?.ok_or_else(|| function.wrong("name", "the name of a function"))?;
         function.object("parameters")?;
-        functions.push(marks::unmarked(tool));
+        // A tool that is to be found first is no part of the prompt until it is.
+        if !(object.flag("defer_loading")? || function.flag("defer_loading")?) {
+            functions.push(marks::unmarked(tool));
+        }
     }
-    Ok((!functions.is_empty()).then_some(functions))
+    let marks = list.iter().filter_map(marks::of_tool).collect();
+    Ok(ReadTools { tools: (!functions.is_empty()).then(|| functions.into()), marks })
 }
 
 fn tool_choice(fields: &Fields<'_>, tools: Option<&[Value]>) -> Result<ToolChoice, Refusal> {

@@ -6,6 +6,8 @@
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
+use super::printed::Printed;
+
 /// How JSON is laid out.
 #[derive(Debug)]
 struct Layout {
@@ -55,7 +57,17 @@ pub(super) fn dumps(value: &serde_json::Value) -> Result<String, Error> {
 }
 
 impl Layout {
+    fn is_pythons_own(&self) -> bool {
+        let separators = self.between_items == ", " && self.after_key == ": ";
+        self.indent.is_none() && separators && !self.ascii && !self.sorted
+    }
+
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+        let printed = value.downcast_object_ref::<Printed>();
+        if let Some(json) = printed.and_then(|printed| printed.json(self.is_pythons_own())) {
+            out.push_str(json);
+            return Ok(());
+        }
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),

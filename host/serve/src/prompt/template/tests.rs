@@ -46,7 +46,7 @@ fn agent_turn(arguments: Json) -> Json {
 #[test]
 fn a_model_without_template_speaks_chatml() {
     let chatml = compile(&TemplateSource::default());
-    assert_eq!(chatml.rules, Rules::default());
+    assert_eq!(chatml.kinds[0].rules, Rules { late_system: true, ..Rules::default() });
     let plain = render(
         &chatml,
         json!([{"role": "developer", "content": "s"}, {"role": "user", "content": "u"}]),
@@ -86,7 +86,7 @@ const ITEMS: &str = "{% for m in messages %}{% for c in m.tool_calls or [] %}{% 
 #[test]
 fn arguments_are_text_unless_a_template_needs_an_object() {
     let turn = || agent_turn(json!("{\"b\":  1,\"a\":[2,3]}"));
-    check(OBJECTS, turn(), "[read a]{\"b\": 1, \"a\": [2, 3]}[11]");
+    check(OBJECTS, turn(), "[read a]{\"b\":  1,\"a\":[2,3]}[11]");
     check(EITHER, turn(), "{\"b\":  1,\"a\":[2,3]}");
     check(ITEMS, turn(), "b=1;a=[2, 3];");
 }
@@ -95,7 +95,7 @@ fn arguments_are_text_unless_a_template_needs_an_object() {
 fn content_is_a_list_only_where_text_does_not_come_through() {
     let parts = "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %}<{{ p.text }}>{% endif %}{% endfor %}{% endfor %}";
     check(parts, json!([{"role": "user", "content": "a"}]), "<a>");
-    assert_eq!(template("{{ messages[0].content }}").rules.content, Content::Text);
+    assert_eq!(template("{{ messages[0].content }}").kinds[0].rules.content, Content::Text);
 }
 
 #[test]

@@ -10,7 +10,8 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use aho_corasick::{AhoCorasick, Input, MatchKind};
+use aho_corasick::{AhoCorasick, Anchored, Input, MatchKind, StartKind};
+use rustc_hash::FxHashMap;
 use serde_json::Value;
 
 use super::PromptError;
@@ -23,15 +24,31 @@ pub(super) const LITERAL: char = '\u{fdd0}';
 pub(super) struct AddedTokens {
     finder: AhoCorasick,
     ids: Vec<u32>,
+    /// Bytes of each, by id.
+    lens: FxHashMap<u32, usize>,
 }
 
 impl AddedTokens {
     /// Errors: a message when the automaton would be too large.
     pub(super) fn new(tokens: &[(String, u32)]) -> Result<Self, String> {
         let texts = tokens.iter().map(|(text, _)| text);
-        let builder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
+        let builder = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .start_kind(StartKind::Both)
+            .build(texts);
         let finder = builder.map_err(|error| error.to_string())?;
-        Ok(Self { finder, ids: tokens.iter().map(|&(_, id)| id).collect() })
+        let lens = tokens.iter().map(|(text, id)| (*id, text.len())).collect();
+        Ok(Self { finder, ids: tokens.iter().map(|&(_, id)| id).collect(), lens })
+    }
+
+    /// Bytes of a token's text.
+    pub(super) fn len_of(&self, id: u32) -> usize {
+        self.lens.get(&id).copied().unwrap_or(0)
+    }
+
+    /// Whether a text begins with one.
+    pub(super) fn starts(&self, text: &str) -> bool {
+        self.finder.find(Input::new(text).anchored(Anchored::Yes)).is_some()
     }
 
     /// Calls `piece` with every stretch of plain text and every added token, in order.

@@ -37,6 +37,16 @@ pub struct Tokenizer {
     /// Bytes of every token, where tokens are bytes.
     spelling: Option<Spelling>,
     vocab_size: u32,
+    longest_added: usize,
+}
+
+/// A place in a text behind an added token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// Bytes before it.
+    pub(crate) bytes: usize,
+    /// Tokens before it.
+    pub(crate) tokens: usize,
 }
 
 enum Encoder {
@@ -76,6 +86,7 @@ impl Tokenizer {
             guard: Guard::new(texts, path)?,
             spelling: file.decodes_bytes().then(|| Spelling::new(&file)),
             vocab_size: last.map_or(0, |id| id + 1),
+            longest_added: file.added_tokens.iter().map(|added| added.content.len()).max().unwrap_or(0),
             added: file.added_tokens.into_iter().map(|added| (added.id, added)).collect(),
         })
     }
@@ -114,6 +125,33 @@ impl Tokenizer {
                 tokens.extend(encode_by_reference(reference, rest));
                 tokens
             }
+        }
+    }
+
+    /// The same, and where added tokens end in it: there a text can be cut, and its parts encoded by themselves.
+    ///
+    /// Through the reference library, a text has no such places.
+    pub(crate) fn encode_with_cuts(&self, text: &str) -> (Vec<u32>, Vec<Cut>) {
+        match &self.encoder {
+            Encoder::Fast(fast) => {
+                let mut cuts = Vec::new();
+                let tokens = fast.encode_noting(text, true, |cut| cuts.push(cut));
+                (tokens, cuts)
+            }
+            Encoder::Reference(_) => (self.encode_prompt(text), Vec::new()),
+        }
+    }
+
+    /// Bytes of the longest added token. A text that changes this far behind a [`Cut`] keeps the cut.
+    pub(crate) fn longest_added(&self) -> usize {
+        self.longest_added
+    }
+
+    /// Whether a text begins with a token before which it can be cut.
+    pub(crate) fn begins_with_added(&self, text: &str) -> bool {
+        match &self.encoder {
+            Encoder::Fast(fast) => fast.raw.as_ref().is_some_and(|added| added.starts(text)),
+            Encoder::Reference(_) => false,
         }
     }
 
@@ -223,10 +261,21 @@ impl std::fmt::Debug for Tokenizer {
 
 impl Fast {
     fn encode(&self, text: &str, marked: bool) -> Vec<u32> {
+        self.encode_noting(text, marked, |_| {})
+    }
+
+    /// Tokens of a text; `cut` is told where those added tokens end that are found before anything else happens.
+    fn encode_noting(&self, text: &str, marked: bool, mut cut: impl FnMut(Cut)) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(text.len() / 3);
+        let mut bytes = 0;
         split(self.raw.as_ref(), text, |piece| match piece {
-            Piece::Added(id) => tokens.push(id),
+            Piece::Added(id) => {
+                tokens.push(id);
+                bytes += self.raw.as_ref().map_or(0, |added| added.len_of(id));
+                cut(Cut { bytes, tokens: tokens.len() });
+            }
             Piece::Text(text) => {
+                bytes += text.len();
                 let text = if self.form_c { form_c(text) } else { Cow::Borrowed(text) };
                 split(self.normalized.as_ref(), &text, |piece| match piece {
                     Piece::Added(id) => tokens.push(id),
