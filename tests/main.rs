@@ -15,6 +15,7 @@ mod languages;
 mod middleware;
 mod plugins;
 mod process;
+mod prompts;
 mod replay;
 mod retention;
 mod rollout;

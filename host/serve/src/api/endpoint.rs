@@ -8,8 +8,10 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, Uri};
 
 use super::chat;
+use super::sampling::Rules;
 use super::stream::Writer;
 use crate::app::App;
+use crate::ctx::name_id;
 use crate::request::{Refusal, Request};
 
 /// Whose SDK reads an answer.
@@ -50,11 +52,12 @@ impl Endpoint {
         app: &Arc<App>,
         body: &Bytes,
         headers: &HeaderMap,
-        _tenant: &str,
+        tenant: &str,
     ) -> Result<(Request, Box<dyn Writer>), Refusal> {
         match self {
             Self::Chat => {
-                let (request, style) = chat::parse(body, headers, &super::rules(app), app.ctx.seed())?;
+                let rules = Rules { tenant: name_id(tenant), ..super::rules(app) };
+                let (request, style) = chat::parse(body, headers, &rules, app.ctx.seed())?;
                 let writer = chat::Reply::new(app, &request, style);
                 Ok((request, Box::new(writer)))
             }

@@ -128,6 +128,7 @@ pub fn rules(app: &App) -> sampling::Rules<'_> {
         limits: &app.config.limits,
         hints: &app.config.hints,
         prompts: &app.prompts,
+        tenant: 0,
     }
 }
 

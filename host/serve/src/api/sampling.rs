@@ -38,6 +38,8 @@ pub struct Rules<'a> {
     pub hints: &'a HintSources,
     /// What was read before.
     pub prompts: &'a Prompts,
+    /// Whose body it is, or 0: nobody learns from the time that it takes what others sent.
+    pub tenant: u64,
 }
 
 pub(super) fn check_model(fields: &Fields<'_>, rules: &Rules<'_>) -> Result<(), Refusal> {

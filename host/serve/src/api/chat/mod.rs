@@ -17,7 +17,7 @@ use super::fields::Fields;
 use super::marks;
 use super::sampling::{self, Rules};
 use crate::ctx::mix;
-use crate::prompt::{Dialect, Item, Prompts, ReadTools, Translated};
+use crate::prompt::{Dialect, Item, ReadTools, Translated};
 use crate::request::{Format, Input, Protocol, Refusal, Request, ToolChoice};
 
 /// How a message is read.
@@ -35,8 +35,8 @@ pub fn parse(
     let body = Body::read(body, "messages")?;
     let fields = Fields::body(&body.fields)?;
     sampling::check_model(&fields, rules)?;
-    let messages = messages(&fields, body.messages, rules.prompts)?;
-    let tools = tools(body.tools.as_ref(), rules.prompts)?;
+    let messages = messages(&fields, body.messages, rules)?;
+    let tools = tools(body.tools.as_ref(), rules)?;
     let tool_choice = tool_choice(&fields, tools.tools.as_deref())?;
     let mut extensions = sampling::extensions(&fields, &rules.hints.extensions)?;
     extensions.extend(marks::extension(messages.iter().map(Item::marks), &tools.marks));
@@ -69,7 +69,8 @@ fn messages(fields: &Fields<'_>, list: Option<Vec<Bytes>>, prompts: &Prompts) ->
     if list.is_empty() {
         return Err(Refusal::field("messages", "`messages` must have at least one message"));
     }
-    list.into_iter().enumerate().map(|(i, json)| prompts.item(DIALECT, json, i)).collect()
+    let dialect = Dialect { kind: DIALECT.kind ^ rules.tenant, ..DIALECT };
+    list.into_iter().enumerate().map(|(i, json)| rules.prompts.item(dialect, json, i)).collect()
 }
 
 /// Reads and checks one message.
@@ -105,9 +106,9 @@ fn check_calls(message: &Fields<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn tools(json: Option<&Bytes>, prompts: &Prompts) -> Result<Arc<ReadTools>, Refusal> {
+fn tools(json: Option<&Bytes>, rules: &Rules<'_>) -> Result<Arc<ReadTools>, Refusal> {
     let Some(json) = json else { return Ok(Arc::default()) };
-    prompts.tools(TOOLS, json, || {
+    rules.prompts.tools(TOOLS ^ rules.tenant, json, || {
         let list: Value = serde_json::from_slice(json).map_err(|e| Refusal::Json(e.to_string()))?;
         let body = json!({ "tools": list });
         read_tools(Fields::body(&body)?.list("tools")?.map(Vec::as_slice).unwrap_or_default())

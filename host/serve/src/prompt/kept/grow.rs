@@ -201,8 +201,10 @@ impl Maker<'_> {
         let bytes = if window.thought() { END_BYTES_THOUGHT } else { END_BYTES };
         let longest = self.tokenizer.longest_added();
         // One cut that stays if nothing goes, and one before it.
-        let usable = cuts.iter().rev().filter(|cut| cut.bytes + longest <= text_len);
-        let from = usable.map(|cut| cut.bytes).nth(1).unwrap_or(0).min(text_len.saturating_sub(bytes));
+        let mut usable = cuts.iter().rev().filter(|cut| cut.bytes + longest <= text_len);
+        let last = usable.next();
+        let from = usable.next().or(last).map_or(text_len, |cut| cut.bytes);
+        let from = from.min(text_len.saturating_sub(bytes));
         let have = text_len - end.len();
         let drop = end.floor_char_boundary(from.saturating_sub(have));
         end.drain(..drop);
