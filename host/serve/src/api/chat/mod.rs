@@ -64,7 +64,7 @@ pub fn parse(
     Ok((request, style(&fields)?))
 }
 
-fn messages(fields: &Fields<'_>, list: Option<Vec<Bytes>>, prompts: &Prompts) -> Result<Vec<Item>, Refusal> {
+fn messages(fields: &Fields<'_>, list: Option<Vec<Bytes>>, rules: &Rules<'_>) -> Result<Vec<Item>, Refusal> {
     let list = list.ok_or_else(|| fields.wrong("messages", "a list of messages"))?;
     if list.is_empty() {
         return Err(Refusal::field("messages", "`messages` must have at least one message"));
