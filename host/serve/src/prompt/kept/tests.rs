@@ -224,7 +224,7 @@ fn any_held() -> impl Strategy<Value = Held> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
     /// However a conversation grows and changes, its tokens are those of a whole rendering.
     #[test]
     fn what_grew_has_the_tokens_of_what_is_rendered_whole(

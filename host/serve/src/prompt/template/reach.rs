@@ -186,14 +186,12 @@ pub(super) fn learn(
         for thought in [false, true] {
             let probe = |shape: &&str| Probe::new(template, &setting, &conversation(shape, thought));
             let probes: Vec<Probe> = CONVERSATIONS.iter().filter_map(probe).collect();
-            let known = &mut reaches.0[has_tools][usize::from(thought)];
-            // A template that renders nothing is not understood.
-            if !probes.is_empty() {
-                *known = [Reach::Near; KINDS];
-            }
+            let mut known = [None; KINDS];
             for added in ADDED {
-                probes.iter().for_each(|probe| probe.note(template, &setting, (added, thought), known));
+                probes.iter().for_each(|probe| probe.note(template, &setting, (added, thought), &mut known));
             }
+            // What no probe could show is not understood.
+            reaches.0[has_tools][usize::from(thought)] = known.map(Option::unwrap_or_default);
         }
     }
     reaches
@@ -216,7 +214,7 @@ const CONVERSATIONS: [&str; 13] = [
     "suctctuuct",
 ];
 /// What may be added to one, in an order that blames few kinds of messages for what is found.
-const ADDED: [&str; 9] = ["ct", "2tt", "u", "a", "au", "cts", "asu", "ctctau", "aus"];
+const ADDED: [&str; 10] = ["ct", "2tt", "u", "a", "s", "au", "cts", "asu", "ctctau", "aus"];
 
 fn conversation(shape: &str, thought: bool) -> Vec<serde_json::Value> {
     let mut called = 0;
@@ -276,7 +274,7 @@ impl Probe {
         template: &ChatTemplate,
         setting: &Setting,
         (added, thought): (&str, bool),
-        known: &mut [Reach; KINDS],
+        known: &mut [Option<Reach>; KINDS],
     ) {
         let before = self.objects.len();
         let shape = " ".repeat(before) + added;
@@ -293,14 +291,16 @@ impl Probe {
             (foreseen == change && is_end_of(text, &self.text, change.back)).then_some(*reach)
         };
         let fitting: Vec<Reach> = self.windows.iter().filter_map(fits).collect();
-        let granted = added.iter().map(|(turn, _)| known[turn.by as usize]).max().unwrap_or_default();
-        if granted == Reach::All || fitting.contains(&granted) {
-            return;
-        }
-        let needed = fitting.into_iter().find(|reach| *reach > granted).unwrap_or(Reach::All);
+        let granted = added.iter().filter_map(|(turn, _)| known[turn.by as usize]).max();
+        let granted = granted.unwrap_or(Reach::Near);
+        let is_enough = granted == Reach::All || fitting.contains(&granted);
+        let needed = match is_enough {
+            true => Reach::Near,
+            false => fitting.into_iter().find(|reach| *reach > granted).unwrap_or(Reach::All),
+        };
         for (turn, _) in &added {
             let known = &mut known[turn.by as usize];
-            *known = needed.max(*known);
+            *known = (*known).max(Some(needed));
         }
     }
 }
