@@ -14,10 +14,13 @@ use crate::worker::NO_SALT;
 /// Chosen: longer texts would hold up other requests of this thread for more than a millisecond.
 const INLINE_BYTES_MAX: usize = 64 << 10;
 
+/// Tokens, and the names of their full blocks.
+type Named = (Arc<[u32]>, Arc<[BlockName]>);
+
 /// Tokens, and what is known of them.
 #[derive(Default)]
 struct Rendered {
-    tokens: Option<(Arc<[u32]>, Arc<[BlockName]>)>,
+    tokens: Option<Named>,
     in_reasoning: bool,
     segments: Option<Vec<Segment>>,
     kept: Option<Kept>,

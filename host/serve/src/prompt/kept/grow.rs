@@ -141,7 +141,7 @@ impl Maker<'_> {
         let tail = self.tail(&window, text.len(), text, cuts);
         let told =
             Told { messages: shown.objects.len(), segments, is_open: messages.last().is_some_and(is_system) };
-        Ok(self.state(tokens, tail, window, told, memory))
+        Ok(self.state((tokens, window), tail, told, memory))
     }
 
     /// The state of a conversation to which messages were added; `None` if it has to be rendered whole.
@@ -168,13 +168,13 @@ impl Maker<'_> {
         end.push_str(&change.added);
         let tokens = state.tokens.then(keep, &tokens, self.naming, memory);
         let segments = match self.segmented {
-            true => Some(self.segments(state, &shown, &change, (&end, text_len), &tokens)?),
+            true => Some(self.segments(state, (&shown, &change), (&end, text_len), &tokens)?),
             false => None,
         };
         let tail = self.tail(&window, text_len, end, cuts);
         let is_open = added.last().is_some_and(is_system);
         let told = Told { messages: state.messages + shown.objects.len(), segments, is_open };
-        let state = self.state(tokens, tail, window, told, memory);
+        let state = self.state((tokens, window), tail, told, memory);
         Some(Grown { state, kept_tokens: keep, said_tokens })
     }
 
@@ -214,7 +214,7 @@ impl Maker<'_> {
         Tail { text_len, end, cuts }
     }
 
-    fn state(&self, tokens: Tokens, tail: Tail, window: Window, told: Told, memory: &Memory) -> State {
+    fn state(&self, (tokens, window): (Tokens, Window), tail: Tail, told: Told, memory: &Memory) -> State {
         let Tail { text_len, end, cuts } = tail;
         let own = tokens.own_bytes() + window.len() * size_of::<(u64, Value)>();
         let segments = told.segments.as_ref().map_or(0, |segments| size_of_val(&*segments.all));
@@ -228,8 +228,7 @@ impl Maker<'_> {
     fn segments(
         &self,
         state: &State,
-        shown: &Shown,
-        change: &Change,
+        (shown, change): (&Shown, &Change),
         (end, text_len): (&str, usize),
         tokens: &Tokens,
     ) -> Option<Segments> {
