@@ -15,6 +15,7 @@ use crate::auth::Auth;
 use crate::config::{Config, ConfigError, Device, chain_spec};
 use crate::ctx::Ctx;
 use crate::door::Door;
+use crate::lineage::Lineage;
 use crate::model::{ModelError, ServedModel};
 use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
@@ -54,6 +55,8 @@ pub struct App {
     pub recording: Recording,
     /// Counters.
     pub metrics: Metrics,
+    /// What the prompts of recent answers were made of.
+    pub lineage: Lineage,
     /// Who is inside, and who waits to be admitted.
     pub door: Arc<Door>,
     seats: Arc<Semaphore>,
@@ -146,6 +149,7 @@ impl App {
         }
         Ok(Arc::new(Self {
             door: Arc::default(),
+            lineage: Lineage::default(),
             seats: Arc::new(Semaphore::new(config.limits.requests_max)),
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),

@@ -48,7 +48,7 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     let room = app.context_max - tokens.len() as u32;
     let wanted = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default);
     let blocks = block_names(app, &tokens).into();
-    let segments = (conversation && app.generations.retains())
+    let segments = (conversation && (app.generations.retains() || request.is_marked()))
         .then(|| segments(&app.model.template, &app.model.tokenizer, &input, &text, &tokens));
     let output_tokens_max = wanted.min(room);
     Ok(Prompt { tokens: tokens.into(), blocks, forced, in_reasoning, segments, output_tokens_max })

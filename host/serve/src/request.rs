@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::prompt::Segment;
 
+/// Name of the extension that holds a caller's cache marks; `api/marks.rs` says what is in it.
+pub const MARKS: &str = "cache_control";
+
 /// One API call, parsed and checked; the protocol it came by is behind it.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -245,6 +248,11 @@ impl Request {
     /// The same request, of a tenant.
     pub fn of_tenant(self, tenant: String) -> Self {
         Self { tenant, ..self }
+    }
+
+    /// Whether its caller marked places up to which the prompt is to be cached.
+    pub fn is_marked(&self) -> bool {
+        self.extensions.iter().any(|(name, _)| name == MARKS)
     }
 }
 

@@ -76,7 +76,8 @@ impl Wishes {
 
 /// What the worker has to know of this turn; `None` where nobody will ask.
 pub fn turn(app: &App, prompt: &Prompt, said: &hints::Wishes) -> Option<Arc<Turn>> {
-    let segments = prompt.segments.clone()?;
+    // Cache marks need segments too, and no policy.
+    let segments = prompt.segments.clone().filter(|_| app.generations.retains())?;
     let attributes = said.attributes.clone();
     Some(Arc::new(Turn {
         segments,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, Uri};
 
-use super::chat;
 use super::stream::Writer;
+use super::{chat, messages};
 use crate::app::App;
 use crate::request::{Refusal, Request};
 
@@ -34,6 +34,8 @@ impl Vendor {
 pub enum Endpoint {
     /// `POST /v1/chat/completions`.
     Chat,
+    /// `POST /v1/messages`.
+    Messages,
 }
 
 impl Endpoint {
@@ -41,6 +43,7 @@ impl Endpoint {
     pub fn vendor(self) -> Vendor {
         match self {
             Self::Chat => Vendor::OpenAi,
+            Self::Messages => Vendor::Anthropic,
         }
     }
 
@@ -50,12 +53,17 @@ impl Endpoint {
         app: &Arc<App>,
         body: &Bytes,
         headers: &HeaderMap,
-        _tenant: &str,
+        tenant: &str,
     ) -> Result<(Request, Box<dyn Writer>), Refusal> {
         match self {
             Self::Chat => {
                 let (request, style) = chat::parse(body, headers, &super::rules(app), app.ctx.seed())?;
                 let writer = chat::Reply::new(app, &request, style);
+                Ok((request, Box::new(writer)))
+            }
+            Self::Messages => {
+                let (request, style) = messages::parse(body, headers, &super::rules(app), app.ctx.seed())?;
+                let writer = messages::Reply::new(&request, tenant, style);
                 Ok((request, Box::new(writer)))
             }
         }

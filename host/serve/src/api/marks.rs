@@ -7,26 +7,59 @@
 
 use serde_json::{Map, Value, json};
 
-/// Name of the extension.
-pub(super) const EXTENSION: &str = "cache_control";
+use crate::prompt::Span;
+use crate::request;
+
+/// Name of the extension, and of the field that is a mark.
+pub(super) const EXTENSION: &str = request::MARKS;
 /// The tools, which belong to no message.
-const TOOLS: i64 = -1;
+pub(super) const TOOLS: i32 = Span::BEFORE;
 /// Most marks that are passed on, the last ones. Anthropic's API takes 4.
 const MARKS_MAX: usize = 16;
 /// Longest ttl that is passed on, in bytes.
 const TTL_BYTES_MAX: usize = 16;
 
-/// The marks of a body, by name as extensions are; `None` if there are none.
+/// A place up to which a caller wants its prompt cached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// The message that ends there, as templates see it, or [`TOOLS`].
+    pub(super) segment: i32,
+    /// For how long, in the caller's words.
+    pub(super) ttl: Option<String>,
+}
+
+impl Mark {
+    /// The mark on something that belongs to a segment, if there is one.
+    pub(super) fn on(marked: &Value, segment: i32) -> Option<Self> {
+        let ttl = mark(marked)?.get("ttl").and_then(Value::as_str);
+        let ttl = ttl.filter(|ttl| ttl.len() <= TTL_BYTES_MAX).map(str::to_owned);
+        Some(Self { segment, ttl })
+    }
+
+    fn word(&self) -> Value {
+        match &self.ttl {
+            Some(ttl) => json!({"segment": self.segment, "ttl": ttl}),
+            None => json!({"segment": self.segment}),
+        }
+    }
+}
+
+/// The marks of a body in the shape of chat completions, by name as extensions are; `None` if there are none.
 pub(super) fn extension(messages: &[Value], tools: Option<&Vec<Value>>) -> Option<(String, String)> {
-    let on_tool = |tool: &'_ Value| mark(tool).or_else(|| mark(&tool["function"])).cloned();
-    let of_tools = tools.into_iter().flatten().filter_map(on_tool).map(|mark| (TOOLS, mark));
+    let on_tool = |tool| Mark::on(tool, TOOLS).or_else(|| Mark::on(&tool["function"], TOOLS));
+    let of_tools = tools.into_iter().flatten().filter_map(on_tool);
     let of_messages = messages.iter().enumerate().flat_map(|(i, message)| {
-        let parts = message["content"].as_array().into_iter().flatten().filter_map(mark);
-        parts.chain(mark(message)).cloned().map(move |mark| (i as i64, mark))
+        let parts = message["content"].as_array().into_iter().flatten();
+        parts.chain([message]).filter_map(move |marked| Mark::on(marked, i as i32))
     });
-    let marks: Vec<Value> = of_tools.chain(of_messages).map(|(segment, mark)| word(segment, &mark)).collect();
+    written(&of_tools.chain(of_messages).collect::<Vec<_>>())
+}
+
+/// Marks in the order of the prompt, as the extension; `None` if there are none.
+pub(super) fn written(marks: &[Mark]) -> Option<(String, String)> {
     let last = marks.len().saturating_sub(MARKS_MAX);
-    (!marks.is_empty()).then(|| (EXTENSION.to_owned(), json!(marks[last..]).to_string()))
+    let words: Vec<Value> = marks[last..].iter().map(Mark::word).collect();
+    (!words.is_empty()).then(|| (EXTENSION.to_owned(), Value::from(words).to_string()))
 }
 
 /// A tool without marks: templates print tools as they are, and a mark that moves must not change a prompt.
@@ -42,14 +75,6 @@ pub(super) fn unmarked(tool: &Value) -> Value {
 
 fn mark(on: &Value) -> Option<&Map<String, Value>> {
     on.get(EXTENSION)?.as_object()
-}
-
-fn word(segment: i64, mark: &Map<String, Value>) -> Value {
-    let ttl = mark.get("ttl").and_then(Value::as_str).filter(|ttl| ttl.len() <= TTL_BYTES_MAX);
-    match ttl {
-        Some(ttl) => json!({"segment": segment, "ttl": ttl}),
-        None => json!({"segment": segment}),
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod endpoint;
 pub mod error;
 mod fields;
 mod marks;
+pub mod messages;
 pub mod sampling;
 pub mod stream;
 
@@ -19,7 +20,7 @@ use axum::extract::State;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request as HttpRequest, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, head, post};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 
@@ -34,8 +35,13 @@ use crate::request::Refusal;
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/messages", post(create_message))
+        .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/v1/models", get(models))
         .route("/v1/models/{*model}", get(model))
+        // What Anthropic's agents ask before they begin.
+        .route("/", head(|| async {}))
+        .route("/api/hello", head(|| async {}))
         .route("/health", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
@@ -46,6 +52,15 @@ pub fn router(app: Arc<App>) -> Router {
 
 async fn chat_completions(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
     generate(app, call, Endpoint::Chat).await
+}
+
+async fn create_message(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
+    generate(app, call, Endpoint::Messages).await
+}
+
+async fn count_tokens(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
+    let counted = messages::count_tokens(Arc::clone(&app), call).await;
+    counted.unwrap_or_else(|refusal| refused(&app, &refusal, Vendor::Anthropic))
 }
 
 async fn generate(app: Arc<App>, call: HttpRequest<Body>, endpoint: Endpoint) -> Response {

@@ -13,7 +13,7 @@ use crate::config::{HintSources, Limits};
 use crate::request::Refusal;
 
 /// Chosen: as many as fit a matcher that is looked at on each token; OpenAI allows 4.
-const STOP_STRINGS_MAX: usize = 16;
+pub(super) const STOP_STRINGS_MAX: usize = 16;
 /// Chosen: OpenAI's own limit.
 const TOP_LOGPROBS_MAX: i64 = 20;
 /// Chosen: what a hint plugin can parse within its budget.

@@ -21,7 +21,7 @@ mod tokenizer;
 pub use detokenize::{Detokenizer, Specials};
 pub use error::PromptError;
 pub use output::{OutputEvent, OutputParser};
-pub use segments::{Role, Segment, Span, reasoning_tokens, segments};
+pub use segments::{Role, Segment, Span, end_of_message, reasoning_tokens, segments};
 pub use stop::{Safe, StopMatcher};
 pub use template::{ChatTemplate, RenderInput, TemplateSource};
 pub use tokenizer::{Guard, Tokenizer};

@@ -79,6 +79,17 @@ pub fn segments(
     segments
 }
 
+/// Where the stretch of a prompt ends that holds everything up to and including a message, in tokens of `all`.
+///
+/// Messages are numbered as in [`Span`]; what stands before them is part of every stretch.
+pub fn end_of_message(segments: &[Segment], message: i32, all: u32) -> u32 {
+    let last = segments.iter().rposition(|segment| segment.message <= message);
+    match last {
+        None => 0,
+        Some(last) => segments.get(last + 1).map_or(all, |next| next.start),
+    }
+}
+
 /// How many of an output's first tokens are reasoning, the marks around it included. `begun`: the prompt ends inside
 /// a reasoning section.
 pub fn reasoning_tokens(tokenizer: &Tokenizer, output: &[u32], begun: bool) -> usize {
