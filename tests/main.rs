@@ -6,6 +6,7 @@ mod admission;
 mod attributes;
 mod bad_input;
 mod chat;
+mod clients;
 mod config;
 mod faults;
 mod hot_swap;

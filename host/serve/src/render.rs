@@ -6,7 +6,7 @@ use kv::BlockName;
 
 use crate::app::App;
 use crate::prompt::{PromptError, RenderInput, segments};
-use crate::request::{Prompt, Refusal, Request, ToolChoice};
+use crate::request::{Input, Prompt, Refusal, Request, ToolChoice};
 use crate::worker::NO_SALT;
 
 /// Chosen: longer texts would hold up other requests of this thread for more than a millisecond.
@@ -23,13 +23,20 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
         extra: &request.template_args,
         now_unix_ms: app.ctx.unix_ms(),
     };
-    let mut text = app.model.template.render(&input).map_err(refuse)?;
-    let in_reasoning = text.trim_end().ends_with("<think>");
+    let conversation = request.input == Input::Conversation;
+    let mut text = match &request.input {
+        Input::Conversation => app.model.template.render(&input).map_err(refuse)?,
+        Input::Text(text) => text.clone(),
+        Input::Tokens(_) => String::new(),
+    };
+    let in_reasoning = conversation && text.trim_end().ends_with("<think>");
     text.push_str(&guarded);
-    let tokens = if text.len() > INLINE_BYTES_MAX {
-        tokio::task::block_in_place(|| app.model.tokenizer.encode_prompt(&text))
-    } else {
-        app.model.tokenizer.encode_prompt(&text)
+    let tokens = match &request.input {
+        Input::Tokens(tokens) => tokens.clone(),
+        _ if text.len() > INLINE_BYTES_MAX => {
+            tokio::task::block_in_place(|| tokens(app, &text, conversation))
+        }
+        _ => tokens(app, &text, conversation),
     };
     let max = app.context_max as usize;
     if tokens.is_empty() {
@@ -41,12 +48,19 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     let room = app.context_max - tokens.len() as u32;
     let wanted = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default);
     let blocks = block_names(app, &tokens).into();
-    let segments = app
-        .generations
-        .retains()
+    let segments = (conversation && app.generations.retains())
         .then(|| segments(&app.model.template, &app.model.tokenizer, &input, &text, &tokens));
     let output_tokens_max = wanted.min(room);
     Ok(Prompt { tokens: tokens.into(), blocks, forced, in_reasoning, segments, output_tokens_max })
+}
+
+/// Tokens of a rendered conversation, or of a text that no template made.
+fn tokens(app: &App, text: &str, conversation: bool) -> Vec<u32> {
+    let tokenizer = &app.model.tokenizer;
+    match conversation {
+        true => tokenizer.encode_prompt(text),
+        false => tokenizer.prefix().iter().copied().chain(tokenizer.encode(text)).collect(),
+    }
 }
 
 fn block_names(app: &App, tokens: &[u32]) -> Vec<BlockName> {

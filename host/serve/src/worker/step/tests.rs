@@ -123,6 +123,7 @@ impl Bench {
             blocks: blocks.into(),
             sampling: SamplingParams::default(),
             output_tokens_max: output,
+            announced: false,
             stop_tokens: Arc::new([]),
             hints: SequenceHints::default(),
             attributes: Default::default(),
@@ -155,6 +156,7 @@ fn said(events: &mut mpsc::Receiver<Event>) -> Vec<u32> {
     let mut tokens = vec![];
     loop {
         match events.try_recv().expect("it came to its end") {
+            Event::Started { .. } => {}
             Event::Tokens { sampled, .. } => tokens.extend(sampled.iter().map(|s| s.token)),
             Event::Finished { finish, .. } => {
                 assert_eq!(finish, Finish::Length);
