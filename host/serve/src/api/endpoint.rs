@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, Uri};
 
-use super::chat;
+use super::{chat, responses};
 use super::stream::Writer;
 use crate::app::App;
 use crate::request::{Refusal, Request};
@@ -34,13 +34,15 @@ impl Vendor {
 pub enum Endpoint {
     /// `POST /v1/chat/completions`.
     Chat,
+    /// `POST /v1/responses`.
+    Responses,
 }
 
 impl Endpoint {
     /// Whose SDK asks.
     pub fn vendor(self) -> Vendor {
         match self {
-            Self::Chat => Vendor::OpenAi,
+            Self::Chat | Self::Responses => Vendor::OpenAi,
         }
     }
 
@@ -50,12 +52,17 @@ impl Endpoint {
         app: &Arc<App>,
         body: &Bytes,
         headers: &HeaderMap,
-        _tenant: &str,
+        tenant: &str,
     ) -> Result<(Request, Box<dyn Writer>), Refusal> {
         match self {
             Self::Chat => {
                 let (request, style) = chat::parse(body, headers, &super::rules(app), app.ctx.seed())?;
                 let writer = chat::Reply::new(app, &request, style);
+                Ok((request, Box::new(writer)))
+            }
+            Self::Responses => {
+                let caller = responses::Caller { tenant, headers, latest: None, tell: None };
+                let (request, writer) = responses::parse(app, body, caller).await?;
                 Ok((request, Box::new(writer)))
             }
         }

@@ -8,6 +8,7 @@ mod endpoint;
 pub mod error;
 mod fields;
 mod marks;
+pub mod responses;
 pub mod sampling;
 pub mod stream;
 
@@ -36,6 +37,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/models", get(models))
         .route("/v1/models/{*model}", get(model))
+        .merge(responses::router())
         .route("/health", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))

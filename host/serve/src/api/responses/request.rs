@@ -208,7 +208,9 @@ fn template_args(fields: &Fields<'_>) -> Result<Map<String, Value>, Refusal> {
     let mut args =
         fields.get("chat_template_kwargs").and_then(Value::as_object).cloned().unwrap_or_default();
     let effort = fields.object("reasoning")?.map(|r| r.text("effort")).transpose()?.flatten();
-    let mut say = |name: &str, value: Value| drop(args.entry(name).or_insert(value));
+    let mut say = |name: &str, value: Value| {
+        args.entry(name).or_insert(value);
+    };
     match effort {
         Some("none") => say("enable_thinking", false.into()),
         Some("minimal" | "low") => say("reasoning_effort", "low".into()),

@@ -190,7 +190,7 @@ impl Store {
         self.off_thread(move |store| {
             let mut found = Vec::new();
             let mut next = Some(last);
-            while let Some(id) = next {
+            while let Some(id) = next.take() {
                 if found.len() == CHAIN_MAX {
                     return Err(ChainError::TooLong);
                 }
