@@ -17,6 +17,7 @@ use crate::auth::Auth;
 use crate::config::{Config, ConfigError, Device, chain_spec};
 use crate::ctx::Ctx;
 use crate::door::Door;
+use crate::lineage::Lineage;
 use crate::model::{ModelError, ServedModel};
 use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
@@ -56,6 +57,8 @@ pub struct App {
     pub recording: Recording,
     /// Counters.
     pub metrics: Metrics,
+    /// What the prompts of recent answers were made of.
+    pub lineage: Lineage,
     /// Who is inside, and who waits to be admitted.
     pub door: Arc<Door>,
     /// Responses that outlive their answer.
@@ -157,6 +160,7 @@ impl App {
         }
         Ok(Arc::new(Self {
             door: Arc::default(),
+            lineage: Lineage::default(),
             responses: Arc::new(config.responses.store(&config.state)?),
             sockets: Arc::new(Semaphore::new(config.responses.sockets_max)),
             leaving: CancellationToken::new(),

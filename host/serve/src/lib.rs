@@ -15,6 +15,7 @@ pub mod config;
 pub mod ctx;
 pub mod door;
 pub mod hints;
+pub mod lineage;
 pub mod middleware;
 pub mod model;
 pub mod observe;

@@ -10,6 +10,7 @@
 mod cache;
 mod compact;
 mod conversation;
+mod diagnosis;
 mod history;
 mod ids;
 mod items;

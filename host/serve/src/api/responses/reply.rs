@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
+use super::diagnosis::Lineage;
 use super::history::Latest;
 use super::ids::Ids;
 use super::object::{Head, Status, usage_json};
@@ -41,12 +42,14 @@ pub(super) struct Keeping {
 }
 
 /// What a caller wants to see of an answer.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Style {
     /// Whether reasoning items hold their content sealed, too.
     pub(super) sealed: bool,
     /// Whether nothing is generated.
     pub(super) prewarm: bool,
+    /// What the prompt is made of, and what it is to be compared with.
+    pub(super) lineage: Lineage,
 }
 
 /// An answer as it is written.
@@ -175,7 +178,6 @@ impl Reply {
             created_ms: keeping.created_ms,
             input: std::mem::take(&mut keeping.input),
             response: self.last.clone(),
-            lineage: Value::Null,
         };
         if keeping.store {
             self.saved = answer.pinned.app.responses.put(&keeping.tenant, &record);
@@ -234,6 +236,10 @@ impl Writer for Reply {
         let mut more = vec![("usage", usage_json(answer))];
         if !cut {
             more.push(("completed_at", (answer.pinned.app.ctx.unix_ms() / 1000).into()));
+        }
+        let tenant = &self.keeping.tenant;
+        if let Some(found) = self.style.lineage.diagnosis(answer, tenant, self.head.id()) {
+            more.push(("prompt_cache_diagnostics", found));
         }
         self.close(status, more, events);
         self.keep(answer);

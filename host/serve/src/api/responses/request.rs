@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::cache::CacheOptions;
 use super::conversation::Conversation;
+use super::diagnosis::Lineage;
 use super::history::{self, History, Latest};
 use super::ids::Ids;
 use super::items;
@@ -160,7 +161,11 @@ fn reply(
             frequency_penalty: request.sampling.frequency_penalty,
         },
     )?;
-    let style = Style { sealed: includes(fields, SEALED)?, prewarm: asked.cache.prewarm };
+    let style = Style {
+        sealed: includes(fields, SEALED)?,
+        prewarm: asked.cache.prewarm,
+        lineage: Lineage::of(request, fields, (asked.cache.compare, &asked.input)),
+    };
     let keeping = Keeping {
         tenant: caller.tenant.to_owned(),
         store,

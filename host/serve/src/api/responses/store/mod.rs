@@ -42,9 +42,6 @@ pub struct Record {
     pub input: Vec<Value>,
     /// The response object as it was answered.
     pub response: Value,
-    /// What its prompt was, for the diagnosis of another one.
-    #[serde(default, skip_serializing_if = "Value::is_null")]
-    pub lineage: Value,
 }
 
 impl Record {

@@ -14,7 +14,6 @@ fn record(id: &str, previous: Option<&str>, first: &str, created_ms: u64) -> Rec
         created_ms,
         input: vec![json!({"type": "message", "text": "a"})],
         response: json!({"id": id, "output": [{"type": "message"}]}),
-        lineage: Value::Null,
     }
 }
 
