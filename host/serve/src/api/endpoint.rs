@@ -7,8 +7,8 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, Uri};
 
-use super::{chat, responses};
 use super::stream::Writer;
+use super::{chat, responses};
 use crate::app::App;
 use crate::request::{Refusal, Request};
 

@@ -29,7 +29,13 @@ pub struct Responses {
 
 impl Default for Responses {
     fn default() -> Self {
-        Self { folder: String::new(), entries_max: 20_000, total_mib_max: 512, ttl_days: 30, sockets_max: 512 }
+        Self {
+            folder: String::new(),
+            entries_max: 20_000,
+            total_mib_max: 512,
+            ttl_days: 30,
+            sockets_max: 512,
+        }
     }
 }
 

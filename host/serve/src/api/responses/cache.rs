@@ -60,7 +60,8 @@ impl CacheOptions {
             return None;
         }
         let mode = if self.explicit { "explicit" } else { "implicit" };
-        let mut echo = Map::from_iter([("mode".to_owned(), mode.into()), ("ttl".to_owned(), self.ttl().into())]);
+        let mut echo =
+            Map::from_iter([("mode".to_owned(), mode.into()), ("ttl".to_owned(), self.ttl().into())]);
         if let Some(id) = &self.compare {
             echo.insert("comparison_response_id".into(), id.as_str().into());
         }
@@ -71,8 +72,10 @@ impl CacheOptions {
     pub(super) fn extension(&self, marks: &[Mark], messages: usize) -> Option<(String, String)> {
         let ttl_of = |mark: &Mark| mark.ttl.clone().filter(|ttl| TTLS.contains(&ttl.as_str()));
         let word = |message: usize, ttl: &str| json!({ "segment": message, "ttl": ttl });
-        let mut words: Vec<Value> =
-            marks.iter().map(|mark| word(mark.message, ttl_of(mark).as_deref().unwrap_or(self.ttl()))).collect();
+        let mut words: Vec<Value> = marks
+            .iter()
+            .map(|mark| word(mark.message, ttl_of(mark).as_deref().unwrap_or(self.ttl())))
+            .collect();
         if self.given && !self.explicit && messages > 0 {
             words.push(word(messages - 1, self.ttl()));
         }

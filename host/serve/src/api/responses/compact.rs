@@ -133,7 +133,11 @@ mod tests {
         let (output, digest) = compacted(&items(), &Ids::new(1));
         let kinds: Vec<&str> = output.iter().map(type_of).collect();
         assert_eq!(kinds, ["message", "compaction"]);
-        assert!(digest.starts_with("What was said and done before, shortened:\n[user] read a\n[call] read {\"path\""));
+        assert!(
+            digest.starts_with(
+                "What was said and done before, shortened:\n[user] read a\n[call] read {\"path\""
+            )
+        );
         assert!(digest.contains("[…4400 characters…]") && digest.ends_with("[assistant] done"), "{digest}");
         assert!(!digest.contains("secret") && !digest.contains("be brief"));
         let again = compacted(&items(), &Ids::new(1)).0;

@@ -223,23 +223,29 @@ mod tests {
             {"type": "function_call_output", "call_id": "c1", "output": "1"},
             {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "2"}]},
         ]);
-        check(items, json!([
-            {"role": "user", "content": "go"},
-            {"role": "assistant", "content": "a", "reasoning_content": "t",
-                "tool_calls": [chat_call("c1", "f", "{\"x\":  1}"), chat_call("c2", "f", "{}")]},
-            {"role": "tool", "tool_call_id": "c1", "content": "1"},
-            {"role": "tool", "tool_call_id": "c2", "content": "2"},
-        ]));
+        check(
+            items,
+            json!([
+                {"role": "user", "content": "go"},
+                {"role": "assistant", "content": "a", "reasoning_content": "t",
+                    "tool_calls": [chat_call("c1", "f", "{\"x\":  1}"), chat_call("c2", "f", "{}")]},
+                {"role": "tool", "tool_call_id": "c1", "content": "1"},
+                {"role": "tool", "tool_call_id": "c2", "content": "2"},
+            ]),
+        );
     }
 
     #[test]
     fn what_comes_out_of_order_begins_the_next_message() {
-        check(json!([said("a"), said("b"), thought("t"), call("c", "{}"), thought("u")]), json!([
-            {"role": "assistant", "content": "a"},
-            {"role": "assistant", "content": "b"},
-            {"role": "assistant", "content": "", "reasoning_content": "t", "tool_calls": [chat_call("c", "f", "{}")]},
-            {"role": "assistant", "content": "", "reasoning_content": "u"},
-        ]));
+        check(
+            json!([said("a"), said("b"), thought("t"), call("c", "{}"), thought("u")]),
+            json!([
+                {"role": "assistant", "content": "a"},
+                {"role": "assistant", "content": "b"},
+                {"role": "assistant", "content": "", "reasoning_content": "t", "tool_calls": [chat_call("c", "f", "{}")]},
+                {"role": "assistant", "content": "", "reasoning_content": "u"},
+            ]),
+        );
     }
 
     #[test]
@@ -247,7 +253,8 @@ mod tests {
         let spawn = json!({"type": "function_call", "call_id": "c", "namespace": "agents", "name": "spawn", "arguments": "{}"});
         let patch = json!({"type": "custom_tool_call", "call_id": "d", "name": "patch", "input": "a\nb"});
         let made = messages(json!([spawn, patch]));
-        let expected = [chat_call("c", "agents__spawn", "{}"), chat_call("d", "patch", "{\"input\": \"a\\nb\"}")];
+        let expected =
+            [chat_call("c", "agents__spawn", "{}"), chat_call("d", "patch", "{\"input\": \"a\\nb\"}")];
         assert_eq!(made[0]["tool_calls"], Value::from(expected.to_vec()));
     }
 
@@ -281,13 +288,17 @@ mod tests {
 
     #[test]
     fn a_compacted_conversation_keeps_its_head_at_the_head() {
-        let compacted = Compacted { head: vec![json!({"role": "developer", "content": "d"})], digest: "was".into() };
+        let compacted =
+            Compacted { head: vec![json!({"role": "developer", "content": "d"})], digest: "was".into() };
         let item = json!({"type": "compaction", "encrypted_content": sealed::compaction(&compacted)});
         let items = [json!({"role": "user", "content": "a"}), item, json!({"role": "user", "content": "b"})];
         let made = Conversation::of(Some("i"), items.iter());
         let roles: Vec<(&str, &str)> =
             made.messages.iter().map(|m| (text(m, "role"), text(m, "content"))).collect();
-        assert_eq!(roles, [("system", "i"), ("developer", "d"), ("user", "a"), ("user", "was"), ("user", "b")]);
+        assert_eq!(
+            roles,
+            [("system", "i"), ("developer", "d"), ("user", "a"), ("user", "was"), ("user", "b")]
+        );
     }
 
     #[test]

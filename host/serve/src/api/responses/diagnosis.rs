@@ -36,9 +36,9 @@ impl Lineage {
         fields: &Fields<'_>,
         (compare, input): (Option<String>, &[Value]),
     ) -> Self {
-        let trace = PARAMETERS.iter().fold(Trace::of(request), |trace, (path, name, _)| {
-            trace.with(name, value_at(fields, path))
-        });
+        let trace = PARAMETERS
+            .iter()
+            .fold(Trace::of(request), |trace, (path, name, _)| trace.with(name, value_at(fields, path)));
         let compacted = input.iter().any(|item| type_of(item) == "compaction");
         Self { trace, compare, compacted }
     }

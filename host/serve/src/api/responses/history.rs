@@ -97,7 +97,8 @@ async fn elsewhere(
     latest: Option<&Latest>,
     id: &str,
 ) -> Result<Option<Value>, Refusal> {
-    let found = latest.and_then(|l| with_id(l.before.iter().chain(&l.record.input).chain(l.record.output()), id));
+    let found =
+        latest.and_then(|l| with_id(l.before.iter().chain(&l.record.input).chain(l.record.output()), id));
     let Some(response) = response_of(id).filter(|_| found.is_none()) else { return Ok(found) };
     let stored = app.responses.get(tenant, &response, app.ctx.unix_ms()).await;
     let stored = stored.map_err(|e| Refusal::Internal(e.to_string()))?;

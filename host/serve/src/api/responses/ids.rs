@@ -60,7 +60,8 @@ mod tests {
         let ids = Ids::new(7);
         assert_eq!(response_of(&ids.output("msg", 0)), Some(ids.response()));
         assert_eq!(response_of(&ids.input("fc", 70_000)), Some(ids.response()));
-        for foreign in ["", "msg", "msg_1", "resp_0", &ids.response(), &format!("msg_{}é0", "0".repeat(31))] {
+        for foreign in ["", "msg", "msg_1", "resp_0", &ids.response(), &format!("msg_{}é0", "0".repeat(31))]
+        {
             assert_eq!(response_of(foreign), None, "{foreign}");
         }
     }

@@ -239,7 +239,8 @@ mod tests {
 
     #[test]
     fn an_items_own_id_stays() {
-        let call = json!({"id": "fc_1", "type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"});
+        let call =
+            json!({"id": "fc_1", "type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"});
         check(call.clone(), call);
         let assistant = json!({"role": "assistant", "content": "a", "id": "msg_1"});
         let expected = json!({"id": "msg_1", "role": "assistant", "content": [
@@ -261,7 +262,10 @@ mod tests {
     #[test]
     fn an_item_that_is_wrong_is_named() {
         check_refused(json!(3), "`input[1]` must be an object, got a number");
-        check_refused(json!({}), "`input[1].type` is missing: it must be the type of the item, such as \"message\"");
+        check_refused(
+            json!({}),
+            "`input[1].type` is missing: it must be the type of the item, such as \"message\"",
+        );
         check_refused(
             json!({"role": "tool", "content": "a"}),
             "`input[1].role` must be one of user, assistant, system, developer, got a string",
@@ -296,7 +300,10 @@ mod tests {
     fn reasoning_is_read_from_its_text_or_from_what_we_sealed() {
         let text = |item: Value| reasoning_text(&item);
         assert_eq!(text(json!({"content": [{"type": "reasoning_text", "text": "a"}]})), Some("a".into()));
-        assert_eq!(text(json!({"content": null, "encrypted_content": sealed::reasoning("b")})), Some("b".into()));
+        assert_eq!(
+            text(json!({"content": null, "encrypted_content": sealed::reasoning("b")})),
+            Some("b".into())
+        );
         assert_eq!(text(json!({"summary": [], "encrypted_content": "gAAAA"})), None);
     }
 }

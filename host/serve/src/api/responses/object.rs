@@ -141,7 +141,10 @@ pub(super) fn usage_json(answer: &Answer) -> Value {
     let Usage { prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens } = answer.usage();
     let block_tokens = answer.pinned.app.config.kv.block_tokens;
     let whole = answer.pinned.prompt.blocks.len() as u32 * block_tokens;
-    usage_of((prompt_tokens, cached_tokens, whole.saturating_sub(cached_tokens)), (completion_tokens, reasoning_tokens))
+    usage_of(
+        (prompt_tokens, cached_tokens, whole.saturating_sub(cached_tokens)),
+        (completion_tokens, reasoning_tokens),
+    )
 }
 
 /// The same of plain numbers: input, cached, written; output, reasoning.
@@ -236,7 +239,8 @@ mod tests {
             "reasoning": {"effort": "high"}, "user": "u", "instructions": "i", "parallel_tool_calls": false,
         });
         let object = head(body.clone()).expect("a right body").object(Status::InProgress, &[], vec![]);
-        for key in ["temperature", "top_logprobs", "metadata", "user", "instructions", "parallel_tool_calls"] {
+        for key in ["temperature", "top_logprobs", "metadata", "user", "instructions", "parallel_tool_calls"]
+        {
             assert_eq!(object[key], body[key], "{key}");
         }
         assert_eq!(object["text"], json!({"format": {"type": "text"}, "verbosity": "low"}));
@@ -245,7 +249,9 @@ mod tests {
 
     #[test]
     fn metadata_that_is_too_much_is_refused_by_name() {
-        for wrong in [json!(3), json!({"a": 1}), json!({"a": "x".repeat(513)}), json!({ ("k".repeat(65)): "v" })] {
+        for wrong in
+            [json!(3), json!({"a": 1}), json!({"a": "x".repeat(513)}), json!({ ("k".repeat(65)): "v" })]
+        {
             let refused = head(json!({ "metadata": wrong })).expect_err("it is too much");
             assert!(refused.starts_with("`metadata` must be"), "{refused}");
         }

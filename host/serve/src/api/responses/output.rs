@@ -81,7 +81,8 @@ impl Item {
             }
             Self::Reasoning { id, text } => {
                 text.push_str(more);
-                let fields = json!({ "item_id": id, "output_index": index, "content_index": 0, "delta": more });
+                let fields =
+                    json!({ "item_id": id, "output_index": index, "content_index": 0, "delta": more });
                 Some(("response.reasoning_text.delta", fields))
             }
             Self::Call { id, called, arguments, .. } => {
@@ -157,7 +158,8 @@ fn output_text(text: &str, logprobs: &[Value]) -> Value {
 
 fn call((id, call_id): (&str, &str), called: &Callable, status: &str, arguments: &str) -> Value {
     let kind = if called.custom { "custom_tool_call" } else { "function_call" };
-    let mut call = json!({ "id": id, "type": kind, "status": status, "call_id": call_id, "name": called.name });
+    let mut call =
+        json!({ "id": id, "type": kind, "status": status, "call_id": call_id, "name": called.name });
     if let Some(namespace) = &called.namespace {
         call["namespace"] = namespace.as_str().into();
     }
@@ -194,8 +196,11 @@ mod tests {
     #[test]
     fn a_call_says_its_namespace_beside_its_name() {
         let mut item = Item::call("fc_1".into(), "call_1".into(), callable(false));
-        assert_eq!(item.begun(), json!({"id": "fc_1", "type": "function_call", "status": "in_progress",
-            "call_id": "call_1", "name": "f", "namespace": "n", "arguments": ""}));
+        assert_eq!(
+            item.begun(),
+            json!({"id": "fc_1", "type": "function_call", "status": "in_progress",
+            "call_id": "call_1", "name": "f", "namespace": "n", "arguments": ""})
+        );
         let (name, fields) = item.add("{\"a\":", Vec::new(), 2).expect("a delta");
         assert_eq!(name, "response.function_call_arguments.delta");
         assert_eq!(fields, json!({"item_id": "fc_1", "output_index": 2, "delta": "{\"a\":"}));

@@ -135,9 +135,14 @@ impl Reply {
     fn begin_item(&mut self, item: Item, events: &mut Events) {
         self.end_item("completed", events);
         let index = self.items.len();
-        self.emit("response.output_item.added", json!({ "output_index": index, "item": item.begun() }), events);
+        self.emit(
+            "response.output_item.added",
+            json!({ "output_index": index, "item": item.begun() }),
+            events,
+        );
         if let Some(part) = item.part(Part::Empty) {
-            let place = json!({ "item_id": item.id(), "output_index": index, "content_index": 0, "part": part });
+            let place =
+                json!({ "item_id": item.id(), "output_index": index, "content_index": 0, "part": part });
             self.emit("response.content_part.added", place, events);
         }
         self.open = Some(item);
@@ -214,7 +219,8 @@ impl Writer for Reply {
         let mut error = error::object(refusal, Vendor::OpenAi)["error"].take();
         if !self.begun {
             // There is no response yet that could be said to have failed.
-            let fields = json!({ "code": error["code"], "message": error["message"], "param": error["param"] });
+            let fields =
+                json!({ "code": error["code"], "message": error["message"], "param": error["param"] });
             return self.emit("error", fields, events);
         }
         self.end_item("incomplete", events);

@@ -210,8 +210,7 @@ fn sampled(fields: &Fields<'_>) -> Result<Value, Refusal> {
 /// Effort as templates know it: a switch, or a word of three.
 fn template_args(fields: &Fields<'_>) -> Result<Map<String, Value>, Refusal> {
     fields.object("chat_template_kwargs")?;
-    let mut args =
-        fields.get("chat_template_kwargs").and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut args = fields.get("chat_template_kwargs").and_then(Value::as_object).cloned().unwrap_or_default();
     let effort = fields.object("reasoning")?.map(|r| r.text("effort")).transpose()?.flatten();
     let mut say = |name: &str, value: Value| {
         args.entry(name).or_insert(value);

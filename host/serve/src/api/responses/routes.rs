@@ -127,7 +127,9 @@ fn page(mut items: Vec<Value>, query: &[(String, String)]) -> Result<Value, Refu
     items.truncate(limit);
     let id = |item: Option<&Value>| item.map_or(Value::Null, |item| item["id"].clone());
     let (first_id, last_id) = (id(items.first()), id(items.last()));
-    Ok(json!({ "object": "list", "data": items, "first_id": first_id, "last_id": last_id, "has_more": has_more }))
+    Ok(
+        json!({ "object": "list", "data": items, "first_id": first_id, "last_id": last_id, "has_more": has_more }),
+    )
 }
 
 async fn input_tokens(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
@@ -228,7 +230,9 @@ mod tests {
 
     #[test]
     fn a_page_that_cannot_be_is_refused_by_name() {
-        for (name, value) in [("order", "up"), ("limit", "0"), ("limit", "101"), ("limit", "x"), ("after", "m99")] {
+        for (name, value) in
+            [("order", "up"), ("limit", "0"), ("limit", "101"), ("limit", "x"), ("after", "m99")]
+        {
             let refused = ids(&[(name, value)]).expect_err("it cannot be");
             assert!(refused.starts_with(&format!("`{name}`")), "{refused}");
         }

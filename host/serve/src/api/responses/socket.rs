@@ -58,7 +58,9 @@ pub(super) async fn upgrade(
     match enter(&app, &headers, upgrade.is_ok()) {
         Err(refusal) => refused(&app, &refusal, Vendor::OpenAi),
         Ok((tenant, place)) => match upgrade {
-            Err(_) => refused(&app, &Refusal::UnknownPath(format!("GET {PATH} without an upgrade")), Vendor::OpenAi),
+            Err(_) => {
+                refused(&app, &Refusal::UnknownPath(format!("GET {PATH} without an upgrade")), Vendor::OpenAi)
+            }
             Ok(upgrade) => {
                 // Beyond a body's limit a frame is answered; only beyond twice of it is it not read to its end.
                 let bytes_max = app.config.limits.body_bytes_max;
@@ -80,7 +82,11 @@ pub(super) async fn upgrade(
     }
 }
 
-fn enter(app: &App, headers: &HeaderMap, upgrades: bool) -> Result<(String, Option<OwnedSemaphorePermit>), Refusal> {
+fn enter(
+    app: &App,
+    headers: &HeaderMap,
+    upgrades: bool,
+) -> Result<(String, Option<OwnedSemaphorePermit>), Refusal> {
     let tenant = app.auth.tenant(headers)?;
     if !upgrades {
         return Ok((tenant, None));
@@ -132,7 +138,16 @@ impl Session {
     fn new(peer: Peer, place: Option<OwnedSemaphorePermit>) -> Self {
         let now = peer.app.ctx.now();
         let waiting = VecDeque::new();
-        Self { peer, _place: place, latest: None, waiting, opened: now, heard: now, pinged: now, leaving: false }
+        Self {
+            peer,
+            _place: place,
+            latest: None,
+            waiting,
+            opened: now,
+            heard: now,
+            pinged: now,
+            leaving: false,
+        }
     }
 
     async fn run(mut self, mut socket: WebSocket) {
@@ -208,13 +223,19 @@ impl Session {
     }
 
     /// What a message says: nothing to do, an event to answer with, or the end.
-    fn heard(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<Option<String>, (Option<String>, End)> {
+    fn heard(
+        &mut self,
+        message: Option<Result<Message, axum::Error>>,
+    ) -> Result<Option<String>, (Option<String>, End)> {
         self.heard = self.peer.app.ctx.now();
         let problem = match message {
             None | Some(Ok(Message::Close(_))) => return Err((None, End::Gone)),
             Some(Err(broken)) => {
                 let refusal = Refusal::field("frame", format!("the connection cannot go on: {broken}"));
-                return Err((Some(error_frame(&refusal, None)), End::Close(close_code::SIZE, "unreadable frame")));
+                return Err((
+                    Some(error_frame(&refusal, None)),
+                    End::Close(close_code::SIZE, "unreadable frame"),
+                ));
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(None),
             Some(Ok(Message::Binary(_))) => {
@@ -382,9 +403,12 @@ mod tests {
             message: "gone".into(),
         };
         let frame: Value = serde_json::from_str(&error_frame(&missing, Some("l"))).expect("an event is JSON");
-        assert_eq!(frame, json!({"stream_id": "l", "type": "error", "status": 404, "error": {
+        assert_eq!(
+            frame,
+            json!({"stream_id": "l", "type": "error", "status": 404, "error": {
             "message": "gone", "type": "invalid_request_error", "param": "previous_response_id",
-            "code": "previous_response_not_found"}}));
+            "code": "previous_response_not_found"}})
+        );
         let full: Value =
             serde_json::from_str(&error_frame(&Refusal::Overloaded { running: 1, retry_after_s: 2 }, None))
                 .expect("an event is JSON");

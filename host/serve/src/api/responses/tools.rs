@@ -105,7 +105,8 @@ impl Tools {
                 _ => Err(fields.wrong("tool_choice", WANTED)),
             },
             Some(Value::Object(_)) => {
-                let choice = fields.object("tool_choice")?.ok_or_else(|| fields.wrong("tool_choice", WANTED))?;
+                let choice =
+                    fields.object("tool_choice")?.ok_or_else(|| fields.wrong("tool_choice", WANTED))?;
                 match choice.text("type")? {
                     Some("function" | "custom") => self.named(&choice),
                     Some("allowed_tools") => self.allowed(&choice),
@@ -120,9 +121,10 @@ impl Tools {
     fn required(&self) -> Result<ToolChoice, Refusal> {
         match self.chat.is_empty() {
             false => Ok(ToolChoice::Required),
-            true => {
-                Err(Refusal::field("tool_choice", "`tool_choice` is \"required\", but `tools` has no function"))
-            }
+            true => Err(Refusal::field(
+                "tool_choice",
+                "`tool_choice` is \"required\", but `tools` has no function",
+            )),
         }
     }
 
@@ -169,7 +171,8 @@ impl Tools {
     }
 
     fn position(&self, namespace: Option<&str>, name: &str) -> Option<usize> {
-        let same = |c: &Callable| c.name == name && namespace.is_none_or(|n| c.namespace.as_deref() == Some(n));
+        let same =
+            |c: &Callable| c.name == name && namespace.is_none_or(|n| c.namespace.as_deref() == Some(n));
         let full = |c: &Callable| written(c.namespace.as_deref(), &c.name) == name;
         self.known.iter().position(same).or_else(|| self.known.iter().position(full))
     }
@@ -195,12 +198,7 @@ impl Tools {
         Ok(())
     }
 
-    fn function(
-        &mut self,
-        fields: &Fields<'_>,
-        namespace: Option<&str>,
-        about: &str,
-    ) -> Result<(), Refusal> {
+    fn function(&mut self, fields: &Fields<'_>, namespace: Option<&str>, about: &str) -> Result<(), Refusal> {
         let mut function = self.begun(fields, namespace, about)?;
         fields.object("parameters")?;
         if let Some(parameters) = fields.get("parameters") {
@@ -242,7 +240,8 @@ impl Tools {
         let mut function = Map::from_iter([("name".to_owned(), written(namespace, name).into())]);
         let own = fields.text("description")?;
         if own.is_some() || !about.is_empty() {
-            let all: Vec<&str> = [about, own.unwrap_or_default()].into_iter().filter(|t| !t.is_empty()).collect();
+            let all: Vec<&str> =
+                [about, own.unwrap_or_default()].into_iter().filter(|t| !t.is_empty()).collect();
             function.insert("description".into(), all.join("\n\n").into());
         }
         Ok(function)

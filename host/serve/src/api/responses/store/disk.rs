@@ -50,8 +50,7 @@ pub(super) struct Disk {
 impl Disk {
     /// Opens or makes the file; with it come the places of its rows, the oldest first.
     pub(super) fn open(folder: &Path) -> Result<(Self, Vec<(Arc<str>, Place)>), StoreError> {
-        let fail =
-            |reason: String| StoreError::Open { folder: folder.display().to_string(), reason };
+        let fail = |reason: String| StoreError::Open { folder: folder.display().to_string(), reason };
         std::fs::create_dir_all(folder).map_err(|e| fail(e.to_string()))?;
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
@@ -60,7 +59,8 @@ impl Disk {
         let places = places(&database).map_err(|e| fail(e.to_string()))?;
         let desk = Arc::new(Desk { waiting: Mutex::default(), wake: Condvar::new() });
         let (own, file) = (Arc::clone(&desk), Arc::clone(&database));
-        let thread = std::thread::Builder::new().name("responses".into()).spawn(move || keep_writing(&own, &file));
+        let thread =
+            std::thread::Builder::new().name("responses".into()).spawn(move || keep_writing(&own, &file));
         let thread = Mutex::new(Some(thread.map_err(|e| fail(e.to_string()))?));
         Ok((Self { desk, database: Mutex::new(Some(database)), thread }, places))
     }

@@ -39,7 +39,8 @@ fn the_response_repeats_what_can_be_called_with_the_keys_that_validators_want() 
     let tools = codex();
     assert_eq!(tools.echo.len(), 3, "hosted tools are not here");
     let bare = super::tests::tools(json!([{"type": "function", "name": "f"}]));
-    let expected = json!({"type": "function", "name": "f", "description": null, "parameters": null, "strict": false});
+    let expected =
+        json!({"type": "function", "name": "f", "description": null, "parameters": null, "strict": false});
     assert_eq!(bare.echo, [expected]);
 }
 
@@ -96,10 +97,12 @@ fn a_choice_names_the_tool_as_the_model_does() {
 
 #[test]
 fn allowed_tools_are_those_that_are_left() {
-    let allowed = |mode: &str, tools: Value| choose(json!({"type": "allowed_tools", "mode": mode, "tools": tools}));
+    let allowed =
+        |mode: &str, tools: Value| choose(json!({"type": "allowed_tools", "mode": mode, "tools": tools}));
     let one = allowed("required", json!([{"type": "function", "name": "shell"}, {"type": "web_search"}]));
     assert_eq!(one, Ok((ToolChoice::Required, vec!["shell".to_owned()])));
-    let (auto, left) = allowed("auto", json!([{"type": "namespace", "name": "agents"}])).expect("it is right");
+    let (auto, left) =
+        allowed("auto", json!([{"type": "namespace", "name": "agents"}])).expect("it is right");
     assert_eq!((auto, left.len()), (ToolChoice::Auto, 2));
     assert_eq!(allowed("auto", json!([])), Ok((ToolChoice::None, vec![])));
     assert!(allowed("required", json!([])).is_err());
@@ -111,7 +114,10 @@ fn a_tool_that_is_wrong_is_named() {
         let mut tools = Tools::default();
         tools.add(list.as_array().expect("a list"), "tools").expect_err("it is wrong").to_string()
     };
-    assert_eq!(refuse(json!([{"type": "function"}])), "`tools[0].name` is missing: it must be the name of a tool");
+    assert_eq!(
+        refuse(json!([{"type": "function"}])),
+        "`tools[0].name` is missing: it must be the name of a tool"
+    );
     assert_eq!(
         refuse(json!([{"type": "namespace", "name": "n", "tools": [{"name": "f", "parameters": 3}]}])),
         "`tools[0].tools[0].parameters` must be an object, got a number"
