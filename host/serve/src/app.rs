@@ -10,7 +10,9 @@ use kv::PrefixIndex;
 use parking_lot::Mutex;
 use policy::{GenerationId, Generations, PrepareError, Runtime, RuntimeConfig, Setup};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
+use crate::api::responses::store::{Store, StoreError};
 use crate::auth::Auth;
 use crate::config::{Config, ConfigError, Device, chain_spec};
 use crate::ctx::Ctx;
@@ -59,6 +61,12 @@ pub struct App {
     pub lineage: Lineage,
     /// Who is inside, and who waits to be admitted.
     pub door: Arc<Door>,
+    /// Responses that outlive their answer.
+    pub responses: Arc<Store>,
+    /// Room for connections that stay open.
+    pub sockets: Arc<Semaphore>,
+    /// Tells those connections that the host stops.
+    pub leaving: CancellationToken,
     seats: Arc<Semaphore>,
     sequences: AtomicU64,
     draining: AtomicBool,
@@ -86,6 +94,9 @@ pub enum StartError {
     /// The decision log.
     #[error(transparent)]
     Record(#[from] RecordingError),
+    /// The stored responses.
+    #[error(transparent)]
+    Responses(#[from] StoreError),
     /// A thread.
     #[error("cannot start a worker: {0}")]
     Thread(std::io::Error),
@@ -150,6 +161,9 @@ impl App {
         Ok(Arc::new(Self {
             door: Arc::default(),
             lineage: Lineage::default(),
+            responses: Arc::new(config.responses.store(&config.state)?),
+            sockets: Arc::new(Semaphore::new(config.responses.sockets_max)),
+            leaving: CancellationToken::new(),
             seats: Arc::new(Semaphore::new(config.limits.requests_max)),
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),
@@ -205,6 +219,7 @@ impl App {
     /// Refuses new requests from here on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.leaving.cancel();
     }
 
     /// Reads the configuration file again and makes its chain the active one. Blocks; the other tables
@@ -232,6 +247,7 @@ impl App {
         for worker in &self.workers {
             worker.stop();
         }
+        self.responses.close();
         // Without a recording there is nothing to end.
         let _ = self.recording.stop(&self.generations);
     }

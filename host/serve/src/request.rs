@@ -175,6 +175,16 @@ pub enum Refusal {
         /// What there is.
         served: String,
     },
+    /// A field names something that is not there.
+    #[error("{message}")]
+    Missing {
+        /// Path of the field.
+        param: String,
+        /// What clients know the case by.
+        code: &'static str,
+        /// What is not there, and what to do about it.
+        message: String,
+    },
     /// There is no such path.
     #[error("unknown path {0}; see GET /v1/models and POST /v1/chat/completions")]
     UnknownPath(String),

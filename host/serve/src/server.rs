@@ -116,8 +116,9 @@ fn serve(stream: TcpStream, router: Router, ctx: &Ctx, graceful: &GracefulShutdo
     }
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ);
-    let connection =
-        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
+    let connection = builder
+        .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router))
+        .into_owned();
     let connection = graceful.watch(connection);
     ctx.spawn(async move {
         if let Err(error) = connection.await {

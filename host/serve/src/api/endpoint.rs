@@ -8,7 +8,7 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, Uri};
 
 use super::stream::Writer;
-use super::{chat, messages};
+use super::{chat, messages, responses};
 use crate::app::App;
 use crate::request::{Refusal, Request};
 
@@ -36,13 +36,15 @@ pub enum Endpoint {
     Chat,
     /// `POST /v1/messages`.
     Messages,
+    /// `POST /v1/responses`.
+    Responses,
 }
 
 impl Endpoint {
     /// Whose SDK asks.
     pub fn vendor(self) -> Vendor {
         match self {
-            Self::Chat => Vendor::OpenAi,
+            Self::Chat | Self::Responses => Vendor::OpenAi,
             Self::Messages => Vendor::Anthropic,
         }
     }
@@ -64,6 +66,11 @@ impl Endpoint {
             Self::Messages => {
                 let (request, style) = messages::parse(body, headers, &super::rules(app), app.ctx.seed())?;
                 let writer = messages::Reply::new(&request, tenant, style);
+                Ok((request, Box::new(writer)))
+            }
+            Self::Responses => {
+                let caller = responses::Caller { tenant, headers, latest: None, tell: None };
+                let (request, writer) = responses::parse(app, body, caller).await?;
                 Ok((request, Box::new(writer)))
             }
         }

@@ -9,6 +9,7 @@ pub mod error;
 mod fields;
 mod marks;
 pub mod messages;
+pub mod responses;
 pub mod sampling;
 pub mod stream;
 
@@ -42,6 +43,7 @@ pub fn router(app: Arc<App>) -> Router {
         // What Anthropic's agents ask before they begin.
         .route("/", head(|| async {}))
         .route("/api/hello", head(|| async {}))
+        .merge(responses::router())
         .route("/health", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))

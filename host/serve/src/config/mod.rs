@@ -12,6 +12,7 @@ mod error;
 pub mod explain;
 pub mod import;
 mod plugin;
+mod responses;
 mod rule;
 pub mod schema;
 mod spec;
@@ -31,6 +32,7 @@ pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Score
 pub use engine::{Device, Engine, Kv, Model, Schedule, Sim};
 pub use error::ConfigError;
 pub use plugin::{OnFailure, PLUGIN_KEPT_KIB_MAX, PLUGIN_MEMORY_MIB_MAX, Plugin, PluginLimits};
+pub use responses::Responses;
 pub use rule::Match;
 pub use spec::chain_spec;
 pub use state::State;
@@ -64,6 +66,8 @@ pub struct Config {
     pub middleware: Middleware,
     /// What of policies outlives the process.
     pub state: State,
+    /// What of responses outlives their answer.
+    pub responses: Responses,
     /// Logs.
     pub telemetry: Telemetry,
     /// Where components come from.
@@ -108,6 +112,7 @@ impl Config {
         let mut config = Self::parse(&text)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         config.state.relative_to(folder);
+        config.responses.relative_to(folder);
         config.supply.relative_to(folder);
         config.record.relative_to(folder);
         for plugin in config.plugins.values_mut() {
@@ -186,6 +191,7 @@ impl Config {
         self.schedule.check()?;
         self.hints.check()?;
         self.middleware.check()?;
+        self.responses.check()?;
         self.supply.check()?;
         self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name, &self.supply))?;
         self.rollout.check().map_err(|(key, problem)| error::bad(key, problem))?;
