@@ -20,6 +20,7 @@ use crate::model::{ModelError, ServedModel};
 use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
 use crate::telemetry::Metrics;
+use crate::threads::Threads;
 use crate::worker::{Parts, Worker};
 
 /// When a refused caller should come again. Chosen: a request of an agent takes about this long.
@@ -57,6 +58,8 @@ pub struct App {
     pub metrics: Metrics,
     /// What the prompts of recent answers were made of.
     pub lineage: Lineage,
+    /// Conversations that are held for their callers.
+    pub threads: Threads,
     /// Who is inside, and who waits to be admitted.
     pub door: Arc<Door>,
     seats: Arc<Semaphore>,
@@ -150,6 +153,7 @@ impl App {
         Ok(Arc::new(Self {
             door: Arc::default(),
             lineage: Lineage::default(),
+            threads: Threads::default(),
             seats: Arc::new(Semaphore::new(config.limits.requests_max)),
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),
