@@ -22,6 +22,7 @@ use crate::model::{ModelError, ServedModel};
 use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
 use crate::telemetry::Metrics;
+use crate::threads::Threads;
 use crate::worker::{Parts, Worker};
 
 /// When a refused caller should come again. Chosen: a request of an agent takes about this long.
@@ -59,6 +60,8 @@ pub struct App {
     pub metrics: Metrics,
     /// What the prompts of recent answers were made of.
     pub lineage: Lineage,
+    /// Conversations that are held for their callers.
+    pub threads: Threads,
     /// Who is inside, and who waits to be admitted.
     pub door: Arc<Door>,
     /// Responses that outlive their answer.
@@ -164,6 +167,7 @@ impl App {
             responses: Arc::new(config.responses.store(&config.state)?),
             sockets: Arc::new(Semaphore::new(config.responses.sockets_max)),
             leaving: CancellationToken::new(),
+            threads: Threads::default(),
             seats: Arc::new(Semaphore::new(config.limits.requests_max)),
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),

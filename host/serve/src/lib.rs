@@ -32,6 +32,7 @@ pub mod server;
 pub mod source;
 pub mod stores;
 pub mod telemetry;
+pub mod threads;
 pub mod worker;
 
 /// Compiling components takes hundreds of megabytes for a moment; this allocator gives them back.

@@ -6,6 +6,7 @@ use engine::SamplingParams;
 use serde_json::Value;
 
 use crate::prompt::Segment;
+use crate::threads::ThreadError;
 
 /// Name of the extension that holds a caller's cache marks; `api/marks.rs` says what is in it.
 pub const MARKS: &str = "cache_control";
@@ -185,6 +186,9 @@ pub enum Refusal {
         /// What is not there, and what to do about it.
         message: String,
     },
+    /// A conversation that the host holds cannot be continued as was asked.
+    #[error("`thread.previous_message_id`: {0}")]
+    Thread(#[from] ThreadError),
     /// There is no such path.
     #[error("unknown path {0}; see GET /v1/models and POST /v1/chat/completions")]
     UnknownPath(String),

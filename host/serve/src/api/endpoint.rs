@@ -64,8 +64,7 @@ impl Endpoint {
                 Ok((request, Box::new(writer)))
             }
             Self::Messages => {
-                let (request, style) = messages::parse(body, headers, &super::rules(app), app.ctx.seed())?;
-                let writer = messages::Reply::new(&request, tenant, style);
+                let (request, writer) = messages::parse(app, body, headers, tenant)?;
                 Ok((request, Box::new(writer)))
             }
             Self::Responses => {

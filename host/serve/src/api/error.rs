@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Vendor;
 use crate::request::Refusal;
+use crate::threads::ThreadError;
 
 /// Status, `type` and `code` of each refusal, for OpenAI's SDK.
 fn class(refusal: &Refusal) -> (StatusCode, &'static str, Option<&'static str>) {
@@ -18,6 +19,10 @@ fn class(refusal: &Refusal) -> (StatusCode, &'static str, Option<&'static str>) 
         Refusal::UnknownModel { .. } => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
         Refusal::Missing { code, .. } => (StatusCode::NOT_FOUND, INVALID, Some(code)),
         Refusal::UnknownPath(_) => (StatusCode::NOT_FOUND, INVALID, Some("unknown_url")),
+        Refusal::Thread(error @ ThreadError::NotFound) => {
+            (StatusCode::NOT_FOUND, INVALID, Some(error.code()))
+        }
+        Refusal::Thread(error) => (StatusCode::BAD_REQUEST, INVALID, Some(error.code())),
         Refusal::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key")),
         Refusal::Overloaded { .. } | Refusal::WaitedTooLong { .. } | Refusal::DoorFull { .. } => {
             (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded"))
@@ -83,7 +88,12 @@ pub fn object(refusal: &Refusal, vendor: Vendor) -> Value {
     let message = message(refusal, vendor);
     if vendor == Vendor::Anthropic {
         let (_, kind) = anthropic_class(refusal);
-        return json!({ "type": "error", "error": { "type": kind, "message": message } });
+        let mut error = json!({ "type": kind, "message": message });
+        if let Refusal::Thread(thread) = refusal {
+            // SDKs send the whole conversation again on some of these.
+            error["details"] = json!({ "error_code": thread.code() });
+        }
+        return json!({ "type": "error", "error": error });
     }
     let (_, kind, code) = class(refusal);
     let param = match refusal {
@@ -124,4 +134,51 @@ pub fn response(refusal: &Refusal, vendor: Vendor, seed: u64) -> Response {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(refusal: &Refusal, expected: (u16, &str)) {
+        let object = object(refusal, Vendor::Anthropic);
+        assert_eq!(object["type"], "error", "{object}");
+        assert_eq!(object["error"]["message"], message(refusal, Vendor::Anthropic));
+        let kind = object["error"]["type"].as_str().unwrap_or_default();
+        assert_eq!((status(refusal, Vendor::Anthropic).as_u16(), kind), expected, "{refusal:?}");
+    }
+
+    #[test]
+    fn refusals_have_the_classes_of_anthropic() {
+        check(&Refusal::Json("x".into()), (400, "invalid_request_error"));
+        check(&Refusal::field("a", "b"), (400, "invalid_request_error"));
+        check(&Refusal::TooLong { tokens: 9, max: 8 }, (400, "invalid_request_error"));
+        check(&Refusal::Unauthorized { shown: true }, (401, "authentication_error"));
+        check(&Refusal::Stopped { status: 403 }, (403, "permission_error"));
+        check(&Refusal::UnknownPath("/".into()), (404, "not_found_error"));
+        check(&Refusal::UnknownModel { model: "a".into(), served: "b".into() }, (404, "not_found_error"));
+        check(&Refusal::Thread(ThreadError::NotFound), (404, "not_found_error"));
+        check(&Refusal::Thread(ThreadError::Continued), (400, "invalid_request_error"));
+        check(&Refusal::TooLarge { max: 1 }, (413, "request_too_large"));
+        let rejected = Refusal::Rejected { decided_by: "p".into(), reason: String::new(), retry_after_s: 2 };
+        check(&rejected, (429, "rate_limit_error"));
+        check(&Refusal::Internal("x".into()), (500, "api_error"));
+        check(&Refusal::Overloaded { running: 1, retry_after_s: 1 }, (529, "overloaded_error"));
+        check(&Refusal::DoorFull { waiting: 1, retry_after_s: 1 }, (529, "overloaded_error"));
+        check(&Refusal::Draining, (529, "overloaded_error"));
+    }
+
+    #[test]
+    fn agents_read_the_numbers_of_a_prompt_that_is_too_long() {
+        let too_long = object(&Refusal::TooLong { tokens: 70_000, max: 65_536 }, Vendor::Anthropic);
+        assert_eq!(too_long["error"]["message"], "prompt is too long: 70000 tokens > 65536 maximum");
+    }
+
+    #[test]
+    fn a_refusal_says_when_to_come_again_and_under_which_id() {
+        let refused = response(&Refusal::Overloaded { running: 1, retry_after_s: 3 }, Vendor::Anthropic, 7);
+        let header = |name: &str| refused.headers().get(name).and_then(|value| value.to_str().ok());
+        assert_eq!(header("retry-after"), Some("3"));
+        assert_eq!(header("request-id"), Some("req_0000000000000007"));
+    }
 }

@@ -14,7 +14,7 @@ use crate::request::{Format, Input, Protocol, Refusal, Request, ToolChoice};
 
 /// How a caller wants its answer written.
 #[derive(Debug)]
-pub struct Style {
+pub(super) struct Style {
     /// The name by which it calls the model.
     pub(super) model: String,
     /// Its limit, before the context clamps it.
@@ -28,14 +28,13 @@ pub struct Style {
 }
 
 /// Parses and checks a body; also how its caller wants the answer written.
-pub fn parse(
-    body: &[u8],
+pub(super) fn parse(
+    body: &Value,
     headers: &HeaderMap,
     rules: &Rules<'_>,
     seed: u64,
 ) -> Result<(Request, Style), Refusal> {
-    let value: Value = serde_json::from_slice(body).map_err(|e| Refusal::Json(e.to_string()))?;
-    let fields = Fields::body(&value)?;
+    let fields = Fields::body(body)?;
     let limit = fields.integer("max_tokens", 0, i64::MAX)?;
     let limit = limit.ok_or_else(|| fields.wrong("max_tokens", "an integer of at least 0"))?;
     let limit = u32::try_from(limit).unwrap_or(u32::MAX);
@@ -65,7 +64,6 @@ pub(super) fn request(
 ) -> Result<(Request, Vec<Mark>), Refusal> {
     fields.text("model")?.ok_or_else(|| fields.wrong("model", "the name of a model"))?;
     sampling::check_model(fields, rules)?;
-    refuse_continuation(fields)?;
     let tools = Tools::parse(fields)?;
     let (tool_choice, parallel_calls) = tools::choice(fields, &tools)?;
     let (messages, marks) = conversation::parse(fields, &tools)?;
@@ -93,17 +91,6 @@ pub(super) fn request(
         extensions,
     };
     Ok((request, marks))
-}
-
-/// A conversation that the host is thought to hold cannot be answered from what was sent of it.
-fn refuse_continuation(fields: &Fields<'_>) -> Result<(), Refusal> {
-    let Some(thread) = fields.object("thread")? else { return Ok(()) };
-    match thread.text("type")? {
-        Some("continue") => {
-            Err(thread.wrong("type", "\"create\": this host holds no conversations, send all messages"))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Templates close the turn that they are given; the words are those that clients of models without prefill know.

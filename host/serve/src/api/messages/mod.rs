@@ -17,12 +17,33 @@ mod diagnosis;
 mod event;
 mod reply;
 mod signature;
+mod thread;
 mod tools;
 mod usage;
 
 #[cfg(test)]
 mod tests;
 
-pub use self::body::{Style, parse};
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use serde_json::Value;
+
 pub use self::count::count_tokens;
 pub use self::reply::Reply;
+use crate::app::App;
+use crate::request::{Refusal, Request};
+
+/// Parses and checks a body; also who writes the answer.
+pub fn parse(
+    app: &Arc<App>,
+    body: &[u8],
+    headers: &HeaderMap,
+    tenant: &str,
+) -> Result<(Request, Reply), Refusal> {
+    let mut value: Value = serde_json::from_slice(body).map_err(|e| Refusal::Json(e.to_string()))?;
+    let turn = thread::join(&mut value, &app.threads, tenant)?;
+    let (request, style) = body::parse(&value, headers, &super::rules(app), app.ctx.seed())?;
+    let reply = Reply::new(&request, tenant, style, turn);
+    Ok((request, reply))
+}

@@ -11,12 +11,14 @@ use super::body::Style;
 use super::diagnosis::Diagnosis;
 use super::event::{Block, Delta, Event, Stop};
 use super::signature;
+use super::thread;
 use super::usage::Input;
 use crate::answer::{self, Answer, FinishReason};
 use crate::api::stream::{Events, Writer};
 use crate::api::{Vendor, error};
 use crate::prompt::OutputEvent;
 use crate::request::{Refusal, Request};
+use crate::threads::Turn;
 
 /// An answer as it is written.
 pub struct Reply {
@@ -30,9 +32,12 @@ pub struct Reply {
     open: Open,
     /// Blocks that were opened.
     blocks: u32,
-    /// Blocks that are complete; of a stream nobody asks for them.
+    /// Blocks that are complete.
     content: Vec<Value>,
-    streamed: bool,
+    /// Whether somebody will ask for them.
+    keeps: bool,
+    /// The conversation that the answer belongs to, where the host holds it.
+    turn: Option<Turn>,
     finish: Option<FinishReason>,
 }
 
@@ -47,7 +52,7 @@ enum Open {
 
 impl Reply {
     /// Nothing is written yet.
-    pub fn new(request: &Request, tenant: &str, mut style: Style) -> Self {
+    pub(super) fn new(request: &Request, tenant: &str, mut style: Style, turn: Option<Turn>) -> Self {
         Self {
             id: request.id.clone(),
             tenant: tenant.to_owned(),
@@ -58,7 +63,8 @@ impl Reply {
             open: Open::Nothing,
             blocks: 0,
             content: Vec::new(),
-            streamed: request.streamed,
+            keeps: !request.streamed || turn.is_some(),
+            turn,
             finish: None,
         }
     }
@@ -109,7 +115,7 @@ impl Reply {
     fn keep(&mut self, text: &str) {
         match &mut self.open {
             // A stream's text has left, and reasoning is signed.
-            Open::Text(_) if self.streamed => {}
+            Open::Text(_) if !self.keeps => {}
             Open::Text(so_far) | Open::Thinking(so_far) => *so_far += text,
             Open::Nothing | Open::ToolUse { .. } => {}
         }
@@ -141,7 +147,7 @@ impl Reply {
             }
         };
         send(&Event::ContentBlockStop { index: self.blocks - 1 }, events);
-        if !self.streamed {
+        if self.keeps {
             self.content.push(block);
         }
     }
@@ -207,6 +213,10 @@ impl Writer for Reply {
     }
 
     fn end(&mut self, answer: &Answer, events: &mut Events) {
+        if let Some(mut turn) = self.turn.take() {
+            thread::answered(&mut turn, &self.content);
+            turn.settle(&self.id);
+        }
         let usage = self.input.cumulative(answer.usage());
         send(&Event::MessageDelta { delta: self.stop(answer), usage: &usage }, events);
         send(&Event::MessageStop, events);
@@ -236,3 +246,6 @@ fn nothing() -> &'static RawValue {
 fn object(arguments: &str) -> Value {
     serde_json::from_str(arguments).ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
 }
+
+#[cfg(test)]
+mod tests;
