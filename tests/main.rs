@@ -16,6 +16,7 @@ mod middleware;
 mod plugins;
 mod process;
 mod replay;
+mod responses;
 mod retention;
 mod rollout;
 mod stores;
