@@ -17,6 +17,7 @@ mod middleware;
 mod plugins;
 mod process;
 mod replay;
+mod responses;
 mod retention;
 mod rollout;
 mod stores;

@@ -82,7 +82,20 @@ fn listed_item(item: &Value, index: usize, ids: &Ids) -> Result<Value, Refusal> 
         "" => return Err(fields.wrong("type", "the type of the item, such as \"message\"")),
         _ => "item",
     };
-    Ok(with_id(item, ids.input(prefix, index)))
+    let mut item = with_id(item, ids.input(prefix, index));
+    // What the item's form wants when it is listed, and callers may leave out.
+    match prefix {
+        "fc" | "ctc" | "fco" => set_default(&mut item, "status", "completed".into()),
+        "rs" => set_default(&mut item, "summary", json!([])),
+        _ => {}
+    }
+    Ok(item)
+}
+
+fn set_default(item: &mut Value, name: &str, value: Value) {
+    if item.get(name).is_none_or(Value::is_null) {
+        item[name] = value;
+    }
 }
 
 /// The same item, with this id if it has none.
@@ -113,9 +126,7 @@ fn message(fields: &Fields<'_>, item: &Value, id: String) -> Result<Value, Refus
     };
     let mut message = with_id(item, id);
     message["type"] = "message".into();
-    if message.get("status").is_none_or(Value::is_null) {
-        message["status"] = "completed".into();
-    }
+    set_default(&mut message, "status", "completed".into());
     message["content"] = parts.into();
     Ok(message)
 }
@@ -272,7 +283,7 @@ mod tests {
         );
         check_refused(
             json!({"role": "user", "content": 3}),
-            "`input[1].content` must be a string or a list of parts, got a number",
+            "`input[1].content` must be a string or a list of parts, got 3",
         );
         check_refused(
             json!({"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}),
