@@ -5,7 +5,8 @@ use std::sync::Arc;
 use engine::SamplingParams;
 use serde_json::Value;
 
-use crate::prompt::Segment;
+pub use crate::prompt::Format;
+use crate::prompt::{Guide, Segment};
 
 /// One API call, parsed and checked; the protocol it came by is behind it.
 #[derive(Clone, Debug)]
@@ -22,6 +23,10 @@ pub struct Request {
     pub tools: Option<Vec<Value>>,
     /// Which tool the answer has to call.
     pub tool_choice: ToolChoice,
+    /// Whether an answer may make several calls.
+    pub parallel_calls: bool,
+    /// What the answer has to look like.
+    pub format: Format,
     /// Extra variables for the chat template.
     pub template_args: serde_json::Map<String, Value>,
     /// How tokens are drawn; each choice adds its number to the seed.
@@ -71,8 +76,8 @@ pub struct Prompt {
     pub tokens: Arc<[u32]>,
     /// Names of its full blocks.
     pub blocks: Arc<[kv::BlockName]>,
-    /// Output that the host wrote on the model's behalf, to force a tool call.
-    pub forced: String,
+    /// What the output has to look like; `None` where any text will do.
+    pub guide: Option<Guide>,
     /// Whether the prompt ends inside a reasoning section.
     pub in_reasoning: bool,
     /// Most tokens of an output: the caller's limit or the default, within what the context leaves.

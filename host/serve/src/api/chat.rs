@@ -7,7 +7,7 @@ use engine::SamplingParams;
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, kind};
-use super::{marks, matches_any};
+use super::{format, marks, matches_any};
 use crate::auth::is_credential;
 use crate::config::{HintSources, Limits};
 use crate::ctx::mix;
@@ -46,7 +46,7 @@ pub fn parse(body: &[u8], headers: &HeaderMap, rules: &Rules<'_>, seed: u64) -> 
     let tool_choice = tool_choice(&fields, tools.as_deref())?;
     let mut extensions = extensions(&fields, &rules.hints.extensions)?;
     extensions.extend(marks::extension(&messages, fields.list("tools")?));
-    refuse_structured_output(&fields)?;
+    let format = format::parse(&fields, &["response_format"])?;
     Ok(Request {
         id: format!("chatcmpl-{:016x}{:016x}", mix(seed), seed),
         tenant: String::new(),
@@ -54,6 +54,8 @@ pub fn parse(body: &[u8], headers: &HeaderMap, rules: &Rules<'_>, seed: u64) -> 
         messages,
         tools: tools.filter(|_| tool_choice != ToolChoice::None),
         tool_choice,
+        parallel_calls: fields.get("parallel_tool_calls").is_none() || fields.flag("parallel_tool_calls")?,
+        format,
         template_args: template_args(&fields)?,
         sampling: sampling(&fields, rules, seed)?,
         output_tokens_max: output_limit(&fields)?,
@@ -164,15 +166,6 @@ fn tool_choice(fields: &Fields<'_>, tools: Option<&[Value]>) -> Result<ToolChoic
             Err(Refusal::field("tool_choice", message))
         }
         _ => Ok(choice),
-    }
-}
-
-/// A format that we would not keep is refused rather than ignored: callers parse what they get.
-fn refuse_structured_output(fields: &Fields<'_>) -> Result<(), Refusal> {
-    let Some(format) = fields.object("response_format")? else { return Ok(()) };
-    match format.text("type")? {
-        Some("text") => Ok(()),
-        _ => Err(format.wrong("type", "\"text\"; this version has no structured output")),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod chat;
 pub mod error;
 mod fields;
+mod format;
 mod marks;
 mod reply;
 

@@ -124,6 +124,7 @@ impl Bench {
             sampling: SamplingParams::default(),
             output_tokens_max: output,
             stop_tokens: Arc::new([]),
+            constraint: None,
             hints: SequenceHints::default(),
             attributes: Default::default(),
             turn: None,
