@@ -15,7 +15,7 @@ use crate::ctx::Moment;
 use crate::door::Place;
 use crate::observe::{self, Outcome};
 use crate::prompt::{Detokenizer, OutputEvent, OutputParser, StopMatcher};
-use crate::request::Refusal;
+use crate::request::{Prompt, Refusal};
 use crate::route::Routed;
 use crate::worker::{Event, Finish, SequenceHints};
 
@@ -33,6 +33,32 @@ pub struct Delta {
     pub logprobs: Vec<Sampled>,
     /// Why the choice ended, if it did.
     pub finish: Option<FinishReason>,
+    /// Whether the prompt has begun to be computed, before anything else.
+    pub begun: bool,
+}
+
+impl Delta {
+    /// Whether the choice gained nothing that a reader sees.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty() && self.finish.is_none()
+    }
+
+    /// Neighbouring pieces of the same kind become one: fewer events when tokens come faster than they are sent.
+    pub fn joined(self) -> Vec<OutputEvent> {
+        let mut out: Vec<OutputEvent> = Vec::with_capacity(self.pieces.len());
+        for piece in self.pieces {
+            match (out.last_mut(), piece) {
+                (Some(OutputEvent::Text(a)), OutputEvent::Text(b)) => *a += &b,
+                (Some(OutputEvent::Reasoning(a)), OutputEvent::Reasoning(b)) => *a += &b,
+                (
+                    Some(OutputEvent::CallArguments { index: i, delta: a }),
+                    OutputEvent::CallArguments { index, delta },
+                ) if *i == index => *a += &delta,
+                (_, piece) => out.push(piece),
+            }
+        }
+        out
+    }
 }
 
 /// Why a choice ended.
@@ -69,6 +95,8 @@ pub struct Pinned {
     pub place: Place,
     /// The generation that decides everything about this request.
     pub policies: Pin,
+    /// Its prompt.
+    pub prompt: Prompt,
     /// Its hints, as numbers.
     pub hints: SequenceHints,
     /// Where it was sent, and by whom.
@@ -184,7 +212,8 @@ impl FinishReason {
 
 impl Answer {
     /// An answer that has not begun.
-    pub fn new(pinned: Pinned, choices: Vec<Choice>, prompt_tokens: u32) -> Self {
+    pub fn new(pinned: Pinned, choices: Vec<Choice>) -> Self {
+        let prompt_tokens = pinned.prompt.tokens.len() as u32;
         let usage = Usage { prompt_tokens, ..Usage::default() };
         Self {
             pinned,
@@ -195,6 +224,11 @@ impl Answer {
             finish: None,
             ended: false,
         }
+    }
+
+    /// The stop string that ended a choice, if one did.
+    pub fn stopped_by(&self, choice: u32) -> Option<&str> {
+        self.choices.get(choice as usize)?.stop.stopped_by()
     }
 
     /// Tokens so far.
@@ -229,7 +263,7 @@ impl Answer {
                 }
             }
             self.finish = delta.finish.or(self.finish);
-            if !delta.pieces.is_empty() || delta.finish.is_some() {
+            if delta.begun || !delta.is_empty() {
                 return Poll::Ready(Some(Ok(delta)));
             }
         }
@@ -239,6 +273,10 @@ impl Answer {
     fn take_event(&mut self, choice: usize, event: Option<Event>, delta: &mut Delta) -> Result<(), Refusal> {
         let now = self.pinned.app.ctx.now();
         match event {
+            Some(Event::Started { cached_tokens }) => {
+                self.usage.cached_tokens = self.usage.cached_tokens.max(cached_tokens);
+                delta.begun = true;
+            }
             Some(Event::Tokens { sampled, cached_tokens }) => {
                 self.usage.cached_tokens = self.usage.cached_tokens.max(cached_tokens);
                 self.last_token = now;

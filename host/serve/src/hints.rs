@@ -55,7 +55,7 @@ pub fn by_session(
 pub fn interpret(pin: &Pin, request: &Request, prompt: &Prompt, frame: Frame) -> Result<Wishes, Refusal> {
     let view = HintsView {
         frame,
-        protocol: request.protocol,
+        protocol: request.protocol.as_str(),
         headers: &request.headers,
         extensions: &request.extensions,
         prompt_tokens: prompt.tokens.len() as u32,

@@ -14,7 +14,7 @@ use policy::{Pin, Subject, Table};
 use tokio::sync::mpsc;
 
 use crate::answer::{Answer, Choice, Pinned};
-use crate::api::{self, chat};
+use crate::api::{self, Endpoint, stream};
 use crate::app::{App, Seat};
 use crate::ctx::Moment;
 use crate::door::Place;
@@ -26,29 +26,49 @@ use crate::route::{self, Routed};
 use crate::worker::Start;
 use crate::{admit, auth, hints, middleware, render, row};
 
-/// `POST /v1/chat/completions`. A star marks a policy slot.
-pub async fn journey(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response, Refusal> {
+/// A call to an endpoint that generates. A star marks a policy slot.
+pub async fn journey(
+    app: Arc<App>,
+    call: HttpRequest<Body>,
+    endpoint: Endpoint,
+) -> Result<Response, Refusal> {
     let arrived = app.ctx.now();
     let tenant = app.auth.tenant(call.headers())?; //                                         401, before anything is read
     let seat = app.enter()?; //                                                               429 before anybody pays
     let call = api::read(call, app.config.limits.body_bytes_max).await?; //                   413
     let policies = policies(&app, &tenant, &call.headers); //                                 generation and chain, to the end
     let (headers, body) = middleware::pass(&app, &policies, call)?; //                      * no answer: refused
-    let request = chat::parse(&body, &headers, &api::rules(&app), app.ctx.seed())?; //        400, naming the field
+    let (request, writer) = endpoint.parse(&app, &body, &headers, &tenant).await?; //         400, naming the field
     let request = request.of_tenant(tenant); //                                               rules match on it
-    let prompt = render::prompt(&app, &request)?; //                                          template, tokens, block names
-    let (policies, wishes) = hints::by_session(policies, &request, &prompt, app.frame())?; // * no answer: no hints
-    let mut row = row::request(&request, &prompt, &wishes); //                                what the next two are shown
-    let place = admit::enter(&app, &policies, &mut row).await?; //                          * no answer: it comes in
-    let routed = choose(&app, &policies, &prompt, &row)?; //                                * no answer: the built-in
-    let turn = retain::turn(&app, &prompt, &wishes); //                                       what retain* will be told, if asked
-    let pinned = pin(&app, (seat, place), policies, (&request, &wishes, routed), arrived);
-    let answer = start(pinned, (&request, &prompt), &wishes, turn)?; //                       [ schedule* → kv → engine ]↺ on the worker's thread
-    Ok(api::reply(answer, &request).await) //                                                 text, calls, usage, sse
+    let answer = answer(&app, Visit { seat, policies, arrived }, &request).await?; //         the rest of the line, below
+    stream::respond(answer, request.streamed, writer).await //                                text, calls, usage, events
+}
+
+/// What a call holds from its arrival to the end of its answer.
+pub struct Visit {
+    /// Its place in the house.
+    pub seat: Seat,
+    /// The generation and chain that decide everything about it.
+    pub policies: Pin,
+    /// When it came in.
+    pub arrived: Moment,
+}
+
+/// From a request to an answer that has begun.
+pub async fn answer(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, Refusal> {
+    let Visit { seat, policies, arrived } = visit;
+    let prompt = render::prompt(app, request)?; //                                            template, tokens, block names
+    let (policies, wishes) = hints::by_session(policies, request, &prompt, app.frame())?; // * no answer: no hints
+    let mut row = row::request(request, &prompt, &wishes); //                                 what the next two are shown
+    let place = admit::enter(app, &policies, &mut row).await?; //                           * no answer: it comes in
+    let routed = choose(app, &policies, &prompt, &row)?; //                                 * no answer: the built-in
+    let turn = retain::turn(app, &prompt, &wishes); //                                        what retain* will be told, if asked
+    let pinned = pin(app, (seat, place), policies, (request, prompt, &wishes, routed), arrived);
+    start(pinned, request, &wishes, turn) //                                                  [ schedule* → kv → engine ]↺ on the worker's thread
 }
 
 /// Pins the active generation, and in it the chain whose rule the request fits.
-fn policies(app: &App, tenant: &str, headers: &HeaderMap) -> Pin {
+pub fn policies(app: &App, tenant: &str, headers: &HeaderMap) -> Pin {
     // Rules are the operator's: they may be about any header, not only those that policies read.
     let headers = auth::without_credentials(headers);
     app.generations.pin(&Subject { model: &app.model.name, tenant, headers: &headers })
@@ -63,7 +83,7 @@ fn pin(
     app: &Arc<App>,
     (seat, place): (Seat, Place),
     policies: Pin,
-    (request, wishes, routed): (&Request, &Wishes, Routed),
+    (request, prompt, wishes, routed): (&Request, Prompt, &Wishes, Routed),
     arrived: Moment,
 ) -> Pinned {
     tracing::debug!(
@@ -76,22 +96,23 @@ fn pin(
         "request routed"
     );
     let (app, id) = (Arc::clone(app), request.id.clone());
-    Pinned { app, seat, place, policies, hints: wishes.numbers, routed, id, arrived }
+    Pinned { app, seat, place, policies, prompt, hints: wishes.numbers, routed, id, arrived }
 }
 
 /// Starts a sequence for each choice on the chosen worker.
 fn start(
     pinned: Pinned,
-    (request, prompt): (&Request, &Prompt),
+    request: &Request,
     wishes: &Wishes,
     turn: Option<Arc<Turn>>,
 ) -> Result<Answer, Refusal> {
     let app = Arc::clone(&pinned.app);
+    let prompt = &pinned.prompt;
     let worker = &app.workers[pinned.routed.worker];
     let mut choices = Vec::with_capacity(request.choices as usize);
     for number in 0..request.choices {
-        // Room for every token and the end: the worker never waits for a reader.
-        let (events, received) = mpsc::channel(prompt.output_tokens_max as usize + 1);
+        // Room for the beginning, every token and the end: the worker never waits for a reader.
+        let (events, received) = mpsc::channel(prompt.output_tokens_max as usize + 2);
         let begun = worker.submit(Start {
             id: app.next_sequence(),
             tokens: Arc::clone(&prompt.tokens),
@@ -103,6 +124,7 @@ fn start(
             hints: pinned.hints,
             attributes: wishes.attributes.clone(),
             turn: turn.clone(),
+            announced: request.begins_early && number == 0,
             arrived: pinned.arrived,
             events,
         });
@@ -111,7 +133,7 @@ fn start(
         }
         choices.push(choice(&app, request, prompt, received));
     }
-    Ok(Answer::new(pinned, choices, prompt.tokens.len() as u32))
+    Ok(Answer::new(pinned, choices))
 }
 
 fn choice(

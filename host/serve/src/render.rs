@@ -6,7 +6,7 @@ use kv::BlockName;
 
 use crate::app::App;
 use crate::prompt::{Ask, CallSyntax, Calls, Guide, PromptError, Reasoning, RenderInput, segments};
-use crate::request::{Prompt, Refusal, Request, ToolChoice};
+use crate::request::{Input, Prompt, Refusal, Request, ToolChoice};
 use crate::worker::NO_SALT;
 
 /// Chosen: longer texts would hold up other requests of this thread for more than a millisecond.
@@ -21,13 +21,20 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
         extra: &request.template_args,
         now_unix_ms: app.ctx.unix_ms(),
     };
-    let text = app.model.template.render(&input).map_err(refuse)?;
-    let in_reasoning = text.trim_end().ends_with("<think>");
-    let guide = guide(app, request, &text)?;
-    let tokens = if text.len() > INLINE_BYTES_MAX {
-        tokio::task::block_in_place(|| app.model.tokenizer.encode_prompt(&text))
-    } else {
-        app.model.tokenizer.encode_prompt(&text)
+    let conversation = request.input == Input::Conversation;
+    let text = match &request.input {
+        Input::Conversation => app.model.template.render(&input).map_err(refuse)?,
+        Input::Text(text) => text.clone(),
+        Input::Tokens(_) => String::new(),
+    };
+    let in_reasoning = conversation && text.trim_end().ends_with("<think>");
+    let guide = guide(app, request, conversation.then_some(text.as_str()))?;
+    let tokens = match &request.input {
+        Input::Tokens(tokens) => tokens.clone(),
+        _ if text.len() > INLINE_BYTES_MAX => {
+            tokio::task::block_in_place(|| tokens(app, &text, conversation))
+        }
+        _ => tokens(app, &text, conversation),
     };
     let max = app.context_max as usize;
     if tokens.is_empty() {
@@ -39,12 +46,19 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     let room = app.context_max - tokens.len() as u32;
     let wanted = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default);
     let blocks = block_names(app, &tokens).into();
-    let segments = app
-        .generations
-        .retains()
+    let segments = (conversation && app.generations.retains())
         .then(|| segments(&app.model.template, &app.model.tokenizer, &input, &text, &tokens));
     let output_tokens_max = wanted.min(room);
     Ok(Prompt { tokens: tokens.into(), blocks, guide, in_reasoning, segments, output_tokens_max })
+}
+
+/// Tokens of a rendered conversation, or of a text that no template made.
+fn tokens(app: &App, text: &str, conversation: bool) -> Vec<u32> {
+    let tokenizer = &app.model.tokenizer;
+    match conversation {
+        true => tokenizer.encode_prompt(text),
+        false => tokenizer.prefix().iter().copied().chain(tokenizer.encode(text)).collect(),
+    }
 }
 
 fn block_names(app: &App, tokens: &[u32]) -> Vec<BlockName> {
@@ -54,7 +68,7 @@ fn block_names(app: &App, tokens: &[u32]) -> Vec<BlockName> {
 /// What the output has to look like, by its format and by the calls that it has to make.
 ///
 /// With `tool_choice: auto` and a text, everything is free: even a strict tool's arguments are the model's own.
-fn guide(app: &App, request: &Request, text: &str) -> Result<Option<Guide>, Refusal> {
+fn guide(app: &App, request: &Request, conversation: Option<&str>) -> Result<Option<Guide>, Refusal> {
     let tools = request.tools.as_deref().unwrap_or_default();
     let calls = match &request.tool_choice {
         ToolChoice::None => Calls::None,
@@ -66,15 +80,19 @@ fn guide(app: &App, request: &Request, text: &str) -> Result<Option<Guide>, Refu
     // Compiling may take long enough to hold up other requests of this thread.
     let slowly = |work: &mut dyn FnMut()| tokio::task::block_in_place(work);
     let grammar = app.model.grammars.grammar(&ask, slowly).map_err(refuse)?;
-    let end = text.trim_end();
-    let reasoning = if end.ends_with("<think>") {
+    let reasoning = conversation.map_or(Reasoning::None, |text| reasoning(app, text.trim_end()));
+    Ok(grammar.map(|grammar| Guide { grammar, reasoning }))
+}
+
+/// Where a conversation's text leaves the model.
+fn reasoning(app: &App, text: &str) -> Reasoning {
+    if text.ends_with("<think>") {
         Reasoning::Inside
-    } else if app.model.reasons && !end.ends_with("</think>") {
+    } else if app.model.reasons && !text.ends_with("</think>") {
         Reasoning::May
     } else {
         Reasoning::None
-    };
-    Ok(grammar.map(|grammar| Guide { grammar, reasoning }))
+    }
 }
 
 fn refuse(error: PromptError) -> Refusal {

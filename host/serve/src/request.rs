@@ -15,45 +15,74 @@ pub struct Request {
     pub id: String,
     /// Whose request it is; empty where nothing says it.
     pub tenant: String,
-    /// Protocol, as hint policies see it.
-    pub protocol: &'static str,
-    /// Messages in the shape that chat templates read.
+    /// The protocol it came by.
+    pub protocol: Protocol,
+    /// What the prompt is made of.
+    pub input: Input,
+    /// Messages in the shape that chat templates read; none where the input is no conversation.
     pub messages: Vec<Value>,
     /// Tools in the shape that chat templates read.
     pub tools: Option<Vec<Value>>,
     /// Which tool the answer has to call.
     pub tool_choice: ToolChoice,
-    /// Whether an answer may make several calls.
+    /// Whether the answer may call more than one tool.
     pub parallel_calls: bool,
-    /// What the answer has to look like.
+    /// The form that the text of the answer has to have.
     pub format: Format,
     /// Extra variables for the chat template.
     pub template_args: serde_json::Map<String, Value>,
     /// How tokens are drawn; each choice adds its number to the seed.
     pub sampling: SamplingParams,
-    /// Output limit that the caller named.
+    /// Output limit that the caller named; 0 computes the prompt, for the cache, and nothing else.
     pub output_tokens_max: Option<u32>,
     /// Stop strings; never empty strings.
     pub stop: Vec<String>,
     /// Answers wanted.
     pub choices: u32,
-    /// Whether to stream, and whether the stream ends with usage.
-    pub stream: Stream,
+    /// Whether the answer travels as events.
+    pub streamed: bool,
+    /// Whether the answer begins when its prompt is, before its first token.
+    pub begins_early: bool,
     /// Allow-listed headers, names in lower case.
     pub headers: Vec<(String, String)>,
     /// Extension objects as JSON text.
     pub extensions: Vec<(String, String)>,
 }
 
-/// How the answer travels.
+/// A protocol that requests come by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
-    /// In one piece.
-    No,
-    /// As events.
-    Events,
-    /// As events, the last of them with usage.
-    EventsWithUsage,
+pub enum Protocol {
+    /// OpenAI's chat completions.
+    Chat,
+    /// OpenAI's completions.
+    Completions,
+    /// OpenAI's responses.
+    Responses,
+    /// Anthropic's messages.
+    Messages,
+}
+
+impl Protocol {
+    /// Its name, as hint policies see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "openai-chat",
+            Self::Completions => "openai-completions",
+            Self::Responses => "openai-responses",
+            Self::Messages => "anthropic-messages",
+        }
+    }
+}
+
+/// What a prompt is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The messages, by the model's template.
+    Conversation,
+    /// A text as it is.
+    Text(String),
+    /// Tokens as they are.
+    Tokens(Vec<u32>),
 }
 
 /// What the caller wants of tools.
@@ -80,7 +109,7 @@ pub struct Prompt {
     pub guide: Option<Guide>,
     /// Whether the prompt ends inside a reasoning section.
     pub in_reasoning: bool,
-    /// Most tokens of an output: the caller's limit or the default, within what the context leaves.
+    /// Most tokens of an output, 0 for none: the caller's limit or the default, within what the context leaves.
     pub output_tokens_max: u32,
     /// What its tokens are; `None` where nobody wants to know.
     pub segments: Option<Vec<Segment>>,

@@ -4,11 +4,13 @@
 
 pub mod admin;
 pub mod chat;
+mod endpoint;
 pub mod error;
 mod fields;
 mod format;
 mod marks;
-mod reply;
+pub mod sampling;
+pub mod stream;
 
 use std::sync::Arc;
 
@@ -22,7 +24,7 @@ use axum::routing::{get, post};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 
-pub use reply::reply;
+pub use endpoint::{Endpoint, Vendor};
 
 use crate::app::App;
 use crate::journey::journey;
@@ -44,15 +46,24 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 async fn chat_completions(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
-    journey(Arc::clone(&app), call).await.unwrap_or_else(|refusal| {
-        app.metrics.request_refused(error::status(&refusal).as_u16());
-        tracing::debug!(error = %refusal, "request refused");
-        refusal.into_response()
-    })
+    generate(app, call, Endpoint::Chat).await
 }
 
-async fn unknown_path(uri: Uri) -> Refusal {
-    Refusal::UnknownPath(uri.path().to_owned())
+async fn generate(app: Arc<App>, call: HttpRequest<Body>, endpoint: Endpoint) -> Response {
+    let answered = journey(Arc::clone(&app), call, endpoint).await;
+    answered.unwrap_or_else(|refusal| refused(&app, &refusal, endpoint.vendor()))
+}
+
+/// A refusal as its caller's SDK reads it, counted.
+fn refused(app: &App, refusal: &Refusal, vendor: Vendor) -> Response {
+    let status = error::status(refusal, vendor);
+    app.metrics.request_refused(status.as_u16());
+    tracing::debug!(error = %refusal, "request refused");
+    error::response(refusal, vendor, app.ctx.seed())
+}
+
+async fn unknown_path(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response {
+    refused(&app, &Refusal::UnknownPath(uri.path().to_owned()), Vendor::of(&uri, &headers))
 }
 
 fn model_card(app: &App) -> serde_json::Value {
@@ -66,18 +77,26 @@ fn model_card(app: &App) -> serde_json::Value {
     })
 }
 
-async fn models(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Refusal> {
-    app.auth.tenant(&headers)?;
-    Ok(json_reply(&json!({ "object": "list", "data": [model_card(&app)] })))
+async fn models(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response {
+    match app.auth.tenant(&headers) {
+        Ok(_) => json_reply(&json!({ "object": "list", "data": [model_card(&app)] })),
+        Err(refusal) => refused(&app, &refusal, Vendor::of(&uri, &headers)),
+    }
 }
 
-async fn model(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Result<Response, Refusal> {
-    app.auth.tenant(&headers)?;
-    let model = uri.path().trim_start_matches("/v1/models/");
-    if model == app.model.name {
-        return Ok(json_reply(&model_card(&app)));
+async fn model(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response {
+    let named = uri.path().trim_start_matches("/v1/models/");
+    let known = app.auth.tenant(&headers).and_then(|_| match named == app.model.name {
+        true => Ok(model_card(&app)),
+        false => Err(Refusal::UnknownModel {
+            model: named.chars().take(128).collect(),
+            served: app.model.name.clone(),
+        }),
+    });
+    match known {
+        Ok(card) => json_reply(&card),
+        Err(refusal) => refused(&app, &refusal, Vendor::of(&uri, &headers)),
     }
-    Err(Refusal::UnknownModel { model: model.chars().take(128).collect(), served: app.model.name.clone() })
 }
 
 /// Whether new requests would be taken: the model is loaded before we listen, so only a drain says no.
@@ -100,9 +119,10 @@ pub(crate) fn json_reply(value: &serde_json::Value) -> Response {
 }
 
 /// What parsing needs to know of this host.
-pub fn rules(app: &App) -> chat::Rules<'_> {
-    chat::Rules {
+pub fn rules(app: &App) -> sampling::Rules<'_> {
+    sampling::Rules {
         model: &app.model.name,
+        aliases: &app.config.model.aliases,
         vocab: app.vocab,
         sampling: &app.model.sampling,
         limits: &app.config.limits,

@@ -14,6 +14,8 @@ pub struct Model {
     pub source: String,
     /// Name that callers use; empty takes the folder's.
     pub name: String,
+    /// Further names that callers may use; a trailing `*` takes all that begin so.
+    pub aliases: Vec<String>,
     /// Longest prompt and output together.
     pub context_tokens_max: u32,
     /// Output limit of a request that names none.
@@ -25,6 +27,7 @@ impl Default for Model {
         Self {
             source: "embedded".into(),
             name: String::new(),
+            aliases: Vec::new(),
             context_tokens_max: 65_536,
             output_tokens_default: 16_384,
         }

@@ -23,7 +23,7 @@ pub struct Start {
     pub blocks: Arc<[BlockName]>,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
-    /// Output limit; at least 1, and within the context.
+    /// Output limit, within the context; 0 computes the prompt and ends.
     pub output_tokens_max: u32,
     /// Tokens that end the output; they are not reported.
     pub stop_tokens: Arc<[u32]>,
@@ -35,6 +35,8 @@ pub struct Start {
     pub attributes: Attributes,
     /// What the `retain` slot is told of it; `None` where nobody is asked.
     pub turn: Option<Arc<Turn>>,
+    /// Whether its start is told, before its first token.
+    pub announced: bool,
     /// When the request came in.
     pub arrived: Moment,
     /// Where events go; dropping the receiver cancels the sequence.
@@ -60,9 +62,14 @@ pub struct SequenceHints {
     pub expected_output_tokens: u32,
 }
 
-/// What becomes of a sequence, in order: tokens, then one end.
+/// What becomes of a sequence, in order: its start, tokens, then one end.
 #[derive(Debug)]
 pub enum Event {
+    /// It has pages and is about to be computed; told at most once, if wanted.
+    Started {
+        /// Prompt tokens that do not have to be computed.
+        cached_tokens: u32,
+    },
     /// The next tokens: one, unless they come faster than they are worth sending alone.
     Tokens {
         /// The tokens, in order.
@@ -178,6 +185,19 @@ impl Sequence {
         if self.cached_tokens.is_none() {
             self.cached_tokens = Some(self.computed as u32);
         }
+    }
+
+    /// Tells its start, if that is wanted and was not told.
+    pub(super) fn announce(&mut self) {
+        if std::mem::take(&mut self.start.announced) {
+            let cached_tokens = self.cached_tokens.unwrap_or(0);
+            let _ = self.start.events.try_send(Event::Started { cached_tokens });
+        }
+    }
+
+    /// Whether its prompt is all that is wanted of it.
+    pub(super) fn is_prompt_only(&self) -> bool {
+        self.start.output_tokens_max == 0
     }
 
     /// Gives all pages back; whatever was sealed stays findable.

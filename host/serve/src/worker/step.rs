@@ -211,6 +211,7 @@ impl StepLoop {
             return None;
         }
         let tokens = next.left().min(tokens_max);
+        next.announce();
         self.running.push(self.waiting.remove(at));
         self.changed = true;
         Some(tokens)
@@ -307,7 +308,7 @@ impl StepLoop {
             let (token_start, page_start) = (tokens.len() as u32, pages.len() as u32);
             tokens.extend_from_slice(&s.history[s.computed..s.computed + new]);
             pages.extend_from_slice(&s.pages);
-            let sample = (new == s.left()).then(|| {
+            let sample = (new == s.left() && !s.is_prompt_only()).then(|| {
                 samples.push(SampleSpec {
                     params: &s.start.sampling,
                     history: &s.history,
@@ -340,6 +341,11 @@ impl StepLoop {
             let draws = new > 0 && new == s.left();
             s.advance(new, &mut self.pool, self.block_tokens);
             if !draws {
+                continue;
+            }
+            if s.is_prompt_only() {
+                s.finish(Finish::Length);
+                gone.push(i);
                 continue;
             }
             let Some(token) = sampled.next() else { continue };

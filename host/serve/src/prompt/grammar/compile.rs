@@ -114,7 +114,9 @@ impl Grammars {
             return Ok(None);
         }
         if self.engine.get().is_none() {
-            slowly(&mut || drop(self.engine()));
+            slowly(&mut || {
+                let _ = self.engine();
+            });
         }
         let engine = self.engine().map_err(|reason| {
             refused(
@@ -126,10 +128,13 @@ impl Grammars {
         check_size(&source)?;
         let key = Key::from(Sha256::digest(&source.lark));
         let cell = Arc::clone(self.cache.lock().get_or_insert(key, Cell::default));
+        let compile = || engine.compile(&source.lark);
         if cell.get().is_none() {
-            slowly(&mut || drop(cell.get_or_init(|| engine.compile(&source.lark))));
+            slowly(&mut || {
+                let _ = cell.get_or_init(compile);
+            });
         }
-        match cell.get_or_init(|| engine.compile(&source.lark)) {
+        match cell.get_or_init(compile) {
             Ok(compiled) => Ok(Some(Grammar {
                 vocabulary: Arc::clone(&engine.vocabulary),
                 compiled: compiled.clone(),

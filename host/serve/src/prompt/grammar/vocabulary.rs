@@ -40,8 +40,8 @@ impl Vocabulary {
             let marker = [TokTrie::SPECIAL_TOKEN_MARKER];
             words[*token as usize] = [&marker, text.as_bytes()].concat();
         }
-        let newlines =
-            (0..vocab).filter(|&t| matches!(words[t as usize].as_slice(), b"\n" | b"\n\n")).collect();
+        let newlines = words.iter().zip(0..).filter(|(word, _)| matches!(word.as_slice(), b"\n" | b"\n\n"));
+        let newlines = newlines.map(|(word, token)| (token, word.len())).collect();
         let ends: Vec<u32> = stop_tokens.iter().copied().filter(|token| *token < vocab).collect();
         let info = TokRxInfo::new(vocab, ends.first().copied().unwrap_or(INVALID_TOKEN));
         let mut trie = TokTrie::from(&info, &words);

@@ -1,0 +1,63 @@
+//! The endpoints that generate: which protocol each speaks, and whose errors it shows.
+//!
+//! **Invariant:** behind `parse` nobody asks by which protocol a request came.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::http::{HeaderMap, Uri};
+
+use super::chat;
+use super::stream::Writer;
+use crate::app::App;
+use crate::request::{Refusal, Request};
+
+/// Whose SDK reads an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vendor {
+    /// OpenAI's.
+    OpenAi,
+    /// Anthropic's.
+    Anthropic,
+}
+
+impl Vendor {
+    /// Who asks for a path that may not exist: Anthropic's clients say it in a header.
+    pub fn of(uri: &Uri, headers: &HeaderMap) -> Self {
+        let anthropic = headers.contains_key("anthropic-version") || uri.path().starts_with("/v1/messages");
+        if anthropic { Self::Anthropic } else { Self::OpenAi }
+    }
+}
+
+/// An endpoint that generates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `POST /v1/chat/completions`.
+    Chat,
+}
+
+impl Endpoint {
+    /// Whose SDK asks.
+    pub fn vendor(self) -> Vendor {
+        match self {
+            Self::Chat => Vendor::OpenAi,
+        }
+    }
+
+    /// What is asked, checked, and who writes the answer.
+    pub async fn parse(
+        self,
+        app: &Arc<App>,
+        body: &Bytes,
+        headers: &HeaderMap,
+        _tenant: &str,
+    ) -> Result<(Request, Box<dyn Writer>), Refusal> {
+        match self {
+            Self::Chat => {
+                let (request, style) = chat::parse(body, headers, &super::rules(app), app.ctx.seed())?;
+                let writer = chat::Reply::new(app, &request, style);
+                Ok((request, Box::new(writer)))
+            }
+        }
+    }
+}
