@@ -21,5 +21,6 @@ mod responses;
 mod retention;
 mod rollout;
 mod stores;
+mod structured;
 mod supply;
 mod tidy;

@@ -7,10 +7,11 @@ use super::conversation;
 use super::diagnosis::Diagnosis;
 use super::tools::{self, Tools};
 use crate::api::fields::Fields;
+use crate::api::format;
 use crate::api::marks::{self, Mark};
 use crate::api::sampling::{self, Rules, STOP_STRINGS_MAX};
 use crate::ctx::mix;
-use crate::request::{Format, Input, Protocol, Refusal, Request, ToolChoice};
+use crate::request::{Input, Protocol, Refusal, Request, ToolChoice};
 
 /// How a caller wants its answer written.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ pub(super) fn request(
         tools: tools.offered().filter(|_| tool_choice != ToolChoice::None),
         tool_choice,
         parallel_calls,
-        format: format(fields)?,
+        format: format::parse(fields, &["output_config.format", "output_format"])?,
         template_args: template_args(fields)?,
         sampling: sampling::sampling(fields, rules, seed)?,
         output_tokens_max: None,
@@ -129,22 +130,4 @@ fn thinking_omitted(fields: &Fields<'_>) -> Result<bool, Refusal> {
     let Some(thinking) = fields.object("thinking")? else { return Ok(false) };
     // Updates on what is thought are what is thought.
     Ok(thinking.text("display")? == Some("omitted"))
-}
-
-/// The form of the answer's text, under the name that either generation has for it.
-fn format(fields: &Fields<'_>) -> Result<Format, Refusal> {
-    let config = fields.object("output_config")?;
-    let named = config.as_ref().map(|config| config.object("format")).transpose()?.flatten();
-    let Some(format) = named.map_or_else(|| fields.object("output_format"), |format| Ok(Some(format)))?
-    else {
-        return Ok(Format::Text);
-    };
-    match format.text("type")? {
-        Some("json_schema") => {
-            format.object("schema")?.ok_or_else(|| format.wrong("schema", "a JSON schema"))?;
-            let schema = format.get("schema").cloned().unwrap_or_default();
-            Ok(Format::JsonSchema { schema, strict: true })
-        }
-        _ => Err(format.wrong("type", "\"json_schema\"")),
-    }
 }
