@@ -214,7 +214,7 @@ async fn a_format_that_cannot_be_met_is_refused_by_its_path() {
     let check = async |body: Value, param: &str| {
         let reply = host.chat(body).await;
         assert_eq!(
-            (reply.status, reply.json["error"]["param"].as_str()),
+            (reply.status.as_u16(), reply.json["error"]["param"].as_str()),
             (400, Some(param)),
             "{}",
             reply.json
