@@ -206,7 +206,7 @@ async fn a_stream_says_the_same_as_a_whole_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reasons_to_stop_are_told_apart() {
-    let host = Host::start("[model]\ncontext_tokens_max = 128\n").await;
+    let host = Host::start("").await;
     let text = message(&host, json!({})).await["content"][0]["text"].as_str().unwrap_or_default().to_owned();
     let stop = &text[3..6];
     let stopped = message(&host, json!({ "stop_sequences": ["never", stop] })).await;
