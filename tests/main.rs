@@ -2,6 +2,7 @@
 
 mod support;
 
+mod access;
 mod admission;
 mod attributes;
 mod bad_input;
@@ -21,3 +22,4 @@ mod rollout;
 mod stores;
 mod supply;
 mod tidy;
+mod transport;

@@ -23,5 +23,6 @@ pub use error::PromptError;
 pub use output::{OutputEvent, OutputParser};
 pub use segments::{Role, Segment, Span, reasoning_tokens, segments};
 pub use stop::{Safe, StopMatcher};
+pub(crate) use template::strftime;
 pub use template::{ChatTemplate, RenderInput, TemplateSource};
 pub use tokenizer::{Guard, Tokenizer};
