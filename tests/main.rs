@@ -2,6 +2,7 @@
 
 mod support;
 
+mod access;
 mod admission;
 mod attributes;
 mod bad_input;
@@ -24,3 +25,4 @@ mod stores;
 mod structured;
 mod supply;
 mod tidy;
+mod transport;

@@ -350,6 +350,7 @@ impl Answer {
         let pinned = &self.pinned;
         let took = pinned.app.ctx.now().saturating_sub(pinned.arrived);
         pinned.app.metrics.request_ended(outcome, &self.usage, took);
+        pinned.seat.charge_output(self.usage.completion_tokens, pinned.app.ctx.now());
         if let Some(first) = self.first_token {
             pinned.app.metrics.first_token(first.saturating_sub(pinned.arrived));
         }
@@ -359,6 +360,7 @@ impl Answer {
             generation = pinned.policies.id().0,
             chain = %pinned.policies.chain(),
             decided_by = %pinned.routed.decided_by,
+            key = pinned.seat.caller().key(),
             prompt_tokens = self.usage.prompt_tokens,
             prefix_hit_tokens = self.usage.cached_tokens,
             output_tokens = self.usage.completion_tokens,

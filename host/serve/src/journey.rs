@@ -33,13 +33,14 @@ pub async fn journey(
     endpoint: Endpoint,
 ) -> Result<Response, Refusal> {
     let arrived = app.ctx.now();
-    let tenant = app.auth.tenant(call.headers())?; //                                         401, before anything is read
-    let seat = app.enter()?; //                                                               429 before anybody pays
-    let call = api::read(call, app.config.limits.body_bytes_max).await?; //                   413
+    let caller = app.auth.caller(call.headers())?; //                                         401, before anything is read
+    let seat = app.enter(&caller)?; //                                                        429 before anybody pays
+    let call = api::body::read(call, &app.config.limits).await?; //                           408, 413, 415
+    let tenant = caller.tenant; //                                                            rules match on it
     let policies = policies(&app, &tenant, &call.headers); //                                 generation and chain, to the end
     let (headers, body) = middleware::pass(&app, &policies, call)?; //                      * no answer: refused
     let (request, writer) = endpoint.parse(&app, &body, &headers, &tenant).await?; //         400, naming the field
-    let request = request.of_tenant(tenant); //                                               rules match on it
+    let request = request.of_tenant(tenant); //                                               so does the cache
     let answer = answer(&app, Visit { seat, policies, arrived }, &request).await?; //         the rest of the line, below
     stream::respond(answer, request.streamed, writer).await //                                text, calls, usage, events
 }
@@ -58,7 +59,9 @@ pub struct Visit {
 pub async fn answer(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, Refusal> {
     let Visit { seat, policies, arrived } = visit;
     let prompt = render::prompt(app, request)?; //                                            template, tokens, block names
+    seat.charge_prompt(prompt.tokens.len() as u32, app.ctx.now())?; //                        429 beyond the limit of a key
     let (policies, wishes) = hints::by_session(policies, request, &prompt, app.frame())?; // * no answer: no hints
+    let wishes = wishes.within(seat.caller().ceiling()); //                                   no more than the key may ask for
     let mut row = row::request(request, &prompt, &wishes); //                                 what the next two are shown
     let place = admit::enter(app, &policies, &mut row).await?; //                           * no answer: it comes in
     let routed = choose(app, &policies, &prompt, &row)?; //                                 * no answer: the built-in
@@ -117,6 +120,7 @@ fn start(
             id: app.next_sequence(),
             tokens: Arc::clone(&prompt.tokens),
             blocks: Arc::clone(&prompt.blocks),
+            salt: prompt.salt,
             sampling: choice_sampling(&request.sampling, number),
             output_tokens_max: prompt.output_tokens_max,
             stop_tokens: Arc::clone(&app.model.stop_tokens),

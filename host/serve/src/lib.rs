@@ -5,6 +5,7 @@
 pub mod journey;
 
 pub mod admit;
+pub mod allowance;
 pub mod answer;
 pub mod api;
 pub mod app;
@@ -33,6 +34,7 @@ pub mod source;
 pub mod stores;
 pub mod telemetry;
 pub mod threads;
+pub mod tls;
 pub mod worker;
 
 /// Compiling components takes hundreds of megabytes for a moment; this allocator gives them back.

@@ -7,7 +7,6 @@ use kv::BlockName;
 use crate::app::App;
 use crate::prompt::{Ask, CallSyntax, Calls, Guide, PromptError, Reasoning, RenderInput, segments};
 use crate::request::{Input, Prompt, Refusal, Request, ToolChoice};
-use crate::worker::NO_SALT;
 
 /// Chosen: longer texts would hold up other requests of this thread for more than a millisecond.
 const INLINE_BYTES_MAX: usize = 64 << 10;
@@ -45,11 +44,12 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     }
     let room = app.context_max - tokens.len() as u32;
     let wanted = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default);
-    let blocks = block_names(app, &tokens).into();
+    let salt = app.cache_salt(&request.tenant);
+    let blocks = block_names(app, salt, &tokens).into();
     let segments = (conversation && (app.generations.retains() || request.is_marked()))
         .then(|| segments(&app.model.template, &app.model.tokenizer, &input, &text, &tokens));
     let output_tokens_max = wanted.min(room);
-    Ok(Prompt { tokens: tokens.into(), blocks, guide, in_reasoning, segments, output_tokens_max })
+    Ok(Prompt { tokens: tokens.into(), blocks, salt, guide, in_reasoning, segments, output_tokens_max })
 }
 
 /// Tokens of a rendered conversation, or of a text that no template made.
@@ -61,8 +61,8 @@ fn tokens(app: &App, text: &str, conversation: bool) -> Vec<u32> {
     }
 }
 
-fn block_names(app: &App, tokens: &[u32]) -> Vec<BlockName> {
-    BlockName::names(app.fingerprint, NO_SALT, tokens, app.config.kv.block_tokens as usize)
+fn block_names(app: &App, salt: u64, tokens: &[u32]) -> Vec<BlockName> {
+    BlockName::names(app.fingerprint, salt, tokens, app.config.kv.block_tokens as usize)
 }
 
 /// What the output has to look like, by its format and by the calls that it has to make.

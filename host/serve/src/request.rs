@@ -111,6 +111,8 @@ pub struct Prompt {
     pub blocks: Arc<[kv::BlockName]>,
     /// What the output has to look like; `None` where any text will do.
     pub guide: Option<Guide>,
+    /// What these names are salted with; those of the output are salted with it too.
+    pub salt: u64,
     /// Whether the prompt ends inside a reasoning section.
     pub in_reasoning: bool,
     /// Most tokens of an output, 0 for none: the caller's limit or the default, within what the context leaves.
@@ -178,6 +180,33 @@ pub enum Refusal {
     Unauthorized {
         /// Whether a key was shown at all.
         shown: bool,
+    },
+    /// The caller may not do this.
+    #[error("{0}")]
+    Forbidden(String),
+    /// A limit of the caller's key is reached.
+    #[error("this API key may {limit}; retry after {:.3} s", *retry_after_ms as f64 / 1e3)]
+    OverLimit {
+        /// The limit, as what the key may do.
+        limit: String,
+        /// When to come again.
+        retry_after_ms: u64,
+    },
+    /// Nothing more came of a body, or not all of it in time.
+    #[error("the request body was not received in time: {0}")]
+    SlowBody(String),
+    /// The body is compressed.
+    #[error(
+        "request bodies with `content-encoding: {0}` are not read; send the body as it is, without that header"
+    )]
+    Encoded(String),
+    /// Arrays and objects of the body lie too deep in each other.
+    #[error(
+        "arrays and objects of the request body are nested more than {max} deep, which is the limit (`limits.json_depth_max`)"
+    )]
+    TooDeep {
+        /// The limit.
+        max: usize,
     },
     /// The house is full.
     #[error("{running} requests are being served, which is the limit; retry after {retry_after_s} s")]
@@ -266,7 +295,16 @@ impl Refusal {
             | Self::Rejected { retry_after_s, .. }
             | Self::WaitedTooLong { retry_after_s, .. }
             | Self::DoorFull { retry_after_s, .. } => Some(*retry_after_s),
+            Self::OverLimit { retry_after_ms, .. } => Some(retry_after_ms.div_ceil(1000).max(1) as u32),
             _ => None,
+        }
+    }
+
+    /// The same to the millisecond, where it is known so well.
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        match self {
+            Self::OverLimit { retry_after_ms, .. } => Some((*retry_after_ms).max(1)),
+            _ => self.retry_after_s().map(|s| u64::from(s) * 1000),
         }
     }
 

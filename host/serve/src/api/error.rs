@@ -13,7 +13,9 @@ use crate::threads::ThreadError;
 fn class(refusal: &Refusal) -> (StatusCode, &'static str, Option<&'static str>) {
     const INVALID: &str = "invalid_request_error";
     match refusal {
-        Refusal::Json(_) | Refusal::Field { .. } => (StatusCode::BAD_REQUEST, INVALID, None),
+        Refusal::Json(_) | Refusal::Field { .. } | Refusal::TooDeep { .. } => {
+            (StatusCode::BAD_REQUEST, INVALID, None)
+        }
         Refusal::TooLong { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded")),
         Refusal::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("request_too_large")),
         Refusal::UnknownModel { .. } => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
@@ -24,7 +26,13 @@ fn class(refusal: &Refusal) -> (StatusCode, &'static str, Option<&'static str>) 
         }
         Refusal::Thread(error) => (StatusCode::BAD_REQUEST, INVALID, Some(error.code())),
         Refusal::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key")),
-        Refusal::Overloaded { .. } | Refusal::WaitedTooLong { .. } | Refusal::DoorFull { .. } => {
+        Refusal::Forbidden(_) => (StatusCode::FORBIDDEN, "permission_error", Some("permission_denied")),
+        Refusal::SlowBody(_) => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("request_timeout")),
+        Refusal::Encoded(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_encoding")),
+        Refusal::Overloaded { .. }
+        | Refusal::WaitedTooLong { .. }
+        | Refusal::DoorFull { .. }
+        | Refusal::OverLimit { .. } => {
             (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded"))
         }
         Refusal::Rejected { .. } => {
@@ -105,6 +113,12 @@ pub fn object(refusal: &Refusal, vendor: Vendor) -> Value {
     json!({ "error": { "message": message, "type": kind, "param": param, "code": code } })
 }
 
+/// A word for it, for logs.
+pub fn label(refusal: &Refusal) -> &'static str {
+    let (_, kind, code) = class(refusal);
+    code.unwrap_or(kind)
+}
+
 /// The status alone, for metrics.
 pub fn status(refusal: &Refusal, vendor: Vendor) -> StatusCode {
     match vendor {
@@ -129,6 +143,13 @@ pub fn response(refusal: &Refusal, vendor: Vendor, seed: u64) -> Response {
     }
     if let Some(retry_after_s) = refusal.retry_after_s() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
+    }
+    if let Some(retry_after_ms) = refusal.retry_after_ms() {
+        headers.insert("retry-after-ms", HeaderValue::from(retry_after_ms));
+    }
+    if let Refusal::SlowBody(_) = refusal {
+        // What is left of the body is not waited for.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if let Refusal::Unauthorized { .. } = refusal {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

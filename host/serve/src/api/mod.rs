@@ -2,7 +2,9 @@
 //!
 //! **Invariant:** everything protocol-shaped is in this folder; the journey sees only `Request` and `Answer`.
 
+mod access;
 pub mod admin;
+pub mod body;
 pub mod chat;
 mod endpoint;
 pub mod error;
@@ -19,23 +21,20 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request as HttpRequest, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, head, post};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 
 pub use endpoint::{Endpoint, Vendor};
 
 use crate::app::App;
 use crate::journey::journey;
-use crate::middleware::Passing;
 use crate::request::Refusal;
 
 /// The API's routes.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/messages", post(create_message))
         .route("/v1/messages/count_tokens", post(count_tokens))
@@ -50,7 +49,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics))
         .method_not_allowed_fallback(unknown_path)
         .fallback(unknown_path)
-        .with_state(app)
+        .with_state(Arc::clone(&app));
+    access::guarded(routes, &app)
 }
 
 async fn chat_completions(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
@@ -75,7 +75,8 @@ async fn generate(app: Arc<App>, call: HttpRequest<Body>, endpoint: Endpoint) ->
 fn refused(app: &App, refusal: &Refusal, vendor: Vendor) -> Response {
     let status = error::status(refusal, vendor);
     app.metrics.request_refused(status.as_u16());
-    tracing::debug!(error = %refusal, "request refused");
+    // Its message may quote what the caller sent.
+    tracing::debug!(status = status.as_u16(), reason = error::label(refusal), "request refused");
     error::response(refusal, vendor, app.ctx.seed())
 }
 
@@ -153,17 +154,4 @@ pub fn matches_any(name: &str, patterns: &[String]) -> bool {
         Some(start) => name.starts_with(start),
         None => name == pattern,
     })
-}
-
-/// A call with all of its body, which is within its limit.
-pub async fn read(call: HttpRequest<Body>, max: usize) -> Result<Passing, Refusal> {
-    let (parts, body) = call.into_parts();
-    match Limited::new(body, max).collect().await {
-        Ok(collected) => {
-            let Parts { method, uri, headers, .. } = parts;
-            Ok(Passing { method, uri, headers, body: collected.to_bytes() })
-        }
-        Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => Err(Refusal::TooLarge { max }),
-        Err(e) => Err(Refusal::Json(format!("the body ended early: {e}"))),
-    }
 }

@@ -95,6 +95,8 @@ pub struct Kv {
     pub ttl_seconds_max: u32,
     /// Share of the pages in use from which the cache counts as full.
     pub retain_mark: f64,
+    /// Whether tenants find each other's blocks.
+    pub share_across_tenants: bool,
 }
 
 impl Default for Kv {
@@ -106,6 +108,7 @@ impl Default for Kv {
             tenant_share_max: 1.0,
             ttl_seconds_max: 3600,
             retain_mark: 0.9,
+            share_across_tenants: false,
         }
     }
 }

@@ -11,6 +11,7 @@ mod engine;
 mod error;
 pub mod explain;
 pub mod import;
+mod listen;
 mod plugin;
 mod responses;
 mod rule;
@@ -27,10 +28,11 @@ use serde::{Deserialize, Serialize};
 use crate::source::Supply;
 
 pub use auth::{ApiKey, Auth, Tenants};
-pub use call::{HintSources, Limits, Listen, Middleware, Telemetry};
+pub use call::{HintSources, Limits, Middleware, Telemetry};
 pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Scorer};
 pub use engine::{Device, Engine, Kv, Model, Schedule, Sim};
 pub use error::ConfigError;
+pub use listen::{ANY_ORIGIN, Admin, Listen};
 pub use plugin::{OnFailure, PLUGIN_KEPT_KIB_MAX, PLUGIN_MEMORY_MIB_MAX, Plugin, PluginLimits};
 pub use responses::Responses;
 pub use rule::Match;
@@ -44,8 +46,10 @@ pub const REFERENCE: &str = include_str!("../../pointsman.toml");
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Addresses.
+    /// Addresses, certificates, web pages.
     pub listen: Listen,
+    /// Who may call the admin API.
+    pub admin: Admin,
     /// Keys that callers must show.
     pub auth: Auth,
     /// Where the tenant of a request is found when no key says it.
@@ -111,6 +115,8 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config = Self::parse(&text)?;
         let folder = path.parent().unwrap_or(Path::new("."));
+        config.listen.relative_to(folder);
+        config.admin.relative_to(folder);
         config.state.relative_to(folder);
         config.responses.relative_to(folder);
         config.supply.relative_to(folder);
@@ -182,6 +188,9 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        self.listen.check()?;
+        self.admin.check()?;
+        self.admin.check_address(self.listen.admin)?;
         self.limits.check()?;
         self.auth.check()?;
         self.tenants.check()?;

@@ -27,5 +27,6 @@ pub use grammar::{Ask, Calls, Constraint, Format, Grammar, Grammars, Guide, Next
 pub use output::{ArgumentStyle, CallSyntax, NameStyle, OutputEvent, OutputParser};
 pub use segments::{Role, Segment, Span, end_of_message, reasoning_tokens, segments};
 pub use stop::{Safe, StopMatcher};
+pub(crate) use template::strftime;
 pub use template::{ChatTemplate, RenderInput, TemplateSource};
 pub use tokenizer::{Guard, Tokenizer};

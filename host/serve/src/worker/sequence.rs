@@ -21,6 +21,8 @@ pub struct Start {
     pub tokens: Arc<[u32]>,
     /// Names of the prompt's full blocks.
     pub blocks: Arc<[BlockName]>,
+    /// What those names are salted with, and the names of blocks of the output.
+    pub salt: u64,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
     /// Output limit, within the context; 0 computes the prompt and ends.
@@ -126,7 +128,7 @@ impl Sequence {
     pub(super) fn new(start: Start, fingerprint: Fingerprint, block_tokens: usize) -> Self {
         assert!(!start.tokens.is_empty(), "a prompt has at least one token");
         let names = start.blocks.to_vec();
-        let mut chain = NameChain::after(fingerprint, NO_SALT, block_tokens, names.last().copied());
+        let mut chain = NameChain::after(fingerprint, start.salt, block_tokens, names.last().copied());
         for &token in &start.tokens[names.len() * block_tokens..] {
             let full = chain.push(token);
             assert!(full.is_none(), "the prompt's full blocks all have a name");
@@ -272,5 +274,5 @@ impl Sequence {
 /// Chosen: waking a reader costs about 10 us on both sides, and nobody reads 5,000 tokens a second one by one.
 const SEND_EVERY: Duration = Duration::from_micros(200);
 
-/// Blocks are shared between all callers: this host knows no tenants.
+/// The salt of blocks that are shared between all callers who have it: those without a tenant.
 pub(crate) const NO_SALT: u64 = 0;

@@ -8,20 +8,21 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::body;
+use crate::api::body::read;
 use crate::api::fields::Fields;
-use crate::api::{json_reply, read, rules};
+use crate::api::{json_reply, rules};
 use crate::app::App;
 use crate::render;
 use crate::request::{Refusal, Request};
 
 /// Counts. Agents ask for many counts at once: no policy is asked, and a seat is held no longer than it takes.
 pub async fn count_tokens(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response, Refusal> {
-    let tenant = app.auth.tenant(call.headers())?;
-    let _seat = app.enter()?;
-    let call = read(call, app.config.limits.body_bytes_max).await?;
+    let caller = app.auth.caller(call.headers())?;
+    let _seat = app.enter(&caller)?;
+    let call = read(call, &app.config.limits).await?;
     let value: Value = serde_json::from_slice(&call.body).map_err(|e| Refusal::Json(e.to_string()))?;
     let (request, _) = body::request(&Fields::body(&value)?, &call.headers, &rules(&app), app.ctx.seed())?;
-    let request = request.of_tenant(tenant);
+    let request = request.of_tenant(caller.tenant);
     let mut response = json_reply(&json!({ "input_tokens": tokens(&app, &request)? }));
     let id = HeaderValue::from_str(&request.id).expect("ids are letters and digits");
     response.headers_mut().insert(HeaderName::from_static("request-id"), id);

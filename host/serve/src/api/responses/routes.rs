@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 
 use super::store::{ChainError, Record};
 use super::{compact, history, object, request, socket};
+use crate::api::body::read;
 use crate::api::fields::Fields;
-use crate::api::{Endpoint, Vendor, json_reply, read, refused};
+use crate::api::{Endpoint, Vendor, json_reply, refused};
 use crate::app::App;
 use crate::render;
 use crate::request::Refusal;
@@ -176,11 +177,11 @@ async fn compacted(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Resp
 
 /// A call that renders: it takes a seat for as long as it is read.
 async fn opened(app: &Arc<App>, call: HttpRequest<Body>) -> Result<(String, HeaderMap, Value), Refusal> {
-    let tenant = app.auth.tenant(call.headers())?;
-    let _seat = app.enter()?;
-    let call = read(call, app.config.limits.body_bytes_max).await?;
+    let caller = app.auth.caller(call.headers())?;
+    let _seat = app.enter(&caller)?;
+    let call = read(call, &app.config.limits).await?;
     let body = serde_json::from_slice(&call.body).map_err(|e| Refusal::Json(e.to_string()))?;
-    Ok((tenant, call.headers, body))
+    Ok((caller.tenant, call.headers, body))
 }
 
 async fn stored(app: &App, tenant: &str, id: &str) -> Result<Record, Refusal> {

@@ -28,6 +28,7 @@ use crate::api::fields::Fields;
 use crate::api::stream::{Events, Pump};
 use crate::api::{Vendor, error, refused};
 use crate::app::App;
+use crate::auth;
 use crate::ctx::Moment;
 use crate::journey::{self, Visit};
 use crate::middleware::{self, Passing};
@@ -57,7 +58,7 @@ pub(super) async fn upgrade(
 ) -> Response {
     match enter(&app, &headers, upgrade.is_ok()) {
         Err(refusal) => refused(&app, &refusal, Vendor::OpenAi),
-        Ok((tenant, place)) => match upgrade {
+        Ok((caller, place)) => match upgrade {
             Err(_) => {
                 refused(&app, &Refusal::UnknownPath(format!("GET {PATH} without an upgrade")), Vendor::OpenAi)
             }
@@ -70,7 +71,8 @@ pub(super) async fn upgrade(
                     // The task that waits for it ends with the process at the latest.
                     let _ = hand_over.send(socket);
                 });
-                let peer = Peer { app: Arc::clone(&app), tenant: tenant.into(), headers: Arc::new(headers) };
+                let peer =
+                    Peer { app: Arc::clone(&app), caller: Arc::new(caller), headers: Arc::new(headers) };
                 app.ctx.spawn(async move {
                     if let Ok(socket) = socket.await {
                         Session::new(peer, place).run(socket).await;
@@ -86,24 +88,24 @@ fn enter(
     app: &App,
     headers: &HeaderMap,
     upgrades: bool,
-) -> Result<(String, Option<OwnedSemaphorePermit>), Refusal> {
-    let tenant = app.auth.tenant(headers)?;
+) -> Result<(auth::Caller, Option<OwnedSemaphorePermit>), Refusal> {
+    let caller = app.auth.caller(headers)?;
     if !upgrades {
-        return Ok((tenant, None));
+        return Ok((caller, None));
     }
     if app.draining() {
         return Err(Refusal::Draining);
     }
     let place = Arc::clone(&app.sockets).try_acquire_owned();
     let full = || Refusal::Overloaded { running: app.config.responses.sockets_max, retry_after_s: 1 };
-    Ok((tenant, Some(place.map_err(|_| full())?)))
+    Ok((caller, Some(place.map_err(|_| full())?)))
 }
 
 /// The other end of a connection.
 #[derive(Clone)]
 struct Peer {
     app: Arc<App>,
-    tenant: Arc<str>,
+    caller: Arc<auth::Caller>,
     headers: Arc<HeaderMap>,
 }
 
@@ -329,8 +331,8 @@ async fn answer(
 ) -> Result<oneshot::Receiver<Latest>, Refusal> {
     let app = &peer.app;
     let arrived = app.ctx.now();
-    let seat = app.enter()?;
-    let policies = journey::policies(app, &peer.tenant, &peer.headers);
+    let seat = app.enter(&peer.caller)?;
+    let policies = journey::policies(app, &peer.caller.tenant, &peer.headers);
     let call = Passing {
         method: Method::POST,
         uri: Uri::from_static(PATH),
@@ -339,9 +341,9 @@ async fn answer(
     };
     let (headers, body) = middleware::pass(app, &policies, call)?;
     let (tell, told) = oneshot::channel();
-    let caller = Caller { tenant: &peer.tenant, headers: &headers, latest, tell: Some(tell) };
+    let caller = Caller { tenant: &peer.caller.tenant, headers: &headers, latest, tell: Some(tell) };
     let (request, reply) = request::parse(app, &body, caller).await?;
-    let request = request.of_tenant(peer.tenant.to_string());
+    let request = request.of_tenant(peer.caller.tenant.clone());
     let answer = journey::answer(app, Visit { seat, policies, arrived }, &request).await?;
     let mut pump = Pump::new(answer, Box::new(reply));
     loop {

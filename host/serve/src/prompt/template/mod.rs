@@ -17,7 +17,8 @@ use minijinja::{Environment, Error, ErrorKind, State};
 use serde_json::{Map, json};
 
 use self::layout::Layout;
-use self::python::{dumps, strftime, tojson};
+pub(crate) use self::python::strftime;
+use self::python::{dumps, tojson};
 use super::canonical::{Arguments, Content, Rules, canonical};
 use super::segments::Span;
 use super::{Guard, PromptError};

@@ -136,6 +136,7 @@ impl Bench {
             id,
             tokens: tokens.into(),
             blocks: blocks.into(),
+            salt: super::super::NO_SALT,
             sampling: SamplingParams::default(),
             output_tokens_max: output,
             announced: false,
