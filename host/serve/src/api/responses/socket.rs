@@ -26,7 +26,7 @@ use super::history::Latest;
 use super::request::{self, Caller};
 use crate::api::fields::Fields;
 use crate::api::stream::{Events, Pump};
-use crate::api::{Vendor, error, refused};
+use crate::api::{Vendor, body, error, refused};
 use crate::app::App;
 use crate::auth;
 use crate::ctx::Moment;
@@ -258,6 +258,7 @@ impl Session {
         if body.len() > max {
             return Err(Refusal::TooLarge { max });
         }
+        body::check(&body, &self.peer.app.config.limits)?;
         let value: Value = serde_json::from_slice(&body).map_err(|e| Refusal::Json(e.to_string()))?;
         let fields = Fields::body(&value)?;
         if fields.text("type")? != Some("response.create") {
