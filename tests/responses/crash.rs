@@ -12,7 +12,8 @@ const ROUNDS: usize = 6;
 async fn a_conversation_survives_being_killed_after_each_answer() {
     let folder = tempfile::tempdir().expect("there is a place for temporary files");
     let file = folder.path().join("pointsman.toml");
-    std::fs::write(&file, "[engine]\ndevice = \"sim\"\n[state]\nfolder = \"state\"\n").expect("it can be written");
+    std::fs::write(&file, "[engine]\ndevice = \"sim\"\n[state]\nfolder = \"state\"\n")
+        .expect("it can be written");
     let path = file.to_str().expect("the path is UTF-8").to_owned();
     let mut last = Value::Null;
     for round in 0..ROUNDS {
