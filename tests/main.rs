@@ -20,5 +20,6 @@ mod responses;
 mod retention;
 mod rollout;
 mod stores;
+mod structured;
 mod supply;
 mod tidy;

@@ -127,8 +127,6 @@ pub struct Choice {
     parser: OutputParser,
     logprobs_wanted: bool,
     logprobs: Vec<Sampled>,
-    /// What the host wrote on the model's behalf, not handed out yet.
-    forced: Vec<OutputEvent>,
     calls: u32,
     done: bool,
 }
@@ -149,17 +147,9 @@ impl Choice {
             parser,
             logprobs_wanted,
             logprobs: Vec::new(),
-            forced: Vec::new(),
             calls: 0,
             done: false,
         }
-    }
-
-    /// The same, with an output that begins with what the host wrote on the model's behalf.
-    pub fn beginning_with(mut self, text: &str) -> Self {
-        self.forced = self.parser.push(text);
-        self.calls = count_calls(&self.forced);
-        self
     }
 
     fn token(&mut self, sampled: Sampled, delta: &mut Delta) {
@@ -257,8 +247,7 @@ impl Answer {
             return Poll::Ready(None);
         }
         for i in 0..self.choices.len() {
-            let pieces = std::mem::take(&mut self.choices[i].forced);
-            let mut delta = Delta { choice: i as u32, pieces, ..Delta::default() };
+            let mut delta = Delta { choice: i as u32, ..Delta::default() };
             for _ in 0..EVENTS_PER_DELTA_MAX {
                 if self.choices[i].done {
                     break;

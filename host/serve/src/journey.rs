@@ -19,7 +19,7 @@ use crate::app::{App, Seat};
 use crate::ctx::Moment;
 use crate::door::Place;
 use crate::hints::Wishes;
-use crate::prompt::{Detokenizer, OutputParser, StopMatcher};
+use crate::prompt::{Detokenizer, Guide, OutputParser, StopMatcher};
 use crate::request::{Prompt, Refusal, Request};
 use crate::retain::{self, Turn};
 use crate::route::{self, Routed};
@@ -120,6 +120,7 @@ fn start(
             sampling: choice_sampling(&request.sampling, number),
             output_tokens_max: prompt.output_tokens_max,
             stop_tokens: Arc::clone(&app.model.stop_tokens),
+            constraint: prompt.guide.as_ref().map(Guide::begin),
             hints: pinned.hints,
             attributes: wishes.attributes.clone(),
             turn: turn.clone(),
@@ -145,7 +146,6 @@ fn choice(
     let detokenizer = Detokenizer::new(Arc::clone(&app.model.tokenizer));
     let stop = StopMatcher::new(&request.stop);
     Choice::new(events, detokenizer, stop, parser, request.sampling.logprobs.is_some())
-        .beginning_with(&prompt.forced)
 }
 
 fn choice_sampling(sampling: &SamplingParams, number: u32) -> SamplingParams {

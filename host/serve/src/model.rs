@@ -9,7 +9,7 @@ use engine::{ModelFiles, SamplingParams};
 use serde_json::Value;
 
 use crate::config;
-use crate::prompt::{ChatTemplate, PromptError, Tokenizer};
+use crate::prompt::{ChatTemplate, Grammars, PromptError, Tokenizer};
 
 /// Name of the model that is part of the binary.
 pub const EMBEDDED: &str = "tiny-agent";
@@ -32,6 +32,10 @@ pub struct ServedModel {
     pub template: ChatTemplate,
     /// Tokens that end an output.
     pub stop_tokens: Arc<[u32]>,
+    /// Grammars of structured output over its tokens.
+    pub grammars: Grammars,
+    /// Whether it may reason before it answers, as its template tells.
+    pub reasons: bool,
     /// What the model's authors say of sampling.
     pub sampling: SamplingParams,
 }
@@ -114,13 +118,17 @@ impl ServedModel {
         let stop_tokens = tokenizer.stop_tokens(&generation_config, &model_config, &tokenizer_config);
         let jinja =
             (!texts.template.is_empty()).then(|| String::from_utf8_lossy(&texts.template).into_owned());
+        let templates = tokenizer_config["chat_template"].to_string() + jinja.as_deref().unwrap_or_default();
         let template = ChatTemplate::from_config(&texts.folder, &tokenizer_config, jinja, tokenizer.guard())?;
+        let (tokenizer, stop_tokens) = (Arc::new(tokenizer), Arc::<[u32]>::from(stop_tokens));
         Ok(Self {
             name: name(config),
             files,
-            tokenizer: Arc::new(tokenizer),
+            grammars: Grammars::new(Arc::clone(&tokenizer), Arc::clone(&stop_tokens)),
+            tokenizer,
             template,
-            stop_tokens: stop_tokens.into(),
+            reasons: templates.contains("<think>"),
+            stop_tokens,
             sampling: sampling(&generation_config),
         })
     }

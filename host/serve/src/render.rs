@@ -5,7 +5,7 @@
 use kv::BlockName;
 
 use crate::app::App;
-use crate::prompt::{PromptError, RenderInput, segments};
+use crate::prompt::{Ask, CallSyntax, Calls, Guide, PromptError, Reasoning, RenderInput, segments};
 use crate::request::{Input, Prompt, Refusal, Request, ToolChoice};
 use crate::worker::NO_SALT;
 
@@ -14,8 +14,6 @@ const INLINE_BYTES_MAX: usize = 64 << 10;
 
 /// Renders, tokenises and names. Text beyond a few pages moves this thread's other work elsewhere first.
 pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
-    let forced = forced_call(&request.tool_choice);
-    let guarded = forced_call(&guarded_choice(app, &request.tool_choice));
     let input = RenderInput {
         messages: &request.messages,
         tools: request.tools.as_deref(),
@@ -24,13 +22,13 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
         now_unix_ms: app.ctx.unix_ms(),
     };
     let conversation = request.input == Input::Conversation;
-    let mut text = match &request.input {
+    let text = match &request.input {
         Input::Conversation => app.model.template.render(&input).map_err(refuse)?,
         Input::Text(text) => text.clone(),
         Input::Tokens(_) => String::new(),
     };
     let in_reasoning = conversation && text.trim_end().ends_with("<think>");
-    text.push_str(&guarded);
+    let guide = guide(app, request, conversation.then_some(text.as_str()))?;
     let tokens = match &request.input {
         Input::Tokens(tokens) => tokens.clone(),
         _ if text.len() > INLINE_BYTES_MAX => {
@@ -51,7 +49,7 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     let segments = (conversation && app.generations.retains())
         .then(|| segments(&app.model.template, &app.model.tokenizer, &input, &text, &tokens));
     let output_tokens_max = wanted.min(room);
-    Ok(Prompt { tokens: tokens.into(), blocks, forced, in_reasoning, segments, output_tokens_max })
+    Ok(Prompt { tokens: tokens.into(), blocks, guide, in_reasoning, segments, output_tokens_max })
 }
 
 /// Tokens of a rendered conversation, or of a text that no template made.
@@ -67,22 +65,33 @@ fn block_names(app: &App, tokens: &[u32]) -> Vec<BlockName> {
     BlockName::names(app.fingerprint, NO_SALT, tokens, app.config.kv.block_tokens as usize)
 }
 
-/// The beginning of a call, written on the model's behalf: it then has no way but to make the call.
-fn forced_call(choice: &ToolChoice) -> String {
-    match choice {
-        ToolChoice::None | ToolChoice::Auto => String::new(),
-        ToolChoice::Required => "<tool_call>\n{\"name\": \"".into(),
-        ToolChoice::Named(name) => {
-            format!("<tool_call>\n{{\"name\": {}, \"arguments\": ", serde_json::Value::from(name.as_str()))
-        }
-    }
+/// What the output has to look like, by its format and by the calls that it has to make.
+///
+/// With `tool_choice: auto` and a text, everything is free: even a strict tool's arguments are the model's own.
+fn guide(app: &App, request: &Request, conversation: Option<&str>) -> Result<Option<Guide>, Refusal> {
+    let tools = request.tools.as_deref().unwrap_or_default();
+    let calls = match &request.tool_choice {
+        ToolChoice::None => Calls::None,
+        ToolChoice::Auto => Calls::May(tools),
+        ToolChoice::Required => Calls::Must { tools, many: request.parallel_calls, named: None },
+        ToolChoice::Named(name) => Calls::Must { tools, many: false, named: Some(name) },
+    };
+    let ask = Ask { format: &request.format, calls, syntax: Some(&CallSyntax::HERMES) };
+    // Compiling may take long enough to hold up other requests of this thread.
+    let slowly = |work: &mut dyn FnMut()| tokio::task::block_in_place(work);
+    let grammar = app.model.grammars.grammar(&ask, slowly).map_err(refuse)?;
+    let reasoning = conversation.map_or(Reasoning::None, |text| reasoning(app, text.trim_end()));
+    Ok(grammar.map(|grammar| Guide { grammar, reasoning }))
 }
 
-/// The same choice, its name marked where it spells a special token.
-fn guarded_choice(app: &App, choice: &ToolChoice) -> ToolChoice {
-    match choice {
-        ToolChoice::Named(name) => ToolChoice::Named(app.model.tokenizer.guard().text(name).into_owned()),
-        other => other.clone(),
+/// Where a conversation's text leaves the model.
+fn reasoning(app: &App, text: &str) -> Reasoning {
+    if text.ends_with("<think>") {
+        Reasoning::Inside
+    } else if app.model.reasons && !text.ends_with("</think>") {
+        Reasoning::May
+    } else {
+        Reasoning::None
     }
 }
 

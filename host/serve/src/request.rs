@@ -5,7 +5,8 @@ use std::sync::Arc;
 use engine::SamplingParams;
 use serde_json::Value;
 
-use crate::prompt::Segment;
+pub use crate::prompt::Format;
+use crate::prompt::{Guide, Segment};
 
 /// One API call, parsed and checked; the protocol it came by is behind it.
 #[derive(Clone, Debug)]
@@ -84,26 +85,6 @@ pub enum Input {
     Tokens(Vec<u32>),
 }
 
-/// The form that the text of an answer has to have.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Format {
-    /// Any text.
-    Text,
-    /// A JSON object.
-    JsonObject,
-    /// JSON that fits a schema.
-    JsonSchema {
-        /// The schema.
-        schema: Value,
-        /// Whether a keyword that cannot be kept is an error.
-        strict: bool,
-    },
-    /// Text that a regular expression matches.
-    Regex(String),
-    /// Text of a grammar in Lark's notation.
-    Lark(String),
-}
-
 /// What the caller wants of tools.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToolChoice {
@@ -124,8 +105,8 @@ pub struct Prompt {
     pub tokens: Arc<[u32]>,
     /// Names of its full blocks.
     pub blocks: Arc<[kv::BlockName]>,
-    /// Output that the host wrote on the model's behalf, to force a tool call.
-    pub forced: String,
+    /// What the output has to look like; `None` where any text will do.
+    pub guide: Option<Guide>,
     /// Whether the prompt ends inside a reasoning section.
     pub in_reasoning: bool,
     /// Most tokens of an output, 0 for none: the caller's limit or the default, within what the context leaves.

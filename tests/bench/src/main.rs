@@ -4,6 +4,7 @@
 
 mod choices;
 mod executor;
+mod grammar;
 mod host;
 mod http;
 mod languages;
@@ -21,10 +22,11 @@ fn main() -> ExitCode {
         "swap" => swap::run(),
         "http" => http::run(),
         "executor" => executor::run(),
+        "grammar" => grammar::run(),
         "languages" => languages::run(),
         host::CHILD => host::serve(),
         _ => {
-            eprintln!("usage: bench policy|swap|http|executor|languages");
+            eprintln!("usage: bench policy|swap|http|executor|grammar|languages");
             return ExitCode::from(2);
         }
     };

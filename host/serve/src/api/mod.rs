@@ -7,6 +7,7 @@ pub mod chat;
 mod endpoint;
 pub mod error;
 mod fields;
+mod format;
 mod marks;
 pub mod responses;
 pub mod sampling;

@@ -3,6 +3,7 @@
 //! ```text
 //! messages ─canonical─► template ─► text ─tokenizer─► tokens ─► engine
 //! engine ─► tokens ─detokenize─► text ─stop─► text ─output─► reasoning | text | calls
+//! format, schemas ─grammar─► which tokens may come next ─► engine
 //! ```
 //!
 //! Called by the journey once a request, and for each token of an answer.
@@ -11,6 +12,7 @@
 mod canonical;
 mod detokenize;
 mod error;
+mod grammar;
 mod output;
 mod segments;
 mod stop;
@@ -20,7 +22,9 @@ mod tokenizer;
 
 pub use detokenize::{Detokenizer, Specials};
 pub use error::PromptError;
-pub use output::{OutputEvent, OutputParser};
+pub(crate) use grammar::check_schema;
+pub use grammar::{Ask, Calls, Constraint, Format, Grammar, Grammars, Guide, Next, Reasoning};
+pub use output::{ArgumentStyle, CallSyntax, NameStyle, OutputEvent, OutputParser};
 pub use segments::{Role, Segment, Span, reasoning_tokens, segments};
 pub use stop::{Safe, StopMatcher};
 pub use template::{ChatTemplate, RenderInput, TemplateSource};

@@ -9,6 +9,7 @@ use policy::Attributes;
 use tokio::sync::mpsc;
 
 use crate::ctx::Moment;
+use crate::prompt::{Constraint, Next};
 use crate::retain::Turn;
 
 /// What a worker needs to start a sequence.
@@ -26,6 +27,8 @@ pub struct Start {
     pub output_tokens_max: u32,
     /// Tokens that end the output; they are not reported.
     pub stop_tokens: Arc<[u32]>,
+    /// What the output has to look like; `None` where any text will do.
+    pub constraint: Option<Constraint>,
     /// What scheduling wants to know.
     pub hints: SequenceHints,
     /// What its caller said that has no field there.
@@ -215,6 +218,22 @@ impl Sequence {
             pool.seal(self.pages[i], self.names[i], parent);
             self.sealed += 1;
         }
+    }
+
+    /// Computes which tokens its next draw may give. Errors: why it cannot go on.
+    pub(super) fn prepare_draw(&mut self) -> Result<(), String> {
+        self.start.constraint.as_mut().map_or(Ok(()), Constraint::compute)
+    }
+
+    /// Tells the constraint what was drawn. Errors: why it cannot go on.
+    pub(super) fn follow(&mut self, token: u32) -> Result<Next, String> {
+        self.start.constraint.as_mut().map_or(Ok(Next::More), |constraint| constraint.advance(token))
+    }
+
+    /// Sends the end of a sequence that cannot go on.
+    pub(super) fn fail(&mut self, reason: String) {
+        self.flush();
+        let _ = self.start.events.try_send(Event::Failed(reason));
     }
 
     /// Appends an output token, and sends it unless the last one was sent a moment ago.

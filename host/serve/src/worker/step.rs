@@ -17,6 +17,7 @@ use super::retainer::{Retainer, With};
 use super::sequence::{Event, Finish, Sequence, Start};
 use super::{Load, Parts, smooth};
 use crate::ctx::{Ctx, Moment, name_id};
+use crate::prompt::{Constraint, Next};
 
 /// State of one worker's loop; it lives on that worker's thread.
 pub(super) struct StepLoop {
@@ -73,7 +74,8 @@ impl StepLoop {
         self.review_cache();
         self.drop_cancelled();
         self.plan();
-        let rows = self.admit();
+        let mut rows = self.admit();
+        self.prepare_draws(&mut rows);
         if rows.iter().any(|new| *new > 0) {
             self.flush_before_prefill(&rows);
             self.step(&rows);
@@ -257,6 +259,23 @@ impl StepLoop {
         }
     }
 
+    /// Has constrained rows that draw in this step know what they may draw. One whose grammar fails leaves alone.
+    fn prepare_draws(&mut self, rows: &mut Vec<usize>) {
+        for i in (0..rows.len()).rev() {
+            let s = &mut self.running[i];
+            if rows[i] == 0 || rows[i] < s.left() {
+                continue;
+            }
+            if let Err(reason) = s.prepare_draw() {
+                tracing::warn!(worker = %self.parts.name, seq = s.start.id, error = %reason, "sequence failed");
+                s.fail(reason);
+                self.commit(i);
+                rows.remove(i);
+                self.changed = true;
+            }
+        }
+    }
+
     /// A prefill may take long: no token that is ready waits for it.
     fn flush_before_prefill(&mut self, rows: &[usize]) {
         if rows.iter().any(|&new| new > 1) {
@@ -294,6 +313,7 @@ impl StepLoop {
                     params: &s.start.sampling,
                     history: &s.history,
                     prompt_len: s.prompt_len() as u32,
+                    mask: s.start.constraint.as_ref().map(Constraint::mask),
                 });
                 samples.len() as u32 - 1
             });
@@ -390,12 +410,16 @@ fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {
         s.finish(Finish::Stop);
         return true;
     }
+    let token = sampled.token;
     s.push(sampled, now);
     let full = s.output_len() >= s.start.output_tokens_max as usize;
-    if full {
-        s.finish(Finish::Length);
+    match s.follow(token) {
+        Ok(Next::Complete) => s.finish(Finish::Stop),
+        Ok(Next::More) if full => s.finish(Finish::Length),
+        Ok(Next::More) => return false,
+        Err(reason) => s.fail(reason),
     }
-    full
+    true
 }
 
 fn frame(ctx: &Ctx) -> Frame {

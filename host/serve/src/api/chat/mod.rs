@@ -10,10 +10,10 @@ use serde_json::{Map, Value};
 pub use self::reply::{Reply, Style};
 
 use super::fields::Fields;
-use super::marks;
 use super::sampling::{self, Rules};
+use super::{format, marks};
 use crate::ctx::mix;
-use crate::request::{Format, Input, Protocol, Refusal, Request, ToolChoice};
+use crate::request::{Input, Protocol, Refusal, Request, ToolChoice};
 
 /// Parses and checks a body; also how its caller wants the answer written.
 pub fn parse(
@@ -30,7 +30,6 @@ pub fn parse(
     let tool_choice = tool_choice(&fields, tools.as_deref())?;
     let mut extensions = sampling::extensions(&fields, &rules.hints.extensions)?;
     extensions.extend(marks::extension(&messages, fields.list("tools")?));
-    refuse_structured_output(&fields)?;
     let request = Request {
         id: format!("chatcmpl-{:016x}{:016x}", mix(seed), seed),
         tenant: String::new(),
@@ -40,7 +39,7 @@ pub fn parse(
         tools: tools.filter(|_| tool_choice != ToolChoice::None),
         tool_choice,
         parallel_calls: parallel_calls(&fields)?,
-        format: Format::Text,
+        format: format::parse(&fields, &["response_format"])?,
         template_args: template_args(&fields)?,
         sampling: sampling::sampling(&fields, rules, seed)?,
         output_tokens_max: sampling::output_limit(&fields)?,
@@ -143,15 +142,6 @@ fn tool_choice(fields: &Fields<'_>, tools: Option<&[Value]>) -> Result<ToolChoic
             Err(Refusal::field("tool_choice", message))
         }
         _ => Ok(choice),
-    }
-}
-
-/// A format that we would not keep is refused rather than ignored: callers parse what they get.
-fn refuse_structured_output(fields: &Fields<'_>) -> Result<(), Refusal> {
-    let Some(format) = fields.object("response_format")? else { return Ok(()) };
-    match format.text("type")? {
-        Some("text") => Ok(()),
-        _ => Err(format.wrong("type", "\"text\"; this version has no structured output")),
     }
 }
 

@@ -20,9 +20,9 @@ use super::reply::{Keeping, Reply, Style};
 use super::tools::Tools;
 use super::truncate;
 use crate::api::fields::Fields;
-use crate::api::{rules, sampling};
+use crate::api::{format, rules, sampling};
 use crate::app::App;
-use crate::request::{Format, Input, Protocol, Refusal, Request, ToolChoice};
+use crate::request::{Input, Protocol, Refusal, Request, ToolChoice};
 
 /// What is asked for log-probabilities by.
 const LOGPROBS: &str = "message.output_text.logprobs";
@@ -125,7 +125,7 @@ pub(super) fn request(
         tools: tools.filter(|_| asked.tool_choice != ToolChoice::None),
         tool_choice: asked.tool_choice.clone(),
         parallel_calls: fields.get("parallel_tool_calls").is_none() || fields.flag("parallel_tool_calls")?,
-        format: format(fields)?,
+        format: format::parse(fields, &["text.format"])?,
         template_args: template_args(fields)?,
         sampling: sampling::sampling(&Fields::body(&sampled(fields)?)?, &rules, app.ctx.seed())?,
         output_tokens_max: if asked.cache.prewarm { Some(0) } else { limit },
@@ -224,13 +224,4 @@ fn template_args(fields: &Fields<'_>) -> Result<Map<String, Value>, Refusal> {
         Some(_) | None => {}
     }
     Ok(args)
-}
-
-fn format(fields: &Fields<'_>) -> Result<Format, Refusal> {
-    let Some(text) = fields.object("text")? else { return Ok(Format::Text) };
-    let Some(format) = text.object("format")? else { return Ok(Format::Text) };
-    match format.text("type")? {
-        None | Some("text") => Ok(Format::Text),
-        _ => Err(format.wrong("type", "\"text\"; this version has no structured output")),
-    }
 }

@@ -12,8 +12,10 @@
 //! delta may come as several.
 
 mod call;
+mod syntax;
 
 use self::call::{CallReader, End};
+pub use self::syntax::{ArgumentStyle, CallSyntax, NameStyle};
 
 pub(super) const THINK_OPEN: &str = "<think>";
 pub(super) const THINK_CLOSE: &str = "</think>";
