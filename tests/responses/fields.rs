@@ -123,7 +123,7 @@ async fn tools_can_be_forced_forbidden_and_allowed() {
     let host = Host::start("").await;
     let ask = |choice: Value| json!({ "input": "hello", "tools": tools(), "tool_choice": choice, "max_output_tokens": 64 });
     let kind_and_name = |response: &Value| {
-        let item = response["output"].as_array().and_then(|o| o.last()).cloned().unwrap_or_default();
+        let item = &response["output"][0];
         (item["type"].clone(), item["name"].clone())
     };
     let named = create(&host, ask(json!({ "type": "function", "name": "read_file" }))).await;

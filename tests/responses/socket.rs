@@ -82,7 +82,7 @@ async fn codex_warms_the_prompt_and_sends_only_what_is_new() {
         body
     };
     let developer = json!({ "type": "message", "role": "developer", "id": "a",
-        "content": [{ "type": "input_text", "text": "You are an agent. ".repeat(100) }] });
+        "content": [{ "type": "input_text", "text": "You are an agent. ".repeat(10) }] });
     let warmed = socket.ask(base(json!({ "input": [developer], "generate": false }))).await;
     assert_eq!((&warmed["output"], &warmed["status"]), (&json!([]), &json!("completed")));
     let mut prompt = warmed["usage"]["input_tokens"].as_u64().expect("usage");

@@ -9,7 +9,7 @@ use crate::api::fields::Fields;
 use crate::request::Refusal;
 
 /// Name under which hint policies read marks.
-const EXTENSION: &str = "cache_control";
+pub(super) const EXTENSION: &str = "cache_control";
 /// Most marks that are passed on, the last ones. OpenAI's API takes 4.
 const MARKS_MAX: usize = 16;
 /// Lifetimes that OpenAI's API knows; the first is the default.

@@ -224,10 +224,10 @@ impl Writer for Reply {
             return self.emit("error", fields, events);
         }
         self.end_item("incomplete", events);
-        if error["code"].is_null() {
-            error["code"] = "server_error".into();
-        }
-        let error = json!({ "code": error["code"], "message": error["message"] });
+        // The codes of a failed response are fewer than those of a refusal.
+        let code =
+            if error["code"] == "rate_limit_exceeded" { "rate_limit_exceeded" } else { "server_error" };
+        let error = json!({ "code": code, "message": error["message"].take() });
         self.close(Status::Failed, vec![("error", error)], events);
     }
 

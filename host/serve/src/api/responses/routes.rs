@@ -17,9 +17,9 @@ use super::{compact, history, object, request, socket};
 use crate::api::body::read;
 use crate::api::fields::Fields;
 use crate::api::{Endpoint, Vendor, json_reply, refused};
-use crate::app::App;
+use crate::app::{App, Seat};
 use crate::render;
-use crate::request::Refusal;
+use crate::request::{Refusal, Request};
 
 /// OpenAI's own limits of a page.
 const PAGE_MAX: usize = 100;
@@ -135,32 +135,22 @@ fn page(mut items: Vec<Value>, query: &[(String, String)]) -> Result<Value, Refu
 
 async fn input_tokens(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
     let counted = async {
-        let (tenant, headers, body) = opened(&app, call).await?;
+        let (_seat, tenant, headers, body) = opened(&app, call).await?;
         let fields = Fields::body(&body)?;
         let asked = request::asked(&app, &fields, &tenant, None).await?;
         let request = request::request(&app, &fields, &headers, &asked)?;
-        let tokens = match render::prompt(&app, &request) {
-            Ok(prompt) => prompt.tokens.len(),
-            // Who counts wants to know by how much.
-            Err(Refusal::TooLong { tokens, .. }) => tokens,
-            Err(refusal) => return Err(refusal),
-        };
-        Ok(json!({ "object": "response.input_tokens", "input_tokens": tokens }))
+        Ok(json!({ "object": "response.input_tokens", "input_tokens": prompt_tokens(&app, &request)? }))
     };
     answered(&app, counted.await)
 }
 
 async fn compacted(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
     let compacted = async {
-        let (tenant, headers, body) = opened(&app, call).await?;
+        let (_seat, tenant, headers, body) = opened(&app, call).await?;
         let fields = Fields::body(&body)?;
         let asked = request::asked(&app, &fields, &tenant, None).await?;
         let request = request::request(&app, &fields, &headers, &asked)?;
-        let input_tokens = match render::prompt(&app, &request) {
-            Ok(prompt) => prompt.tokens.len(),
-            Err(Refusal::TooLong { tokens, .. }) => tokens,
-            Err(refusal) => return Err(refusal),
-        };
+        let input_tokens = prompt_tokens(&app, &request)?;
         let items: Vec<Value> = asked.history.items.iter().chain(&asked.input).cloned().collect();
         let (output, digest) = compact::compacted(&items, &asked.ids);
         let digest_tokens = app.model.tokenizer.encode_prompt(&digest).len();
@@ -169,19 +159,31 @@ async fn compacted(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Resp
             "object": "response.compaction",
             "created_at": app.ctx.unix_ms() / 1000,
             "output": output,
-            "usage": object::usage_of((input_tokens as u32, 0, 0), (digest_tokens as u32, 0)),
+            "usage": object::usage_of((input_tokens, 0, 0), (digest_tokens as u32, 0)),
         }))
     };
     answered(&app, compacted.await)
 }
 
-/// A call that renders: it takes a seat for as long as it is read.
-async fn opened(app: &Arc<App>, call: HttpRequest<Body>) -> Result<(String, HeaderMap, Value), Refusal> {
+/// A call that renders takes a seat, as one that generates does.
+async fn opened(
+    app: &Arc<App>,
+    call: HttpRequest<Body>,
+) -> Result<(Seat, String, HeaderMap, Value), Refusal> {
     let caller = app.auth.caller(call.headers())?;
-    let _seat = app.enter(&caller)?;
+    let seat = app.enter(&caller)?;
     let call = read(call, &app.config.limits).await?;
     let body = serde_json::from_slice(&call.body).map_err(|e| Refusal::Json(e.to_string()))?;
-    Ok((caller.tenant, call.headers, body))
+    Ok((seat, caller.tenant, call.headers, body))
+}
+
+/// Tokens of a prompt, also of one that does not fit: who counts wants to know by how much.
+fn prompt_tokens(app: &App, request: &Request) -> Result<u32, Refusal> {
+    match render::prompt(app, request) {
+        Ok(prompt) => Ok(prompt.tokens.len() as u32),
+        Err(Refusal::TooLong { tokens, .. }) => Ok(tokens as u32),
+        Err(refusal) => Err(refusal),
+    }
 }
 
 async fn stored(app: &App, tenant: &str, id: &str) -> Result<Record, Refusal> {

@@ -124,7 +124,6 @@ struct Session {
     waiting: VecDeque<Create>,
     opened: Moment,
     heard: Moment,
-    pinged: Moment,
     leaving: bool,
 }
 
@@ -140,16 +139,7 @@ impl Session {
     fn new(peer: Peer, place: Option<OwnedSemaphorePermit>) -> Self {
         let now = peer.app.ctx.now();
         let waiting = VecDeque::new();
-        Self {
-            peer,
-            _place: place,
-            latest: None,
-            waiting,
-            opened: now,
-            heard: now,
-            pinged: now,
-            leaving: false,
-        }
+        Self { peer, _place: place, latest: None, waiting, opened: now, heard: now, leaving: false }
     }
 
     async fn run(mut self, mut socket: WebSocket) {
@@ -280,7 +270,6 @@ impl Session {
         if now.saturating_sub(self.heard) > SILENT_MAX {
             return Err(());
         }
-        self.pinged = now;
         let ping = tokio::time::timeout(SEND_MAX, socket.send(Message::Ping(Bytes::new()))).await;
         ping.map_err(|_| ())?.map_err(|_| ())
     }

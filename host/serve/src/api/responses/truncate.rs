@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use super::cache;
 use crate::app::App;
 use crate::render;
 use crate::request::{Refusal, Request};
@@ -20,6 +21,8 @@ pub(super) fn to_fit(app: &App, request: &mut Request) -> Result<(), Refusal> {
                 if !shorten(&mut request.messages, excess) {
                     return Ok(());
                 }
+                // Marks name messages by their place, which is another one from here on.
+                request.extensions.retain(|(name, _)| name != cache::EXTENSION);
             }
             // What else is wrong is said when the prompt is made.
             _ => return Ok(()),

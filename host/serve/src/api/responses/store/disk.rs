@@ -28,6 +28,9 @@ const CACHE_BYTES: usize = 16 << 20;
 /// Chosen: as many answers end within the few commits that a slow disk is behind. Beyond it rows are lost, and said to be.
 const WAITING_MAX: usize = 4096;
 
+/// Rows by key, as a start finds them.
+pub(super) type Places = Vec<(Arc<str>, Place)>;
+
 #[derive(Default)]
 struct Waiting {
     changes: BTreeMap<Arc<str>, Change>,
@@ -49,7 +52,7 @@ pub(super) struct Disk {
 
 impl Disk {
     /// Opens or makes the file; with it come the places of its rows, the oldest first.
-    pub(super) fn open(folder: &Path) -> Result<(Self, Vec<(Arc<str>, Place)>), StoreError> {
+    pub(super) fn open(folder: &Path) -> Result<(Self, Places), StoreError> {
         let fail = |reason: String| StoreError::Open { folder: folder.display().to_string(), reason };
         std::fs::create_dir_all(folder).map_err(|e| fail(e.to_string()))?;
         let mut builder = Database::builder();
@@ -111,7 +114,7 @@ impl Drop for Disk {
     }
 }
 
-fn places(database: &Database) -> Result<Vec<(Arc<str>, Place)>, redb::Error> {
+fn places(database: &Database) -> Result<Places, redb::Error> {
     let begun = database.begin_write()?;
     // Both tables exist from here on, so that reading needs no care.
     begun.open_table(ROWS)?;

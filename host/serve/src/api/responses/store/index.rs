@@ -87,7 +87,8 @@ impl Index {
             let conversation = &self.conversations[first];
             // The last one left is the one that goes on: it loses its beginning, and its caller will send it again.
             let part = if self.conversations.len() == 1 && !too_old { 1 } else { conversation.keys.len() };
-            for key in conversation.keys[..part].to_vec() {
+            let leaving = conversation.keys[..part].to_vec();
+            for key in leaving {
                 self.remove(&key);
                 gone.push(key);
             }
