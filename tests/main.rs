@@ -12,6 +12,7 @@ mod faults;
 mod hot_swap;
 mod kv_cache;
 mod languages;
+mod lineage;
 mod middleware;
 mod plugins;
 mod process;

@@ -45,6 +45,10 @@ pub struct Start {
 pub struct SequenceHints {
     /// Id of the session, or 0.
     pub session: u64,
+    /// Id of the session or agent that started it, or 0.
+    pub parent: u64,
+    /// Whether the session ends with this request.
+    pub session_final: bool,
     /// Id of the class, or 0.
     pub class: u64,
     /// Id of the tenant, or 0.
