@@ -7,6 +7,7 @@ mod attributes;
 mod bad_input;
 mod chat;
 mod clients;
+mod completions;
 mod config;
 mod faults;
 mod hot_swap;

@@ -85,6 +85,17 @@ pub struct Usage {
     pub reasoning_tokens: u32,
 }
 
+impl Usage {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            cached_tokens: self.cached_tokens + other.cached_tokens,
+            completion_tokens: self.completion_tokens + other.completion_tokens,
+            reasoning_tokens: self.reasoning_tokens + other.reasoning_tokens,
+        }
+    }
+}
+
 /// What stays the same for the whole answer.
 pub struct Pinned {
     /// The host.
@@ -112,6 +123,8 @@ pub struct Answer {
     /// What stays the same.
     pub pinned: Pinned,
     choices: Vec<Choice>,
+    /// Answers to the other prompts of the same call; their choices come after ours.
+    others: Vec<Answer>,
     usage: Usage,
     first_token: Option<Moment>,
     last_token: Moment,
@@ -124,7 +137,8 @@ pub struct Choice {
     events: mpsc::Receiver<Event>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
-    parser: OutputParser,
+    /// Takes the text apart; `None` where it is one piece.
+    parser: Option<OutputParser>,
     logprobs_wanted: bool,
     logprobs: Vec<Sampled>,
     /// What the host wrote on the model's behalf, not handed out yet.
@@ -139,7 +153,7 @@ impl Choice {
         events: mpsc::Receiver<Event>,
         detokenizer: Detokenizer,
         stop: StopMatcher,
-        parser: OutputParser,
+        parser: Option<OutputParser>,
         logprobs_wanted: bool,
     ) -> Self {
         Self {
@@ -157,7 +171,7 @@ impl Choice {
 
     /// The same, with an output that begins with what the host wrote on the model's behalf.
     pub fn beginning_with(mut self, text: &str) -> Self {
-        self.forced = self.parser.push(text);
+        self.forced = self.parsed(text);
         self.calls = count_calls(&self.forced);
         self
     }
@@ -174,8 +188,20 @@ impl Choice {
     }
 
     fn text(&mut self, text: &str, delta: &mut Delta) {
-        let pieces = self.parser.push(text);
+        let pieces = self.parsed(text);
         self.take(pieces, delta);
+    }
+
+    fn parsed(&mut self, text: &str) -> Vec<OutputEvent> {
+        match &mut self.parser {
+            Some(parser) => parser.push(text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![OutputEvent::Text(text.to_owned())],
+        }
+    }
+
+    fn in_reasoning(&self) -> bool {
+        self.parser.as_ref().is_some_and(OutputParser::in_reasoning)
     }
 
     fn take(&mut self, pieces: Vec<OutputEvent>, delta: &mut Delta) {
@@ -196,7 +222,7 @@ impl Choice {
             let held = self.stop.finish();
             self.text(&held, delta);
         }
-        let pieces = self.parser.finish();
+        let pieces = self.parser.as_mut().map(OutputParser::finish).unwrap_or_default();
         self.take(pieces, delta);
         delta.finish = Some(match finish {
             Finish::Length => FinishReason::Length,
@@ -228,6 +254,7 @@ impl Answer {
         Self {
             pinned,
             choices,
+            others: Vec::new(),
             usage,
             first_token: None,
             last_token: Moment::ZERO,
@@ -236,14 +263,24 @@ impl Answer {
         }
     }
 
-    /// The stop string that ended a choice, if one did.
-    pub fn stopped_by(&self, choice: u32) -> Option<&str> {
-        self.choices.get(choice as usize)?.stop.stopped_by()
+    /// The same, with answers to other prompts of its call.
+    pub fn joined_by(mut self, others: Vec<Answer>) -> Self {
+        self.others = others;
+        self
     }
 
-    /// Tokens so far.
+    /// The stop string that ended a choice, if one did.
+    pub fn stopped_by(&self, choice: u32) -> Option<&str> {
+        let own = self.choices.len() as u32;
+        match choice.checked_sub(own) {
+            None => self.choices[choice as usize].stop.stopped_by(),
+            Some(beyond) => self.others.get((beyond / own) as usize)?.stopped_by(beyond % own),
+        }
+    }
+
+    /// Tokens so far, of all prompts.
     pub fn usage(&self) -> Usage {
-        self.usage
+        self.others.iter().fold(self.usage, |sum, other| sum.plus(other.usage))
     }
 
     /// The next gain of any choice; `None` when all have ended.
@@ -252,6 +289,21 @@ impl Answer {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Delta, Refusal>>> {
+        let own = self.choices.len() as u32;
+        let mut polled = self.poll_own(cx);
+        for (number, other) in (1..).zip(&mut self.others) {
+            if let Poll::Ready(Some(_)) = polled {
+                return polled;
+            }
+            let theirs =
+                other.poll_own(cx).map_ok(|delta| Delta { choice: delta.choice + number * own, ..delta });
+            // All have ended when each has.
+            polled = if polled.is_pending() && matches!(theirs, Poll::Ready(None)) { polled } else { theirs };
+        }
+        polled
+    }
+
+    fn poll_own(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Delta, Refusal>>> {
         if self.choices.iter().all(|c| c.done) {
             self.finish();
             return Poll::Ready(None);
@@ -301,7 +353,7 @@ impl Answer {
                         break; // A stop string ended it; what follows was never asked for.
                     }
                     self.usage.completion_tokens += 1;
-                    self.usage.reasoning_tokens += u32::from(choice.parser.in_reasoning());
+                    self.usage.reasoning_tokens += u32::from(choice.in_reasoning());
                     choice.token(token, delta);
                 }
             }

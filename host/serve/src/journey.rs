@@ -20,7 +20,7 @@ use crate::ctx::Moment;
 use crate::door::Place;
 use crate::hints::Wishes;
 use crate::prompt::{Detokenizer, OutputParser, StopMatcher};
-use crate::request::{Prompt, Refusal, Request};
+use crate::request::{Input, Prompt, Refusal, Request};
 use crate::retain::{self, Turn};
 use crate::route::{self, Routed};
 use crate::worker::Start;
@@ -56,6 +56,36 @@ pub struct Visit {
 
 /// From a request to an answer that has begun.
 pub async fn answer(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, Refusal> {
+    match &request.input {
+        Input::Batch(prompts) => batch(app, visit, request, prompts).await,
+        _ => one(app, visit, request).await,
+    }
+}
+
+/// Several prompts are several requests, each with a seat of its own; their answers are one.
+async fn batch(
+    app: &Arc<App>,
+    visit: Visit,
+    request: &Request,
+    prompts: &[Input],
+) -> Result<Answer, Refusal> {
+    let Visit { seat, policies, arrived } = visit;
+    let mut seats = vec![seat];
+    for _ in 1..prompts.len() {
+        seats.push(app.enter()?);
+    }
+    let mut answers = Vec::with_capacity(prompts.len());
+    for (number, (prompt, seat)) in prompts.iter().zip(seats).enumerate() {
+        let id = if number == 0 { request.id.clone() } else { format!("{}-{number}", request.id) };
+        let part = Request { id, input: prompt.clone(), ..request.clone() };
+        let visit = Visit { seat, policies: policies.clone(), arrived };
+        answers.push(one(app, visit, &part).await?);
+    }
+    let first = answers.remove(0);
+    Ok(first.joined_by(answers))
+}
+
+async fn one(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, Refusal> {
     let Visit { seat, policies, arrived } = visit;
     let prompt = render::prompt(app, request)?; //                                            template, tokens, block names
     let (policies, wishes) = hints::by_session(policies, request, &prompt, app.frame())?; // * no answer: no hints
@@ -141,7 +171,9 @@ fn choice(
     prompt: &Prompt,
     events: mpsc::Receiver<crate::worker::Event>,
 ) -> Choice {
-    let parser = OutputParser::new(request.tools.is_some(), prompt.in_reasoning);
+    // A text that no template made has no parts.
+    let parser = (request.input == Input::Conversation)
+        .then(|| OutputParser::new(request.tools.is_some(), prompt.in_reasoning));
     let detokenizer = Detokenizer::new(Arc::clone(&app.model.tokenizer));
     let stop = StopMatcher::new(&request.stop);
     Choice::new(events, detokenizer, stop, parser, request.sampling.logprobs.is_some())

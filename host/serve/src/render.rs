@@ -27,7 +27,7 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     let mut text = match &request.input {
         Input::Conversation => app.model.template.render(&input).map_err(refuse)?,
         Input::Text(text) => text.clone(),
-        Input::Tokens(_) => String::new(),
+        Input::Tokens(_) | Input::Batch(_) => String::new(),
     };
     let in_reasoning = conversation && text.trim_end().ends_with("<think>");
     text.push_str(&guarded);
@@ -40,7 +40,10 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     };
     let max = app.context_max as usize;
     if tokens.is_empty() {
-        return Err(Refusal::field("messages", "`messages` render to an empty prompt"));
+        return Err(match conversation {
+            true => Refusal::field("messages", "`messages` render to an empty prompt"),
+            false => Refusal::field("prompt", "`prompt` must not be empty"),
+        });
     }
     if tokens.len() >= max {
         return Err(Refusal::TooLong { tokens: tokens.len(), max });

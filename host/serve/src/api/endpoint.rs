@@ -7,8 +7,8 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, Uri};
 
-use super::chat;
 use super::stream::Writer;
+use super::{chat, completions};
 use crate::app::App;
 use crate::request::{Refusal, Request};
 
@@ -34,13 +34,15 @@ impl Vendor {
 pub enum Endpoint {
     /// `POST /v1/chat/completions`.
     Chat,
+    /// `POST /v1/completions`.
+    Completions,
 }
 
 impl Endpoint {
     /// Whose SDK asks.
     pub fn vendor(self) -> Vendor {
         match self {
-            Self::Chat => Vendor::OpenAi,
+            Self::Chat | Self::Completions => Vendor::OpenAi,
         }
     }
 
@@ -56,6 +58,11 @@ impl Endpoint {
             Self::Chat => {
                 let (request, style) = chat::parse(body, headers, &super::rules(app), app.ctx.seed())?;
                 let writer = chat::Reply::new(app, &request, style);
+                Ok((request, Box::new(writer)))
+            }
+            Self::Completions => {
+                let (request, style) = completions::parse(body, headers, &super::rules(app), app.ctx.seed())?;
+                let writer = completions::Reply::new(app, &request, &style);
                 Ok((request, Box::new(writer)))
             }
         }

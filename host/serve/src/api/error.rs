@@ -16,6 +16,7 @@ fn class(refusal: &Refusal) -> (StatusCode, &'static str, Option<&'static str>) 
         Refusal::TooLong { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded")),
         Refusal::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("request_too_large")),
         Refusal::UnknownModel { .. } => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
+        Refusal::OutOfScope(_) => (StatusCode::NOT_FOUND, INVALID, Some("out_of_scope")),
         Refusal::UnknownPath(_) => (StatusCode::NOT_FOUND, INVALID, Some("unknown_url")),
         Refusal::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key")),
         Refusal::Overloaded { .. } | Refusal::WaitedTooLong { .. } | Refusal::DoorFull { .. } => {

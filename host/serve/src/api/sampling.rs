@@ -49,6 +49,11 @@ pub(super) fn check_model(fields: &Fields<'_>, rules: &Rules<'_>) -> Result<(), 
 }
 
 pub(super) fn sampling(fields: &Fields<'_>, rules: &Rules<'_>, seed: u64) -> Result<SamplingParams, Refusal> {
+    Ok(SamplingParams { logprobs: logprobs(fields)?, ..drawing(fields, rules, seed)? })
+}
+
+/// The same without log-probabilities, which not every API asks for in the same words.
+pub(super) fn drawing(fields: &Fields<'_>, rules: &Rules<'_>, seed: u64) -> Result<SamplingParams, Refusal> {
     let default = rules.sampling;
     let real = |name, min, max, default: f32| -> Result<f32, Refusal> {
         Ok(fields.number(name, min, max)?.map_or(default, |n| n as f32))
@@ -65,7 +70,7 @@ pub(super) fn sampling(fields: &Fields<'_>, rules: &Rules<'_>, seed: u64) -> Res
         frequency_penalty: real("frequency_penalty", -2.0, 2.0, default.frequency_penalty)?,
         logit_bias: logit_bias(fields, rules.vocab)?,
         seed: fields.integer("seed", i64::MIN, i64::MAX)?.map_or(seed, |s| s as u64),
-        logprobs: logprobs(fields)?,
+        logprobs: None,
     })
 }
 
