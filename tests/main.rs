@@ -20,6 +20,7 @@ mod process;
 mod replay;
 mod retention;
 mod rollout;
+mod speculation;
 mod stores;
 mod supply;
 mod tidy;

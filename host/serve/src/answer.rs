@@ -17,6 +17,7 @@ use crate::observe::{self, Outcome};
 use crate::prompt::{Detokenizer, OutputEvent, OutputParser, StopMatcher};
 use crate::request::{Prompt, Refusal};
 use crate::route::Routed;
+use crate::speculation::{Next, Prepared};
 use crate::worker::{Event, Finish, SequenceHints};
 
 /// Chosen: what one body frame carries at most; a reader that lags is not sent more at once.
@@ -125,6 +126,10 @@ pub struct Answer {
     choices: Vec<Choice>,
     /// Answers to the other prompts of the same call; their choices come after ours.
     others: Vec<Answer>,
+    /// What was prepared for the request.
+    prepared: Option<Prepared>,
+    /// What its end prepares.
+    next: Option<Box<Next>>,
     usage: Usage,
     first_token: Option<Moment>,
     last_token: Moment,
@@ -255,6 +260,8 @@ impl Answer {
             pinned,
             choices,
             others: Vec::new(),
+            prepared: None,
+            next: None,
             usage,
             first_token: None,
             last_token: Moment::ZERO,
@@ -266,6 +273,13 @@ impl Answer {
     /// The same, with answers to other prompts of its call.
     pub fn joined_by(mut self, others: Vec<Answer>) -> Self {
         self.others = others;
+        self
+    }
+
+    /// The same, with what was prepared for its request and what its end prepares.
+    pub fn between(mut self, prepared: Option<Prepared>, next: Option<Box<Next>>) -> Self {
+        self.prepared = prepared;
+        self.next = next;
         self
     }
 
@@ -326,6 +340,9 @@ impl Answer {
                 }
             }
             self.finish = delta.finish.or(self.finish);
+            if let Some(next) = &mut self.next {
+                next.heard(&delta.pieces);
+            }
             if delta.begun || !delta.is_empty() {
                 return Poll::Ready(Some(Ok(delta)));
             }
@@ -372,6 +389,19 @@ impl Answer {
         if !std::mem::replace(&mut self.ended, true) {
             self.tell(policy::Event::Finished);
             self.account("ok");
+            self.prepare();
+        }
+    }
+
+    /// Counts what was prepared for this turn, and has the next one prepared.
+    fn prepare(&mut self) {
+        let Pinned { app, prompt, routed, .. } = &self.pinned;
+        if let Some(prepared) = self.prepared.take() {
+            let block_tokens = app.config.kv.block_tokens;
+            app.speculation.found(&prepared, prompt, self.usage.cached_tokens, block_tokens);
+        }
+        if let Some((next, finish)) = self.next.take().zip(self.finish) {
+            next.begin(app, routed.worker, finish);
         }
     }
 

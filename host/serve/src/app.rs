@@ -18,6 +18,7 @@ use crate::door::Door;
 use crate::model::{ModelError, ServedModel};
 use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
+use crate::speculation::Speculation;
 use crate::telemetry::Metrics;
 use crate::worker::{Parts, Worker};
 
@@ -56,6 +57,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Who is inside, and who waits to be admitted.
     pub door: Arc<Door>,
+    /// What is computed ahead of need.
+    pub speculation: Speculation,
     seats: Arc<Semaphore>,
     sequences: AtomicU64,
     draining: AtomicBool,
@@ -130,6 +133,7 @@ impl App {
         let recording = Recording::new(config.record.clone());
         recording.begin(&generations)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
+        let speculation = Speculation::default();
         let mut workers = Vec::new();
         for (index, executor) in executors.into_iter().enumerate() {
             let parts = Parts {
@@ -140,12 +144,15 @@ impl App {
                 generations: Arc::clone(&generations),
                 schedule: config.schedule.clone(),
                 kv: config.kv.clone(),
+                ahead: config.speculation.clone(),
+                speculation: Arc::clone(&speculation.counts),
                 ctx: ctx.clone(),
             };
             workers.push(Worker::start(parts).map_err(StartError::Thread)?);
         }
         Ok(Arc::new(Self {
             door: Arc::default(),
+            speculation,
             seats: Arc::new(Semaphore::new(config.limits.requests_max)),
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),

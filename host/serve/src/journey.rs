@@ -23,6 +23,7 @@ use crate::prompt::{Detokenizer, OutputParser, StopMatcher};
 use crate::request::{Input, Prompt, Refusal, Request};
 use crate::retain::{self, Turn};
 use crate::route::{self, Routed};
+use crate::speculation::Next;
 use crate::worker::Start;
 use crate::{admit, auth, hints, middleware, render, row};
 
@@ -93,8 +94,10 @@ async fn one(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, 
     let place = admit::enter(app, &policies, &mut row).await?; //                           * no answer: it comes in
     let routed = choose(app, &policies, &prompt, &row)?; //                                 * no answer: the built-in
     let turn = retain::turn(app, &prompt, &wishes); //                                        what retain* will be told, if asked
+    let prepared = app.speculation.arrived(wishes.numbers.session); //                        nothing is prepared for it any more
     let pinned = pin(app, (seat, place), policies, (request, prompt, &wishes, routed), arrived);
-    start(pinned, request, &wishes, turn) //                                                  [ schedule* → kv → engine ]↺ on the worker's thread
+    let answer = start(pinned, request, &wishes, turn)?; //                                   [ schedule* → kv → engine ]↺ on the worker's thread
+    Ok(answer.between(prepared, Next::of(app, request, &wishes))) //                          what its end prepares
 }
 
 /// Pins the active generation, and in it the chain whose rule the request fits.
@@ -154,6 +157,7 @@ fn start(
             attributes: wishes.attributes.clone(),
             turn: turn.clone(),
             announced: request.begins_early && number == 0,
+            ahead: false,
             arrived: pinned.arrived,
             events,
         });

@@ -57,6 +57,39 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     Ok(Prompt { tokens: tokens.into(), blocks, forced, in_reasoning, segments, output_tokens_max })
 }
 
+/// The whole blocks of a conversation before a mark, which is the content of its last message: what is sure of a prompt
+/// whose last message is not known yet. `None` where there is no such block, or no room.
+pub fn prefix(app: &App, request: &Request, mark: &str) -> Result<Option<Prompt>, Refusal> {
+    let input = RenderInput {
+        messages: &request.messages,
+        tools: request.tools.as_deref(),
+        add_generation_prompt: false,
+        extra: &request.template_args,
+        now_unix_ms: app.ctx.unix_ms(),
+    };
+    let text = app.model.template.render(&input).map_err(refuse)?;
+    let Some((text, _)) = text.rsplit_once(mark) else { return Ok(None) };
+    let mut tokens = if text.len() > INLINE_BYTES_MAX {
+        tokio::task::block_in_place(|| tokens(app, text, true))
+    } else {
+        tokens(app, text, true)
+    };
+    let block_tokens = app.config.kv.block_tokens as usize;
+    tokens.truncate(tokens.len() / block_tokens * block_tokens);
+    if tokens.is_empty() || tokens.len() >= app.context_max as usize {
+        return Ok(None);
+    }
+    let blocks = block_names(app, &tokens).into();
+    Ok(Some(Prompt {
+        tokens: tokens.into(),
+        blocks,
+        forced: String::new(),
+        in_reasoning: false,
+        segments: None,
+        output_tokens_max: 0,
+    }))
+}
+
 /// Tokens of a rendered conversation, or of a text that no template made.
 fn tokens(app: &App, text: &str, conversation: bool) -> Vec<u32> {
     let tokenizer = &app.model.tokenizer;

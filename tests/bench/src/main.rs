@@ -9,6 +9,7 @@ mod http;
 mod languages;
 mod load;
 mod policies;
+mod speculation;
 mod swap;
 mod table;
 
@@ -22,9 +23,10 @@ fn main() -> ExitCode {
         "http" => http::run(),
         "executor" => executor::run(),
         "languages" => languages::run(),
+        "speculation" => speculation::run(),
         host::CHILD => host::serve(),
         _ => {
-            eprintln!("usage: bench policy|swap|http|executor|languages");
+            eprintln!("usage: bench policy|swap|http|executor|languages|speculation");
             return ExitCode::from(2);
         }
     };

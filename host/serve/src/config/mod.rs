@@ -15,6 +15,7 @@ mod plugin;
 mod rule;
 pub mod schema;
 mod spec;
+mod speculation;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,7 @@ pub use error::ConfigError;
 pub use plugin::{OnFailure, PLUGIN_KEPT_KIB_MAX, PLUGIN_MEMORY_MIB_MAX, Plugin, PluginLimits};
 pub use rule::Match;
 pub use spec::chain_spec;
+pub use speculation::{Speculation, When};
 pub use state::State;
 
 /// The reference configuration: every key with its default and a comment.
@@ -58,6 +60,8 @@ pub struct Config {
     pub kv: Kv,
     /// The step loop.
     pub schedule: Schedule,
+    /// Prefill ahead of need.
+    pub speculation: Speculation,
     /// What of a call reaches hint policies.
     pub hints: HintSources,
     /// What of a call reaches middleware.
@@ -184,6 +188,7 @@ impl Config {
         self.engine.check()?;
         self.kv.check()?;
         self.schedule.check()?;
+        self.speculation.check()?;
         self.hints.check()?;
         self.middleware.check()?;
         self.supply.check()?;

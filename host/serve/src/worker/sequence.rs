@@ -34,6 +34,8 @@ pub struct Start {
     pub turn: Option<Arc<Turn>>,
     /// Whether its start is told, before its first token.
     pub announced: bool,
+    /// Whether nobody waits for it: it is computed with what others leave.
+    pub ahead: bool,
     /// When the request came in.
     pub arrived: Moment,
     /// Where events go; dropping the receiver cancels the sequence.
