@@ -17,40 +17,25 @@ const TOOL: Duration = Duration::from_millis(300);
 /// What a device of this class takes: 20 us a prompt token.
 const DEVICE: &str = "[engine]\ndevice = \"sim\"\nworkers = 1\n[engine.sim]\nprefill_us_per_token = 20.0\n";
 
-/// One answer: the object, and how long its first byte took.
-fn ask(host: &Host, messages: &Value, session: usize) -> anyhow::Result<(Value, Duration)> {
+/// One answer: the object, and when its first byte was there.
+fn ask(host: &Host, messages: &Value, session: usize, tokens: u32) -> anyhow::Result<(Value, Duration)> {
     let session = json!({ "session_id": format!("session {session}") });
     let nvext = json!({ "session_control": session, "agent_hints": { "speculative_prefill": true } });
-    let body = json!({ "model": "tiny-agent", "messages": messages, "max_tokens": 512, "nvext": nvext });
-    let mut socket = TcpStream::connect(&host.api)?;
-    let mut first = messages.as_array().context("messages are a list")?.len() > 1;
-    let mut body = body;
-    // Of the second turn the first token is all that is looked at.
-    if first {
-        body["max_tokens"] = json!(1);
-    }
+    let body = json!({ "model": "tiny-agent", "messages": messages, "max_tokens": tokens, "nvext": nvext });
     let body = body.to_string();
+    let mut socket = TcpStream::connect(&host.api)?;
     let begun = Instant::now();
     write!(
         socket,
         "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )?;
-    let mut response = Vec::new();
-    let mut chunk = [0; 4096];
-    let mut took = Duration::ZERO;
-    loop {
-        let count = socket.read(&mut chunk)?;
-        if count == 0 {
-            break;
-        }
-        if std::mem::take(&mut first) {
-            took = begun.elapsed();
-        }
-        response.extend_from_slice(&chunk[..count]);
-    }
-    let text = String::from_utf8_lossy(&response);
-    let body = text.split_once("\r\n\r\n").context("a response has a head")?.1;
+    let mut first = [0; 1];
+    socket.read_exact(&mut first)?;
+    let took = begun.elapsed();
+    let mut rest = String::new();
+    socket.read_to_string(&mut rest)?;
+    let body = rest.split_once("\r\n\r\n").context("a response has a head")?.1;
     Ok((serde_json::from_str(body)?, took))
 }
 
@@ -65,12 +50,13 @@ fn second_turns(when: &str) -> anyhow::Result<(Vec<f64>, f64)> {
     for session in 0..SESSIONS {
         let asked = format!("session {session}: {}", crate::load::prompt(session as u64));
         let mut messages = json!([{ "role": "user", "content": asked }]);
-        let (reply, _) = ask(&host, &messages, session)?;
+        let (reply, _) = ask(&host, &messages, session, 512)?;
         let list = messages.as_array_mut().context("messages are a list")?;
         list.push(reply["choices"][0]["message"].clone());
         list.push(json!({ "role": "user", "content": "go on" }));
         std::thread::sleep(TOOL);
-        let (reply, took) = ask(&host, &messages, session)?;
+        // Of the second turn the first token is all that is looked at.
+        let (reply, took) = ask(&host, &messages, session, 1)?;
         times.push(us(took));
         let found = &reply["usage"]["prompt_tokens_details"]["cached_tokens"];
         cached += found.as_f64().context("a count")? / SESSIONS as f64;
