@@ -125,11 +125,18 @@ impl Host {
 
     /// A chat on a connection of its own, with these headers.
     pub(crate) async fn chat_with(&self, headers: &[(&str, &str)], body: Value) -> Heard {
+        self.post_with("/v1/chat/completions", headers, body).await
+    }
+
+    /// A POST on a connection of its own, with these headers.
+    pub(crate) async fn post_with(&self, path: &str, headers: &[(&str, &str)], body: Value) -> Heard {
         let mut request = with_model(body).to_string();
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        request = String::from_utf8(post("/v1/chat/completions", &request))
-            .expect("requests are UTF-8")
-            .replacen("\r\n", &format!("\r\n{headers}"), 1);
+        request = String::from_utf8(post(path, &request)).expect("requests are UTF-8").replacen(
+            "\r\n",
+            &format!("\r\n{headers}"),
+            1,
+        );
         Heard::of(&self.raw(request.as_bytes()).await)
     }
 

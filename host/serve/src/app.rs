@@ -22,6 +22,7 @@ use crate::lineage::Lineage;
 use crate::model::{ModelError, ServedModel};
 use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
+use crate::speculation::Speculation;
 use crate::telemetry::Metrics;
 use crate::threads::Threads;
 use crate::tls::{Certificate, Renewal, TlsError};
@@ -74,6 +75,8 @@ pub struct App {
     pub sockets: Arc<Semaphore>,
     /// Tells those connections that the host stops.
     pub leaving: CancellationToken,
+    /// What is computed ahead of need.
+    pub speculation: Speculation,
     seats: Arc<Semaphore>,
     sequences: AtomicU64,
     draining: AtomicBool,
@@ -206,6 +209,7 @@ impl App {
         let recording = Recording::new(config.record.clone());
         recording.begin(&generations)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
+        let speculation = Speculation::default();
         let mut workers = Vec::new();
         for (index, executor) in executors.into_iter().enumerate() {
             let parts = Parts {
@@ -216,6 +220,8 @@ impl App {
                 generations: Arc::clone(&generations),
                 schedule: config.schedule.clone(),
                 kv: config.kv.clone(),
+                ahead: config.speculation.clone(),
+                speculation: Arc::clone(&speculation.counts),
                 ctx: ctx.clone(),
             };
             workers.push(Worker::start(parts).map_err(StartError::Thread)?);
@@ -227,6 +233,7 @@ impl App {
             sockets: Arc::new(Semaphore::new(config.responses.sockets_max)),
             leaving: CancellationToken::new(),
             threads: Threads::default(),
+            speculation,
             seats: Arc::new(Semaphore::new(config.limits.requests_max)),
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),

@@ -22,8 +22,6 @@ pub struct Wishes {
     pub hints: Hints,
     /// The hints that are columns.
     pub numbers: SequenceHints,
-    /// Id of the session or agent that started this one, or 0.
-    pub parent: u64,
     /// What the contract has no field for.
     pub attributes: Attributes,
 }
@@ -83,8 +81,7 @@ pub fn interpret(pin: &Pin, request: &Request, prompt: &Prompt, frame: Frame) ->
     // A caller that expects more than its limit expects its limit.
     hints.expected_output_tokens = hints.expected_output_tokens.map(|n| n.min(prompt.output_tokens_max));
     let attributes = std::mem::take(&mut hints.attributes).into();
-    let parent = hints.parent.as_deref().map_or(0, name_id);
-    Ok(Wishes { numbers: numbers(&hints, &request.tenant), parent, attributes, hints })
+    Ok(Wishes { numbers: numbers(&hints, &request.tenant), attributes, hints })
 }
 
 /// Hints and the tenant as the numbers that later slots see.
@@ -92,6 +89,8 @@ fn numbers(hints: &Hints, tenant: &str) -> SequenceHints {
     let id = |name: &Option<String>| name.as_deref().map_or(0, name_id);
     SequenceHints {
         session: id(&hints.session),
+        parent: id(&hints.parent),
+        session_final: hints.session_final.unwrap_or(false),
         class: id(&hints.class),
         tenant: name_id(tenant),
         priority: hints.priority.unwrap_or(0.0),

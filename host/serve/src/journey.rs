@@ -20,9 +20,10 @@ use crate::ctx::Moment;
 use crate::door::Place;
 use crate::hints::Wishes;
 use crate::prompt::{Detokenizer, Guide, OutputParser, StopMatcher};
-use crate::request::{Prompt, Refusal, Request};
+use crate::request::{Input, Prompt, Refusal, Request};
 use crate::retain::{self, Turn};
 use crate::route::{self, Routed};
+use crate::speculation::Next;
 use crate::worker::Start;
 use crate::{admit, auth, hints, middleware, render, row};
 
@@ -57,6 +58,36 @@ pub struct Visit {
 
 /// From a request to an answer that has begun.
 pub async fn answer(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, Refusal> {
+    match &request.input {
+        Input::Batch(prompts) => batch(app, visit, request, prompts).await,
+        _ => one(app, visit, request).await,
+    }
+}
+
+/// Several prompts are several requests, each with a seat of its own; their answers are one.
+async fn batch(
+    app: &Arc<App>,
+    visit: Visit,
+    request: &Request,
+    prompts: &[Input],
+) -> Result<Answer, Refusal> {
+    let Visit { seat, policies, arrived } = visit;
+    let mut seats = vec![seat];
+    for _ in 1..prompts.len() {
+        seats.push(app.enter(seats[0].caller())?);
+    }
+    let mut answers = Vec::with_capacity(prompts.len());
+    for (number, (prompt, seat)) in prompts.iter().zip(seats).enumerate() {
+        let id = if number == 0 { request.id.clone() } else { format!("{}-{number}", request.id) };
+        let part = Request { id, input: prompt.clone(), ..request.clone() };
+        let visit = Visit { seat, policies: policies.clone(), arrived };
+        answers.push(one(app, visit, &part).await?);
+    }
+    let first = answers.remove(0);
+    Ok(first.joined_by(answers))
+}
+
+async fn one(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, Refusal> {
     let Visit { seat, policies, arrived } = visit;
     let prompt = render::prompt(app, request)?; //                                            template, tokens, block names
     seat.charge_prompt(prompt.tokens.len() as u32, app.ctx.now())?; //                        429 beyond the limit of a key
@@ -66,8 +97,10 @@ pub async fn answer(app: &Arc<App>, visit: Visit, request: &Request) -> Result<A
     let place = admit::enter(app, &policies, &mut row).await?; //                           * no answer: it comes in
     let routed = choose(app, &policies, &prompt, &row)?; //                                 * no answer: the built-in
     let turn = retain::turn(app, &prompt, &wishes); //                                        what retain* will be told, if asked
+    let prepared = app.speculation.arrived(wishes.numbers.session); //                        nothing is prepared for it any more
     let pinned = pin(app, (seat, place), policies, (request, prompt, &wishes, routed), arrived);
-    start(pinned, request, &wishes, turn) //                                                  [ schedule* → kv → engine ]↺ on the worker's thread
+    let answer = start(pinned, request, &wishes, turn)?; //                                   [ schedule* → kv → engine ]↺ on the worker's thread
+    Ok(answer.between(prepared, Next::of(app, request, &wishes))) //                          what its end prepares
 }
 
 /// Pins the active generation, and in it the chain whose rule the request fits.
@@ -129,6 +162,7 @@ fn start(
             attributes: wishes.attributes.clone(),
             turn: turn.clone(),
             announced: request.begins_early && number == 0,
+            ahead: false,
             arrived: pinned.arrived,
             events,
         });
@@ -146,7 +180,9 @@ fn choice(
     prompt: &Prompt,
     events: mpsc::Receiver<crate::worker::Event>,
 ) -> Choice {
-    let parser = OutputParser::new(request.tools.is_some(), prompt.in_reasoning);
+    // A text that no template made has no parts.
+    let parser = (request.input == Input::Conversation)
+        .then(|| OutputParser::new(request.tools.is_some(), prompt.in_reasoning));
     let detokenizer = Detokenizer::new(Arc::clone(&app.model.tokenizer));
     let stop = StopMatcher::new(&request.stop);
     Choice::new(events, detokenizer, stop, parser, request.sampling.logprobs.is_some())

@@ -31,6 +31,7 @@ pub mod route;
 pub mod row;
 pub mod server;
 pub mod source;
+pub mod speculation;
 pub mod stores;
 pub mod telemetry;
 pub mod threads;

@@ -24,7 +24,7 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     let text = match &request.input {
         Input::Conversation => app.model.template.render(&input).map_err(refuse)?,
         Input::Text(text) => text.clone(),
-        Input::Tokens(_) => String::new(),
+        Input::Tokens(_) | Input::Batch(_) => String::new(),
     };
     let in_reasoning = conversation && text.trim_end().ends_with("<think>");
     let guide = guide(app, request, conversation.then_some(text.as_str()))?;
@@ -37,7 +37,10 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     };
     let max = app.context_max as usize;
     if tokens.is_empty() {
-        return Err(Refusal::field("messages", "`messages` render to an empty prompt"));
+        return Err(match conversation {
+            true => Refusal::field("messages", "`messages` render to an empty prompt"),
+            false => Refusal::field("prompt", "`prompt` must not be empty"),
+        });
     }
     if tokens.len() >= max {
         return Err(Refusal::TooLong { tokens: tokens.len(), max });
@@ -50,6 +53,41 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
         .then(|| segments(&app.model.template, &app.model.tokenizer, &input, &text, &tokens));
     let output_tokens_max = wanted.min(room);
     Ok(Prompt { tokens: tokens.into(), blocks, salt, guide, in_reasoning, segments, output_tokens_max })
+}
+
+/// The whole blocks of a conversation before a mark, which is the content of its last message: what is sure of a prompt
+/// whose last message is not known yet. `None` where there is no such block, or no room.
+pub fn prefix(app: &App, request: &Request, mark: &str) -> Result<Option<Prompt>, Refusal> {
+    let input = RenderInput {
+        messages: &request.messages,
+        tools: request.tools.as_deref(),
+        add_generation_prompt: false,
+        extra: &request.template_args,
+        now_unix_ms: app.ctx.unix_ms(),
+    };
+    let text = app.model.template.render(&input).map_err(refuse)?;
+    let Some((text, _)) = text.rsplit_once(mark) else { return Ok(None) };
+    let mut tokens = if text.len() > INLINE_BYTES_MAX {
+        tokio::task::block_in_place(|| tokens(app, text, true))
+    } else {
+        tokens(app, text, true)
+    };
+    let block_tokens = app.config.kv.block_tokens as usize;
+    tokens.truncate(tokens.len() / block_tokens * block_tokens);
+    if tokens.is_empty() || tokens.len() >= app.context_max as usize {
+        return Ok(None);
+    }
+    let salt = app.cache_salt(&request.tenant);
+    let blocks = block_names(app, salt, &tokens).into();
+    Ok(Some(Prompt {
+        tokens: tokens.into(),
+        blocks,
+        salt,
+        guide: None,
+        in_reasoning: false,
+        segments: None,
+        output_tokens_max: 0,
+    }))
 }
 
 /// Tokens of a rendered conversation, or of a text that no template made.

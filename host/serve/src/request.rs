@@ -87,6 +87,8 @@ pub enum Input {
     Text(String),
     /// Tokens as they are.
     Tokens(Vec<u32>),
+    /// Several prompts, each a text or tokens, and never a batch itself.
+    Batch(Vec<Input>),
 }
 
 /// What the caller wants of tools.
@@ -175,6 +177,11 @@ pub enum Refusal {
     /// There is no such path.
     #[error("unknown path {0}; see GET /v1/models and POST /v1/chat/completions")]
     UnknownPath(String),
+    /// The vendors have such a path, and this host has not.
+    #[error(
+        "{0} is out of scope: this host generates text; see GET /v1/models and POST /v1/chat/completions"
+    )]
+    OutOfScope(String),
     /// The host has keys, and the caller showed none of them.
     #[error("{}", unauthorized(*shown))]
     Unauthorized {

@@ -26,10 +26,6 @@ pub struct Turn {
     pub in_reasoning: bool,
     /// Finds reasoning in the output.
     pub tokenizer: Arc<Tokenizer>,
-    /// Id of the session that started this one, or 0.
-    pub parent: u64,
-    /// Whether the session ends with this turn.
-    pub session_final: bool,
     /// What the caller wishes.
     pub wishes: Wishes,
     /// What hint policies said beyond the contract's fields.
@@ -83,8 +79,6 @@ pub fn turn(app: &App, prompt: &Prompt, said: &hints::Wishes) -> Option<Arc<Turn
         segments,
         in_reasoning: prompt.in_reasoning,
         tokenizer: Arc::clone(&app.model.tokenizer),
-        parent: said.parent,
-        session_final: said.hints.session_final.unwrap_or(false),
         wishes: Wishes::of(&attributes),
         attributes,
     }))

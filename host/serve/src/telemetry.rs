@@ -4,6 +4,7 @@
 //! a completion or a header's value is written anywhere.
 
 mod rollout;
+mod speculation;
 
 use std::io::IsTerminal;
 use std::sync::atomic::AtomicU64;
@@ -154,6 +155,7 @@ pub struct Metrics {
     policy_call_us: Family<ByQuantile, Gauge<f64, AtomicU64>>,
     compile_cache: Family<ByOutcome, Counter>,
     rollout: rollout::RolloutMetrics,
+    speculation: speculation::SpeculationMetrics,
 }
 
 impl Metrics {
@@ -185,6 +187,7 @@ impl Metrics {
             policy_call_us: Family::default(),
             compile_cache: Family::default(),
             rollout: rollout::RolloutMetrics::default(),
+            speculation: speculation::SpeculationMetrics::default(),
         };
         metrics.register();
         recording.register(&mut metrics.registry.lock());
@@ -225,6 +228,7 @@ impl Metrics {
         r.register("policy_call_us", "Time of a policy call, quantiles", self.policy_call_us.clone());
         r.register("compile_cache", "Components asked of the compile cache", self.compile_cache.clone());
         self.rollout.register(&mut r);
+        self.speculation.register(&mut r);
     }
 
     /// Counts an admitted request that ended.
@@ -266,6 +270,7 @@ impl Metrics {
         self.collect_policies(app);
         self.collect_cache(app);
         self.rollout.collect(&app.generations);
+        self.speculation.collect(&app.speculation.counts);
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry.lock()) {
             tracing::error!(%error, "metrics cannot be written");

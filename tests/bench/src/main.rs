@@ -10,6 +10,7 @@ mod http;
 mod languages;
 mod load;
 mod policies;
+mod speculation;
 mod swap;
 mod table;
 
@@ -24,9 +25,10 @@ fn main() -> ExitCode {
         "executor" => executor::run(),
         "grammar" => grammar::run(),
         "languages" => languages::run(),
+        "speculation" => speculation::run(),
         host::CHILD => host::serve(),
         _ => {
-            eprintln!("usage: bench policy|swap|http|executor|grammar|languages");
+            eprintln!("usage: bench policy|swap|http|executor|grammar|languages|speculation");
             return ExitCode::from(2);
         }
     };

@@ -8,7 +8,7 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, Uri};
 
 use super::stream::Writer;
-use super::{chat, messages, responses};
+use super::{chat, completions, messages, responses};
 use crate::app::App;
 use crate::request::{Refusal, Request};
 
@@ -38,13 +38,15 @@ pub enum Endpoint {
     Messages,
     /// `POST /v1/responses`.
     Responses,
+    /// `POST /v1/completions`.
+    Completions,
 }
 
 impl Endpoint {
     /// Whose SDK asks.
     pub fn vendor(self) -> Vendor {
         match self {
-            Self::Chat | Self::Responses => Vendor::OpenAi,
+            Self::Chat | Self::Completions | Self::Responses => Vendor::OpenAi,
             Self::Messages => Vendor::Anthropic,
         }
     }
@@ -70,6 +72,11 @@ impl Endpoint {
             Self::Responses => {
                 let caller = responses::Caller { tenant, headers, latest: None, tell: None };
                 let (request, writer) = responses::parse(app, body, caller).await?;
+                Ok((request, Box::new(writer)))
+            }
+            Self::Completions => {
+                let (request, style) = completions::parse(body, headers, &super::rules(app), app.ctx.seed())?;
+                let writer = completions::Reply::new(app, &request, &style);
                 Ok((request, Box::new(writer)))
             }
         }

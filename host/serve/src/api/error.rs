@@ -20,6 +20,7 @@ fn class(refusal: &Refusal) -> (StatusCode, &'static str, Option<&'static str>) 
         Refusal::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("request_too_large")),
         Refusal::UnknownModel { .. } => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
         Refusal::Missing { code, .. } => (StatusCode::NOT_FOUND, INVALID, Some(code)),
+        Refusal::OutOfScope(_) => (StatusCode::NOT_FOUND, INVALID, Some("out_of_scope")),
         Refusal::UnknownPath(_) => (StatusCode::NOT_FOUND, INVALID, Some("unknown_url")),
         Refusal::Thread(error @ ThreadError::NotFound) => {
             (StatusCode::NOT_FOUND, INVALID, Some(error.code()))

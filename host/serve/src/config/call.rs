@@ -69,7 +69,7 @@ impl Default for Limits {
 pub struct HintSources {
     /// Header names, in lower case; a trailing `*` takes all that begin so.
     pub headers: Vec<String>,
-    /// Top-level fields of the body.
+    /// Fields of the body; `a.b` is one field of an object.
     pub extensions: Vec<String>,
 }
 
@@ -82,6 +82,7 @@ impl Default for HintSources {
                 "thread-id",
                 "originator",
                 "x-claude-code-*",
+                "x-claude-1p-request-class",
                 "x-codex-*",
                 "x-openai-subagent",
                 "x-session-id",
@@ -90,7 +91,17 @@ impl Default for HintSources {
                 "x-dynamo-*",
                 "x-pointsman-*",
             ]),
-            extensions: owned(&["nvext", "metadata", "prompt_cache_key", "service_tier"]),
+            extensions: owned(&[
+                "nvext",
+                "metadata",
+                "prompt_cache_key",
+                "prompt_cache_options.ttl",
+                "service_tier",
+                "client_metadata",
+                "output_config.effort",
+                "reasoning.effort",
+                "reasoning_effort",
+            ]),
         }
     }
 }

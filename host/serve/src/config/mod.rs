@@ -17,6 +17,7 @@ mod responses;
 mod rule;
 pub mod schema;
 mod spec;
+mod speculation;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ pub use plugin::{OnFailure, PLUGIN_KEPT_KIB_MAX, PLUGIN_MEMORY_MIB_MAX, Plugin, 
 pub use responses::Responses;
 pub use rule::Match;
 pub use spec::chain_spec;
+pub use speculation::{Speculation, When};
 pub use state::State;
 
 /// The reference configuration: every key with its default and a comment.
@@ -64,6 +66,8 @@ pub struct Config {
     pub kv: Kv,
     /// The step loop.
     pub schedule: Schedule,
+    /// Prefill ahead of need.
+    pub speculation: Speculation,
     /// What of a call reaches hint policies.
     pub hints: HintSources,
     /// What of a call reaches middleware.
@@ -198,6 +202,7 @@ impl Config {
         self.engine.check()?;
         self.kv.check()?;
         self.schedule.check()?;
+        self.speculation.check()?;
         self.hints.check()?;
         self.middleware.check()?;
         self.responses.check()?;

@@ -48,10 +48,10 @@ impl Conversation {
         let turn = sequence.start.turn.as_deref();
         Self {
             session: hints.session,
-            parent: turn.map_or(0, |turn| turn.parent),
+            parent: hints.parent,
             class: hints.class,
             tenant: hints.tenant,
-            live: turn.is_none_or(|turn| !turn.session_final),
+            live: !hints.session_final,
             used_ms: now_ms,
             wish_priority: turn.map_or(0, |turn| turn.wishes.priority),
             attributes: turn.map(|turn| turn.attributes.clone()).unwrap_or_default(),

@@ -39,6 +39,8 @@ pub struct Start {
     pub turn: Option<Arc<Turn>>,
     /// Whether its start is told, before its first token.
     pub announced: bool,
+    /// Whether nobody waits for it: it is computed with what others leave.
+    pub ahead: bool,
     /// When the request came in.
     pub arrived: Moment,
     /// Where events go; dropping the receiver cancels the sequence.
@@ -50,6 +52,10 @@ pub struct Start {
 pub struct SequenceHints {
     /// Id of the session, or 0.
     pub session: u64,
+    /// Id of the session or agent that started it, or 0.
+    pub parent: u64,
+    /// Whether the session ends with this request.
+    pub session_final: bool,
     /// Id of the class, or 0.
     pub class: u64,
     /// Id of the tenant, or 0.

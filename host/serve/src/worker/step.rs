@@ -3,6 +3,9 @@
 //! **Invariant:** every sequence that came in leaves exactly once, finished, failed or cancelled, and its
 //! pages go back then.
 
+mod ahead;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
@@ -18,6 +21,7 @@ use super::sequence::{Event, Finish, Sequence, Start};
 use super::{Load, Parts, smooth};
 use crate::ctx::{Ctx, Moment, name_id};
 use crate::prompt::{Constraint, Next};
+use crate::speculation::Cancelled;
 
 /// State of one worker's loop; it lives on that worker's thread.
 pub(super) struct StepLoop {
@@ -27,8 +31,10 @@ pub(super) struct StepLoop {
     received: Receiver<Start>,
     /// In the order in which they are to be started.
     waiting: Vec<Sequence>,
-    /// In order of admission.
+    /// In order of admission; behind them those that are computed ahead of need.
     running: Vec<Sequence>,
+    /// Those that are to be computed ahead of need.
+    ahead: VecDeque<Sequence>,
     order: Order,
     planner: Arc<dyn Planner>,
     retainer: Retainer,
@@ -52,6 +58,7 @@ impl StepLoop {
             received,
             waiting: Vec::new(),
             running: Vec::new(),
+            ahead: VecDeque::new(),
             order,
             planner,
             retainer,
@@ -73,6 +80,7 @@ impl StepLoop {
         }
         self.review_cache();
         self.drop_cancelled();
+        self.yield_ahead();
         self.plan();
         let mut rows = self.admit();
         self.prepare_draws(&mut rows);
@@ -86,7 +94,7 @@ impl StepLoop {
 
     /// Takes what has come in; sleeps when there is nothing to do. False at the end.
     fn receive(&mut self) -> bool {
-        if self.waiting.is_empty() && self.running.is_empty() {
+        if self.waiting.is_empty() && self.running.is_empty() && self.ahead.is_empty() {
             match self.received.recv() {
                 Ok(start) => self.enqueue(start),
                 Err(_) => return false,
@@ -99,6 +107,9 @@ impl StepLoop {
     }
 
     fn enqueue(&mut self, start: Start) {
+        if start.ahead {
+            return self.enqueue_ahead(start);
+        }
         self.load.in_transit.fetch_sub(1, Ordering::Relaxed);
         self.load.in_transit_tokens.fetch_sub(start.tokens.len() as u64, Ordering::Relaxed);
         let fingerprint = self.parts.executor.caps().fingerprint;
@@ -110,7 +121,7 @@ impl StepLoop {
     fn drop_cancelled(&mut self) {
         let before = self.waiting.len() + self.running.len();
         self.waiting.retain(|s| !s.cancelled());
-        for i in (0..self.running.len()).rev() {
+        for i in (0..self.needed()).rev() {
             if self.running[i].cancelled() {
                 self.commit(i);
             }
@@ -121,7 +132,8 @@ impl StepLoop {
     /// Asks who is next, if there are others than at the last decision.
     fn plan(&mut self) {
         let changed = std::mem::take(&mut self.changed) || self.order.is_outdated(&*self.planner);
-        if !changed || (self.waiting.is_empty() && self.running.is_empty()) {
+        let needed = self.needed();
+        if !changed || (self.waiting.is_empty() && needed == 0) {
             return;
         }
         let schedule = &self.parts.schedule;
@@ -131,10 +143,10 @@ impl StepLoop {
             frame: frame(ctx),
             tokens: schedule.step_tokens_max,
             pages: self.pool.available(),
-            rows: schedule.step_rows_max.saturating_sub(self.running.len() as u32),
+            rows: schedule.step_rows_max.saturating_sub(needed as u32),
             starvation: self.starvation(),
         };
-        self.order.decide(&*self.planner, (&mut self.waiting, &mut self.running), &terms);
+        self.order.decide(&*self.planner, (&mut self.waiting, &mut self.running[..needed]), &terms);
     }
 
     fn starvation(&self) -> Duration {
@@ -158,11 +170,12 @@ impl StepLoop {
         let now = self.parts.ctx.now();
         let mut budget = self.parts.schedule.step_tokens_max as usize;
         let mut rows = vec![0; self.running.len()];
-        for (row, s) in rows.iter_mut().zip(&self.running).filter(|(_, s)| s.left() == 1) {
+        let needed = self.needed();
+        for (row, s) in rows.iter_mut().zip(&self.running[..needed]).filter(|(_, s)| s.left() == 1) {
             *row = s.left().min(budget);
             budget -= *row;
         }
-        for (row, s) in rows.iter_mut().zip(&self.running).filter(|(_, s)| s.left() > 1) {
+        for (row, s) in rows.iter_mut().zip(&self.running[..needed]).filter(|(_, s)| s.left() > 1) {
             *row = s.left().min(budget).min(self.chunk_max(s, now));
             budget -= *row;
         }
@@ -173,6 +186,7 @@ impl StepLoop {
             budget -= tokens;
             rows.push(tokens);
         }
+        self.fill_ahead(&mut rows, budget);
         rows
     }
 
@@ -228,6 +242,9 @@ impl StepLoop {
                 Ok(pages) => {
                     self.running[i].pages.extend(pages);
                     i += 1;
+                }
+                Err(_) if self.cancel_ahead(Cancelled::Pages) => {
+                    rows.truncate(self.running.len());
                 }
                 Err(_) => {
                     let victim = self.order.victim(&self.running);
@@ -335,11 +352,15 @@ impl StepLoop {
     fn apply(&mut self, rows: &[usize], sampled: Vec<Sampled>) {
         let mut sampled = sampled.into_iter();
         let now = self.parts.ctx.now();
+        let needed = self.needed();
         let mut gone = Vec::new();
         for (i, &new) in rows.iter().enumerate() {
             let s = &mut self.running[i];
             let draws = new > 0 && new == s.left();
             s.advance(new, &mut self.pool, self.block_tokens);
+            if s.start.ahead {
+                self.parts.speculation.tokens.fetch_add(new as u64, Ordering::Relaxed);
+            }
             if !draws {
                 continue;
             }
@@ -356,8 +377,10 @@ impl StepLoop {
                 gone.push(i);
             }
         }
-        smooth(&self.load.itl_us_ewma, now.saturating_sub(self.last_token_at).as_micros().max(1) as u64);
-        self.last_token_at = now;
+        if needed > 0 {
+            smooth(&self.load.itl_us_ewma, now.saturating_sub(self.last_token_at).as_micros().max(1) as u64);
+            self.last_token_at = now;
+        }
         for &i in gone.iter().rev() {
             self.commit(i);
             self.changed = true;
@@ -367,6 +390,10 @@ impl StepLoop {
     /// A sequence leaves: what it computed stays findable, and is worth what the `retain` slot says.
     fn commit(&mut self, running: usize) {
         let mut s = self.running.remove(running);
+        if s.start.ahead {
+            self.parts.speculation.finished.fetch_add(1, Ordering::Relaxed);
+            return s.release(&mut self.pool);
+        }
         let mut with = With {
             pool: &mut self.pool,
             generations: &self.parts.generations,
@@ -391,14 +418,15 @@ impl StepLoop {
         let set =
             |cell: &std::sync::atomic::AtomicU32, value: usize| cell.store(value as u32, Ordering::Relaxed);
         let left = |s: &Sequence| s.left().saturating_sub(1) as u64;
+        let running = &self.running[..self.needed()];
         set(&load.waiting, self.waiting.len());
-        set(&load.running, self.running.len());
+        set(&load.running, running.len());
         set(&load.pages_pinned, stats.pinned as usize);
         set(&load.pages_cached, stats.evictable as usize);
         set(&load.pages_kept, stats.kept as usize);
         let store = |cell: &AtomicU64, value: u64| cell.store(value, Ordering::Relaxed);
-        store(&load.queued_tokens, self.waiting.iter().chain(&self.running).map(left).sum());
-        store(&load.active_tokens, self.running.iter().map(|s| s.history.len() as u64).sum());
+        store(&load.queued_tokens, self.waiting.iter().chain(running).map(left).sum());
+        store(&load.active_tokens, running.iter().map(|s| s.history.len() as u64).sum());
         store(&load.evictions, stats.evictions);
         load.steps.fetch_add(1, Ordering::Relaxed);
     }

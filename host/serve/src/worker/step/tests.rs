@@ -1,5 +1,7 @@
 //! The step loop under plans of every kind, on a simulated device whose tokens tell a mixed-up page.
 
+mod ahead;
+
 use std::collections::VecDeque;
 use std::sync::LazyLock;
 use std::sync::atomic::Ordering::Relaxed;
@@ -93,6 +95,8 @@ fn bench(pages: u32, schedule: Schedule, planner: Option<Arc<dyn Planner>>) -> B
         generations: Arc::clone(&GENERATIONS),
         kv: crate::config::Kv::default(),
         schedule,
+        ahead: crate::config::Speculation::default(),
+        speculation: Arc::default(),
         ctx: ctx.clone(),
     };
     let (starts, received) = channel();
@@ -140,6 +144,7 @@ impl Bench {
             sampling: SamplingParams::default(),
             output_tokens_max: output,
             announced: false,
+            ahead: false,
             stop_tokens: Arc::new([]),
             constraint,
             hints: SequenceHints::default(),
@@ -153,7 +158,8 @@ impl Bench {
     }
 
     fn is_idle(&self) -> bool {
-        self.step_loop.waiting.is_empty() && self.step_loop.running.is_empty()
+        let left = &self.step_loop;
+        left.waiting.is_empty() && left.running.is_empty() && left.ahead.is_empty()
     }
 
     /// Turns until everybody has left.
