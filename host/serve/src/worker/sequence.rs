@@ -233,6 +233,11 @@ impl Sequence {
         self.start.constraint.as_mut().map_or(Ok(()), Constraint::compute)
     }
 
+    /// Whether that is known.
+    pub(super) fn is_prepared(&self) -> bool {
+        self.start.constraint.as_ref().is_none_or(Constraint::is_ready)
+    }
+
     /// Tells the constraint what was drawn. Errors: why it cannot go on.
     pub(super) fn follow(&mut self, token: u32) -> Result<Next, String> {
         self.start.constraint.as_mut().map_or(Ok(Next::More), |constraint| constraint.advance(token))

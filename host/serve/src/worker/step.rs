@@ -276,20 +276,32 @@ impl StepLoop {
         }
     }
 
-    /// Has constrained rows that draw in this step know what they may draw. One whose grammar fails leaves alone.
+    /// Has constrained rows that draw in this step know what they may draw. When that took its time, the others sit
+    /// this step out, another one at each step. One whose grammar fails leaves alone.
     fn prepare_draws(&mut self, rows: &mut Vec<usize>) {
-        for i in (0..rows.len()).rev() {
+        let begun = self.parts.ctx.now();
+        let first = self.load.steps.load(Ordering::Relaxed) as usize;
+        let mut failed = Vec::new();
+        for turn in 0..rows.len() {
+            let i = (first + turn) % rows.len();
             let s = &mut self.running[i];
-            if rows[i] == 0 || rows[i] < s.left() {
+            if rows[i] == 0 || rows[i] < s.left() || s.start.constraint.is_none() {
                 continue;
             }
-            if let Err(reason) = s.prepare_draw() {
+            let spent = self.parts.ctx.now().saturating_sub(begun);
+            if spent > MASKS_PER_STEP_MAX && !s.is_prepared() {
+                rows[i] = 0;
+            } else if let Err(reason) = s.prepare_draw() {
                 tracing::warn!(worker = %self.parts.name, seq = s.start.id, error = %reason, "sequence failed");
                 s.fail(reason);
-                self.commit(i);
-                rows.remove(i);
-                self.changed = true;
+                failed.push(i);
             }
+        }
+        failed.sort_unstable();
+        for i in failed.into_iter().rev() {
+            self.commit(i);
+            rows.remove(i);
+            self.changed = true;
         }
     }
 
@@ -431,6 +443,10 @@ impl StepLoop {
         load.steps.fetch_add(1, Ordering::Relaxed);
     }
 }
+
+/// When no further masks are computed for a step. Chosen: a mask takes about 20 us, seldom some milliseconds; a step
+/// of a real model takes at least five, and rows without a grammar wait no longer than this and one mask.
+const MASKS_PER_STEP_MAX: Duration = Duration::from_millis(2);
 
 /// Takes a drawn token in and reports it. True when the sequence has ended.
 fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {

@@ -82,8 +82,9 @@ impl Constraint {
 
     /// Computes the tokens that may come next, if that is not done.
     ///
-    /// Cost: about 50 us for a vocabulary of 128,000 tokens, and one allocation of a bit a token; nothing within
-    /// reasoning. Errors: what the grammar met, when it became too complex; the sequence cannot go on then.
+    /// Cost: about 20 us for a vocabulary of 128,000 tokens, 4 ms at the 99th percentile (`bench -- grammar`), and one
+    /// allocation of a bit a token; nothing within reasoning.
+    /// Errors: what the grammar met, when it became too complex; the sequence cannot go on then.
     pub fn compute(&mut self) -> Result<(), String> {
         if self.ready || self.phase == Phase::Reasoning {
             self.ready = true;
@@ -104,6 +105,11 @@ impl Constraint {
         }
         self.ready = true;
         Ok(())
+    }
+
+    /// Whether the tokens that may come next are computed.
+    pub fn is_ready(&self) -> bool {
+        self.ready
     }
 
     /// The tokens that may come next. Only after [`Constraint::compute`].

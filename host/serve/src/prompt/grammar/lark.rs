@@ -1,7 +1,7 @@
 //! The text of a request's grammar, in Lark's notation.
 //!
-//! **Invariant:** what callers wrote stands in it as strings, JSON or expressions, never as rules, unless they asked for
-//! a grammar of their own.
+//! **Invariant:** what callers wrote stands in it as strings, JSON or expressions, never as rules, unless they ask
+//! for a grammar of their own.
 
 use llguidance::regex_to_lark;
 use serde_json::{Value, json};

@@ -1,14 +1,14 @@
 //! Structured output: a grammar says which tokens may come next.
 //!
 //! ```text
-//! Format, tools ─schema, lark─► text of a grammar ─Grammars─► Grammar ─begin─► Constraint, one a sequence
-//!                                                                                 mask ─► engine ─► token ─► advance
+//! format, tools ─schema, lark─► text of a grammar ─Grammars─► Grammar ─begin─► Constraint, one a sequence
+//! Constraint ─mask─► engine ─► token ─advance─► Constraint
 //! ```
 //!
 //! JSON is compact, so that a model has no white space to lose itself in. A grammar is compiled once and kept by its
 //! digest. Reasoning goes before the grammar, free.
 //! Called once a request by rendering, then for each token by the worker.
-//! **Invariant:** every answer that a constraint lets end is a sentence of its grammar, and no constraint allows nothing.
+//! **Invariant:** every answer that a constraint lets end is a sentence of its grammar, and no mask is empty.
 
 mod calls;
 mod compile;
