@@ -9,7 +9,7 @@ async fn complete(host: &Host, body: Value) -> (u16, Value) {
         .await
         .expect("an answer comes")
         .expect("the connection holds");
-    (reply.status, reply.json)
+    (reply.status.as_u16(), reply.json)
 }
 
 fn greedy(prompt: Value) -> Value {
