@@ -521,7 +521,7 @@ async fn errors_have_the_shape_that_sdks_read() {
     let host = Host::simulated("[limits]\nbody_bytes_max = 1000000\n").await;
     let unknown = body(json!({ "model": "claude-none" }));
     check_error(&host, "/v1/messages", &unknown, (404, "not_found_error"), "`claude-none`").await;
-    check_error(&host, "/v1/messages/batches", &unknown, (404, "not_found_error"), "unknown path").await;
+    check_error(&host, "/v1/messages/batches", &unknown, (404, "not_found_error"), "out of scope").await;
     let long = body(json!({ "messages": [{ "role": "user", "content": "maple river ".repeat(60_000) }] }));
     let reply = send(&host, "/v1/messages", &long).await;
     let said = reply.json["error"]["message"].as_str().unwrap_or_default().to_owned();

@@ -284,11 +284,14 @@ fn what_is_asked_of_the_answer_is_read() {
     .expect("the body is right");
     assert_eq!((request.output_tokens_max, request.tool_choice), (Some(0), ToolChoice::Auto));
     assert_eq!(request.template_args["enable_thinking"], true);
-    assert_eq!(request.format, Format::JsonSchema {
-        schema: json!({"type": "object"}),
-        strict: false,
-        param: "output_config.format.schema".into(),
-    });
+    assert_eq!(
+        request.format,
+        Format::JsonSchema {
+            schema: json!({"type": "object"}),
+            strict: false,
+            param: "output_config.format.schema".into(),
+        }
+    );
     assert_eq!((request.stop, request.streamed, request.begins_early), (vec!["END".to_owned()], true, true));
     assert_eq!((style.model.as_str(), style.thinking_omitted), ("claude-x", true));
     let off = self::request(json!({"thinking": {"type": "disabled"}, "max_tokens": 1u64 << 40}));
