@@ -141,8 +141,8 @@ fn choice(
     prompt: &Prompt,
     events: mpsc::Receiver<crate::worker::Event>,
 ) -> Choice {
-    let parser = OutputParser::new(request.tools.is_some(), prompt.in_reasoning);
-    let detokenizer = Detokenizer::new(Arc::clone(&app.model.tokenizer));
+    let parser = OutputParser::new(app.model.family, request.tools.as_deref(), prompt.in_reasoning);
+    let detokenizer = Detokenizer::new(Arc::clone(&app.model.tokenizer), app.model.family);
     let stop = StopMatcher::new(&request.stop);
     Choice::new(events, detokenizer, stop, parser, request.sampling.logprobs.is_some())
         .beginning_with(&prompt.forced)

@@ -29,7 +29,7 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
         Input::Text(text) => text.clone(),
         Input::Tokens(_) => String::new(),
     };
-    let in_reasoning = conversation && text.trim_end().ends_with("<think>");
+    let in_reasoning = conversation && app.model.family.opens_reasoning(&text);
     text.push_str(&guarded);
     let tokens = match &request.input {
         Input::Tokens(tokens) => tokens.clone(),

@@ -11,6 +11,7 @@ use policy::{Attributes, Value};
 
 use crate::app::App;
 use crate::hints;
+use crate::prompt::Family;
 use crate::prompt::{Segment, Tokenizer};
 use crate::request::Prompt;
 
@@ -26,6 +27,8 @@ pub struct Turn {
     pub in_reasoning: bool,
     /// Finds reasoning in the output.
     pub tokenizer: Arc<Tokenizer>,
+    /// What stands around it.
+    pub family: Family,
     /// Id of the session that started this one, or 0.
     pub parent: u64,
     /// Whether the session ends with this turn.
@@ -82,6 +85,7 @@ pub fn turn(app: &App, prompt: &Prompt, said: &hints::Wishes) -> Option<Arc<Turn
         segments,
         in_reasoning: prompt.in_reasoning,
         tokenizer: Arc::clone(&app.model.tokenizer),
+        family: app.model.family,
         parent: said.parent,
         session_final: said.hints.session_final.unwrap_or(false),
         wishes: Wishes::of(&attributes),

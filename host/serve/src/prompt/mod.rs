@@ -20,7 +20,7 @@ mod tokenizer;
 
 pub use detokenize::{Detokenizer, Specials};
 pub use error::PromptError;
-pub use output::{OutputEvent, OutputParser};
+pub use output::{ArgumentStyle, CallSyntax, Family, NameStyle, OutputEvent, OutputParser, ReasoningMarks};
 pub use segments::{Role, Segment, Span, reasoning_tokens, segments};
 pub use stop::{Safe, StopMatcher};
 pub use template::{ChatTemplate, RenderInput, TemplateSource};
