@@ -181,9 +181,10 @@ fn choice(
     events: mpsc::Receiver<crate::worker::Event>,
 ) -> Choice {
     // A text that no template made has no parts.
-    let parser = (request.input == Input::Conversation)
-        .then(|| OutputParser::new(request.tools.is_some(), prompt.in_reasoning));
-    let detokenizer = Detokenizer::new(Arc::clone(&app.model.tokenizer));
+    let (family, tools) = (app.model.family, request.tools.as_deref());
+    let parser =
+        (request.input == Input::Conversation).then(|| OutputParser::new(family, tools, prompt.in_reasoning));
+    let detokenizer = Detokenizer::new(Arc::clone(&app.model.tokenizer), family);
     let stop = StopMatcher::new(&request.stop);
     Choice::new(events, detokenizer, stop, parser, request.sampling.logprobs.is_some())
 }

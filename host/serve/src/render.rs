@@ -5,7 +5,7 @@
 use kv::BlockName;
 
 use crate::app::App;
-use crate::prompt::{Ask, CallSyntax, Calls, Guide, PromptError, Reasoning, RenderInput, segments};
+use crate::prompt::{Ask, Calls, Guide, PromptError, Reasoning, RenderInput, segments};
 use crate::request::{Input, Prompt, Refusal, Request, ToolChoice};
 
 /// Chosen: longer texts would hold up other requests of this thread for more than a millisecond.
@@ -26,7 +26,7 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
         Input::Text(text) => text.clone(),
         Input::Tokens(_) | Input::Batch(_) => String::new(),
     };
-    let in_reasoning = conversation && text.trim_end().ends_with("<think>");
+    let in_reasoning = conversation && app.model.family.opens_reasoning(&text);
     let guide = guide(app, request, conversation.then_some(text.as_str()))?;
     let tokens = match &request.input {
         Input::Tokens(tokens) => tokens.clone(),
@@ -114,7 +114,8 @@ fn guide(app: &App, request: &Request, conversation: Option<&str>) -> Result<Opt
         ToolChoice::Required => Calls::Must { tools, many: request.parallel_calls, named: None },
         ToolChoice::Named(name) => Calls::Must { tools, many: false, named: Some(name) },
     };
-    let ask = Ask { format: &request.format, calls, syntax: Some(&CallSyntax::HERMES) };
+    let syntax = app.model.family.call_syntax();
+    let ask = Ask { format: &request.format, calls, syntax: syntax.as_ref() };
     // Compiling may take long enough to hold up other requests of this thread.
     let slowly = |work: &mut dyn FnMut()| tokio::task::block_in_place(work);
     let grammar = app.model.grammars.grammar(&ask, slowly).map_err(refuse)?;
@@ -124,10 +125,11 @@ fn guide(app: &App, request: &Request, conversation: Option<&str>) -> Result<Opt
 
 /// Where a conversation's text leaves the model.
 fn reasoning(app: &App, text: &str) -> Reasoning {
-    if text.ends_with("<think>") {
-        Reasoning::Inside
-    } else if app.model.reasons && !text.ends_with("</think>") {
-        Reasoning::May
+    let Some(marks) = app.model.family.reasoning() else { return Reasoning::None };
+    if text.ends_with(marks.open) {
+        Reasoning::Inside(marks)
+    } else if app.model.reasons && !text.ends_with(marks.close) {
+        Reasoning::May(marks)
     } else {
         Reasoning::None
     }

@@ -11,6 +11,7 @@ use policy::{Attributes, Value};
 
 use crate::app::App;
 use crate::hints;
+use crate::prompt::Family;
 use crate::prompt::{Segment, Tokenizer};
 use crate::request::Prompt;
 
@@ -26,6 +27,8 @@ pub struct Turn {
     pub in_reasoning: bool,
     /// Finds reasoning in the output.
     pub tokenizer: Arc<Tokenizer>,
+    /// What stands around it.
+    pub family: Family,
     /// What the caller wishes.
     pub wishes: Wishes,
     /// What hint policies said beyond the contract's fields.
@@ -79,6 +82,7 @@ pub fn turn(app: &App, prompt: &Prompt, said: &hints::Wishes) -> Option<Arc<Turn
         segments,
         in_reasoning: prompt.in_reasoning,
         tokenizer: Arc::clone(&app.model.tokenizer),
+        family: app.model.family,
         wishes: Wishes::of(&attributes),
         attributes,
     }))

@@ -31,7 +31,7 @@ use crate::source::Supply;
 pub use auth::{ApiKey, Auth, Tenants};
 pub use call::{HintSources, Limits, Middleware, Telemetry};
 pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Scorer};
-pub use engine::{Device, Engine, Kv, Model, Schedule, Sim};
+pub use engine::{Device, Engine, Kv, Model, OutputFormat, Schedule, Sim};
 pub use error::ConfigError;
 pub use listen::{ANY_ORIGIN, Admin, Listen};
 pub use plugin::{OnFailure, PLUGIN_KEPT_KIB_MAX, PLUGIN_MEMORY_MIB_MAX, Plugin, PluginLimits};

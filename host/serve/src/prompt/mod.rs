@@ -24,7 +24,7 @@ pub use detokenize::{Detokenizer, Specials};
 pub use error::PromptError;
 pub(crate) use grammar::check_schema;
 pub use grammar::{Ask, Calls, Constraint, Format, Grammar, Grammars, Guide, Next, Reasoning};
-pub use output::{ArgumentStyle, CallSyntax, NameStyle, OutputEvent, OutputParser};
+pub use output::{ArgumentStyle, CallSyntax, Family, NameStyle, OutputEvent, OutputParser, ReasoningMarks};
 pub use segments::{Role, Segment, Span, end_of_message, reasoning_tokens, segments};
 pub use stop::{Safe, StopMatcher};
 pub(crate) use template::strftime;

@@ -16,7 +16,8 @@ pub(super) struct Echo {
     with_reasoning: bool,
     text: String,
     reasoning: String,
-    calls: Vec<(String, String)>,
+    /// Id, name and arguments.
+    calls: Vec<(String, String, String)>,
 }
 
 impl Echo {
@@ -41,9 +42,12 @@ impl Echo {
             match piece {
                 OutputEvent::Text(text) => self.text += text,
                 OutputEvent::Reasoning(text) => self.reasoning += text,
-                OutputEvent::CallStart { name, .. } => self.calls.push((name.clone(), String::new())),
+                OutputEvent::CallStart { id, name, .. } => {
+                    let id = id.clone().unwrap_or_else(|| format!("call_{}", self.calls.len()));
+                    self.calls.push((id, name.clone(), String::new()));
+                }
                 OutputEvent::CallArguments { delta, .. } => {
-                    if let Some((_, arguments)) = self.calls.last_mut() {
+                    if let Some((_, _, arguments)) = self.calls.last_mut() {
                         *arguments += delta;
                     }
                 }
@@ -60,16 +64,15 @@ impl Echo {
         if self.with_reasoning && !self.reasoning.is_empty() {
             answer.insert("reasoning_content".to_owned(), self.reasoning.as_str().into());
         }
-        let id = |i: usize| format!("call_{i}");
-        let call = |(i, (name, arguments)): (usize, &(String, String))| {
+        let call = |(id, name, arguments): &(String, String, String)| {
             let function = json!({ "name": name, "arguments": arguments });
-            json!({ "id": id(i), "type": "function", "function": function })
+            json!({ "id": id, "type": "function", "function": function })
         };
         if self.calls.is_empty() {
             return [answer.into(), json!({ "role": "user", "content": MARK })];
         }
-        answer.insert("tool_calls".to_owned(), self.calls.iter().enumerate().map(call).collect());
-        let name = &self.calls[0].0;
-        [answer.into(), json!({ "role": "tool", "tool_call_id": id(0), "name": name, "content": MARK })]
+        answer.insert("tool_calls".to_owned(), self.calls.iter().map(call).collect());
+        let (id, name, _) = &self.calls[0];
+        [answer.into(), json!({ "role": "tool", "tool_call_id": id, "name": name, "content": MARK })]
     }
 }

@@ -78,7 +78,7 @@ fn stretches(sequence: &Sequence) -> Vec<Stretch> {
         Some(turn) => {
             starts.extend(turn.segments.iter().copied().zip(turn.wishes.ttl_ms(&turn.segments)));
             let output = &sequence.history[prompt_len as usize..];
-            let thought = reasoning_tokens(&turn.tokenizer, output, turn.in_reasoning) as u32;
+            let thought = reasoning_tokens(&turn.tokenizer, turn.family, output, turn.in_reasoning) as u32;
             let part = |role, start| (Segment { role, start, message: Span::AFTER }, 0);
             if thought > 0 {
                 starts.push(part(Role::Reasoning, prompt_len));

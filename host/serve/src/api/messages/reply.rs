@@ -73,9 +73,9 @@ impl Reply {
         match piece {
             OutputEvent::Reasoning(text) => self.reasoning(&text, events),
             OutputEvent::Text(text) => self.text(&text, events),
-            OutputEvent::CallStart { index, name } => {
+            OutputEvent::CallStart { index, id, name } => {
                 self.close(events);
-                let id = call_id(&self.id, index);
+                let id = id.unwrap_or_else(|| call_id(&self.id, index));
                 let block = Block::ToolUse { id: &id, name: &name, input: nothing() };
                 self.start(block, events);
                 self.open = Open::ToolUse { id, name, input: String::new() };

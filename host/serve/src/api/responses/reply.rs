@@ -115,10 +115,10 @@ impl Reply {
                 }
                 self.more(&text, std::mem::take(logprobs), events);
             }
-            OutputEvent::CallStart { name, .. } => {
+            OutputEvent::CallStart { id: own, name, .. } => {
                 let called = self.tools.called(&name);
                 let id = self.ids.output(if called.custom { "ctc" } else { "fc" }, self.next_index(true));
-                let call_id = self.ids.call(self.calls);
+                let call_id = own.unwrap_or_else(|| self.ids.call(self.calls));
                 self.calls += 1;
                 self.begin_item(Item::call(id, call_id, called), events);
             }

@@ -1,8 +1,8 @@
 //! What one sequence may say next.
 //!
 //! ```text
-//! Reasoning ─</think>─► Gap ─► Answer          MayReason ─<think>─► Reasoning
-//!                                              MayReason ──────────► Answer
+//! Reasoning ─close─► Gap ─► Answer          MayReason ─open─► Reasoning
+//!                                           MayReason ───────► Answer
 //! ```
 //!
 //! Reasoning is free but cannot end the answer. In the gap a model may put two newlines, as its template does.
@@ -17,22 +17,26 @@ use llguidance::toktrie::SimpleVob;
 
 use super::compile::Kept;
 use super::vocabulary::Vocabulary;
-use crate::prompt::output::{THINK_CLOSE, THINK_OPEN};
+use crate::prompt::output::ReasoningMarks;
 
 /// Where a prompt leaves the model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reasoning {
     /// It answers at once.
     None,
-    /// It may open a reasoning section first.
-    May,
+    /// It may open a reasoning section first, between these marks.
+    May(ReasoningMarks),
     /// It is in one.
-    Inside,
+    Inside(ReasoningMarks),
 }
 
 /// What one sequence may say next.
 pub struct Constraint {
     vocabulary: Arc<Vocabulary>,
+    /// The token that opens reasoning, where that may still come.
+    open: Option<u32>,
+    /// What ends reasoning.
+    close: &'static str,
     phase: Phase,
     matcher: Matcher,
     mask: SimpleVob,
@@ -72,12 +76,25 @@ impl Constraint {
         reasoning: Reasoning,
         kept: Kept,
     ) -> Self {
-        let phase = match reasoning {
-            Reasoning::Inside => Phase::Reasoning,
-            Reasoning::May if vocabulary.control(THINK_OPEN).is_some() => Phase::MayReason,
-            Reasoning::May | Reasoning::None => Phase::Answer,
+        let (open, close, phase) = match reasoning {
+            Reasoning::Inside(marks) => (None, marks.close, Phase::Reasoning),
+            Reasoning::May(marks) => match vocabulary.control(marks.open) {
+                Some(open) => (Some(open), marks.close, Phase::MayReason),
+                None => (None, "", Phase::Answer),
+            },
+            Reasoning::None => (None, "", Phase::Answer),
         };
-        Self { vocabulary, phase, matcher, mask: SimpleVob::new(), ready: false, tail: Vec::new(), kept }
+        Self {
+            vocabulary,
+            open,
+            close,
+            phase,
+            matcher,
+            mask: SimpleVob::new(),
+            ready: false,
+            tail: Vec::new(),
+            kept,
+        }
     }
 
     /// Computes the tokens that may come next, if that is not done.
@@ -93,7 +110,7 @@ impl Constraint {
         self.mask = self.matcher.compute_mask().map_err(|error| self.fail(&error))?;
         match self.phase {
             Phase::MayReason => {
-                if let Some(open) = self.vocabulary.control(THINK_OPEN) {
+                if let Some(open) = self.open {
                     self.mask.allow_token(open);
                 }
             }
@@ -138,7 +155,7 @@ impl Constraint {
                 self.reason(token);
                 return Ok(Next::More);
             }
-            Phase::MayReason if self.vocabulary.control(THINK_OPEN) == Some(token) => {
+            Phase::MayReason if self.open == Some(token) => {
                 self.phase = Phase::Reasoning;
                 return Ok(Next::More);
             }
@@ -150,7 +167,7 @@ impl Constraint {
     }
 
     fn reason(&mut self, token: u32) {
-        let close = THINK_CLOSE.as_bytes();
+        let close = self.close.as_bytes();
         self.tail.extend_from_slice(self.vocabulary.bytes(token));
         if self.tail.windows(close.len()).any(|bytes| bytes == close) {
             self.phase = Phase::Gap(GAP_MAX);

@@ -237,7 +237,7 @@ fn a_stretch_ends_where_the_next_message_begins() {
 fn check_reasoning(output: &str, begun: bool, expected: &str) {
     let tokenizer = tokenizer();
     let tokens = tokenizer.encode(output);
-    let thought = reasoning_tokens(&tokenizer, &tokens, begun);
+    let thought = reasoning_tokens(&tokenizer, Family::Hermes, &tokens, begun);
     let bytes: Vec<u8> =
         tokens[..thought].iter().flat_map(|&t| tokenizer.token_bytes(t).into_owned()).collect();
     assert_eq!(String::from_utf8_lossy(&bytes), expected);

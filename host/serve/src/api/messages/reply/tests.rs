@@ -88,7 +88,7 @@ fn reasoning_that_is_not_shown_is_in_its_signature() {
 
 #[test]
 fn calls_keep_their_arguments_to_the_byte() {
-    let call = |index: u32, name: &str| OutputEvent::CallStart { index, name: name.into() };
+    let call = |index: u32, name: &str| OutputEvent::CallStart { index, id: None, name: name.into() };
     let more = |index: u32, delta: &str| OutputEvent::CallArguments { index, delta: delta.into() };
     let pieces = vec![
         OutputEvent::Text("so".into()),
