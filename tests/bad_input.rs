@@ -66,8 +66,8 @@ async fn every_bad_field_is_named() {
     check(
         &host,
         json!({ "messages": hello(), "response_format": format }),
-        field("response_format.type"),
-        &[],
+        field("response_format.json_schema"),
+        &["an object"],
     )
     .await;
     assert_eq!(host.chat(json!({ "messages": hello(), "max_tokens": 4 })).await.status, 200);

@@ -74,7 +74,7 @@ async fn with_notes() -> (Host, tempfile::TempDir) {
     let insist = component("insist");
     let chain = format!(
         "[chain]\nmiddleware = [\"insist\"]\n[plugins.insist]\nsource = {insist:?}\n\
-         [plugins.insist.limits]\ndeadline_us = 2000000\nmemory_mib = 256\n"
+         [plugins.insist.limits]\ndeadline_us = 1000000\n"
     );
     let folder = tempfile::tempdir().expect("there is a place for temporary files");
     std::fs::write(folder.path().join("notes.txt"), "silver river garden\n").expect("it can be written");

@@ -2,23 +2,31 @@
 
 mod support;
 
+mod access;
 mod admission;
 mod attributes;
 mod bad_input;
 mod chat;
 mod clients;
+mod completions;
 mod config;
 mod faults;
 mod hot_swap;
 mod kv_cache;
 mod languages;
+mod lineage;
+mod messages;
 mod middleware;
 mod plugins;
 mod process;
 mod prompts;
 mod replay;
+mod responses;
 mod retention;
 mod rollout;
+mod speculation;
 mod stores;
+mod structured;
 mod supply;
 mod tidy;
+mod transport;

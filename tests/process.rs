@@ -46,15 +46,15 @@ pub(crate) fn refused(args: &[&str], words: &[&str]) {
 }
 
 /// A serving child and its two addresses.
-struct Served {
-    child: Child,
+pub(crate) struct Served {
+    pub(crate) child: Child,
     /// Held open: a process that prints into a closed pipe fails.
     _stdout: std::io::Lines<BufReader<std::process::ChildStdout>>,
-    api: String,
+    pub(crate) api: String,
     admin: String,
 }
 
-fn serve(more: &[&str]) -> Served {
+pub(crate) fn serve(more: &[&str]) -> Served {
     let mut args = vec!["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
     args.extend(more);
     let mut child = command(&args).spawn().expect("the process starts");

@@ -28,6 +28,12 @@ pub(crate) struct Heard {
 }
 
 impl Heard {
+    /// From the bytes of a response, unchunked.
+    pub(crate) fn of(response: &str) -> Self {
+        let (head, body) = response.split_once("\r\n\r\n").expect("a response has a head");
+        Self { head: head.to_owned(), json: serde_json::from_str(body).unwrap_or(Value::Null) }
+    }
+
     pub(crate) fn status(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
     }
@@ -47,7 +53,17 @@ impl Host {
 
     /// The same, with a stop that waits for so many seconds.
     pub(crate) async fn start_with(toml: &str, drain_seconds: u64) -> Self {
-        let mut config = Config::parse(toml).expect("the test's configuration is right");
+        let config = Config::parse(toml).expect("the test's configuration is right");
+        Self::start_config(config, None, drain_seconds).await
+    }
+
+    /// A host with the configuration of a file, which it may be told to read again.
+    pub(crate) async fn of_file(path: &std::path::Path) -> Self {
+        let config = Config::load(path).expect("the test's configuration is right");
+        Self::start_config(config, Some(path.to_owned()), 20).await
+    }
+
+    async fn start_config(mut config: Config, path: Option<std::path::PathBuf>, drain_seconds: u64) -> Self {
         config.listen.api = SocketAddr::from(([127, 0, 0, 1], 0));
         config.listen.admin = SocketAddr::from(([127, 0, 0, 1], 0));
         config.limits.drain_seconds = drain_seconds;
@@ -55,7 +71,7 @@ impl Host {
             // Tests leave nothing in the folders of whoever runs them.
             "off".clone_into(&mut config.supply.cache_dir);
         }
-        let app = tokio::task::spawn_blocking(move || App::start(config, None))
+        let app = tokio::task::spawn_blocking(move || App::start(config, path))
             .await
             .expect("start does not panic");
         let server = Server::start(app.expect("the host starts")).await.expect("loopback ports are free");
@@ -109,14 +125,19 @@ impl Host {
 
     /// A chat on a connection of its own, with these headers.
     pub(crate) async fn chat_with(&self, headers: &[(&str, &str)], body: Value) -> Heard {
+        self.post_with("/v1/chat/completions", headers, body).await
+    }
+
+    /// A POST on a connection of its own, with these headers.
+    pub(crate) async fn post_with(&self, path: &str, headers: &[(&str, &str)], body: Value) -> Heard {
         let mut request = with_model(body).to_string();
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        request = String::from_utf8(post("/v1/chat/completions", &request))
-            .expect("requests are UTF-8")
-            .replacen("\r\n", &format!("\r\n{headers}"), 1);
-        let response = self.raw(request.as_bytes()).await;
-        let (head, body) = response.split_once("\r\n\r\n").expect("a response has a head");
-        Heard { head: head.to_owned(), json: serde_json::from_str(body).unwrap_or(Value::Null) }
+        request = String::from_utf8(post(path, &request)).expect("requests are UTF-8").replacen(
+            "\r\n",
+            &format!("\r\n{headers}"),
+            1,
+        );
+        Heard::of(&self.raw(request.as_bytes()).await)
     }
 
     /// A metric of a plugin; null if it never said it.

@@ -94,6 +94,9 @@ fn check_samples(caps: &Caps, plan: &StepPlan<'_>) -> Result<(), EngineError> {
                 caps.vocab
             )));
         }
+        if spec.mask.is_some_and(|mask| mask.tokens(caps.vocab).next().is_none()) {
+            return Err(EngineError::Plan(format!("sample {index}: its mask allows no token")));
+        }
         if spec.prompt_len as usize > spec.history.len() {
             let (prompt, history) = (spec.prompt_len, spec.history.len());
             return Err(EngineError::Plan(format!("sample {index}: prompt of {prompt} in {history} tokens")));

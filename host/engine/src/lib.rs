@@ -32,7 +32,8 @@ pub use error::EngineError;
 pub use files::ModelFiles;
 pub use model::Model;
 pub use plan::{
-    Caps, Executor, Fence, KvShape, Row, SampleSpec, Sampled, StepOut, StepPlan, Ticket, TokenLogprob, Xfer,
+    Caps, Executor, Fence, KvShape, Row, SampleSpec, Sampled, StepOut, StepPlan, Ticket, TokenLogprob,
+    TokenMask, Xfer,
 };
 pub use rope::{Rope, RopeScaling};
 pub use sampling::SamplingParams;

@@ -90,6 +90,42 @@ pub struct SampleSpec<'a> {
     pub history: &'a [u32],
     /// How many of `history` are prompt.
     pub prompt_len: u32,
+    /// Tokens that may be drawn, where a grammar says it; `None` allows all.
+    pub mask: Option<TokenMask<'a>>,
+}
+
+/// A set of tokens: bit `i % 32` of word `i / 32` is token `i`. A token beyond the last word is not in it.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenMask<'a>(pub &'a [u32]);
+
+impl<'a> TokenMask<'a> {
+    /// Whether a token may be drawn.
+    pub fn allows(self, token: u32) -> bool {
+        self.0.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+    }
+
+    /// The allowed tokens below `vocab`, in order.
+    pub fn tokens(self, vocab: u32) -> impl Iterator<Item = u32> + 'a {
+        let words = self.0.iter().zip((0..).step_by(32));
+        words
+            .flat_map(|(word, first)| Bits(*word).map(move |bit| first + bit))
+            .take_while(move |t| *t < vocab)
+    }
+}
+
+/// The set bits of a word, lowest first.
+struct Bits(u32);
+
+impl Iterator for Bits {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        let bit = self.0.trailing_zeros();
+        (bit < u32::BITS).then(|| {
+            self.0 &= self.0 - 1;
+            bit
+        })
+    }
 }
 
 /// Names a submitted step.
@@ -126,7 +162,8 @@ pub struct StepOut {
 pub struct Sampled {
     /// The token.
     pub token: u32,
-    /// Its natural log-probability under the unscaled model distribution; 0 unless asked for.
+    /// Its natural log-probability under the unscaled model distribution, as if there were no mask, bias or penalty;
+    /// 0 unless asked for.
     pub logprob: f32,
     /// The most likely alternatives, best first; empty unless asked for.
     pub top: Vec<TokenLogprob>,

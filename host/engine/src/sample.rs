@@ -1,14 +1,15 @@
 //! Drawing the next token from logits.
 //!
 //! The order is: logit bias, repetition penalty (prompt and output), presence and frequency penalties
-//! (output), temperature, top-k, top-p, min-p, draw.
-//! **Invariant:** a draw depends on the row's logits, its parameters, its history and nothing else.
+//! (output), mask, temperature, top-k, top-p, min-p, draw.
+//! **Invariant:** a draw depends on the row's logits, its parameters, its history, its mask and nothing else, and
+//! the mask allows what was drawn.
 
 use std::cmp::Ordering;
 
 use crate::exp::exp;
 use crate::model::mix;
-use crate::{SampleSpec, Sampled, SamplingParams, TokenLogprob};
+use crate::{SampleSpec, Sampled, TokenLogprob, TokenMask};
 
 /// Draws tokens; holds the memory that it takes.
 #[derive(Debug, Default)]
@@ -40,11 +41,15 @@ impl Sampler {
         }
         self.penalise(logits, spec);
         let token = if params.temperature > 0.0 {
-            self.candidates_of(logits, params);
+            self.candidates_of(logits, spec);
             pick(&self.candidates, uniform(params.seed, spec.history.len() as u64))
         } else {
-            greedy(logits)
+            match spec.mask {
+                None => greedy(logits.iter().copied().zip(0..)),
+                Some(mask) => greedy(allowed(logits, mask)),
+            }
         };
+        let token = within(token, spec.mask, logits.len());
         match params.logprobs {
             None => Sampled { token, logprob: 0.0, top: Vec::new() },
             Some(count) => self.report(token, count),
@@ -93,15 +98,20 @@ impl Sampler {
     }
 
     /// Fills `candidates` with the tokens that survive the cuts; at least the most likely one does.
-    fn candidates_of(&mut self, logits: &[f32], params: &SamplingParams) {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let scale = 1.0 / params.temperature;
-        let weigh = |(token, logit): (usize, &f32)| Candidate {
-            weight: exp(((logit - max) * scale).min(0.0)),
-            token: token as u32,
+    fn candidates_of(&mut self, logits: &[f32], spec: &SampleSpec<'_>) {
+        let params = spec.params;
+        let max = match spec.mask {
+            None => logits.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+            Some(mask) => allowed(logits, mask).map(|(logit, _)| logit).fold(f32::NEG_INFINITY, f32::max),
         };
+        let scale = 1.0 / params.temperature;
+        let weigh =
+            |(logit, token): (f32, u32)| Candidate { weight: exp(((logit - max) * scale).min(0.0)), token };
         self.candidates.clear();
-        self.candidates.extend(logits.iter().enumerate().map(weigh));
+        match spec.mask {
+            None => self.candidates.extend(logits.iter().copied().zip(0..).map(weigh)),
+            Some(mask) => self.candidates.extend(allowed(logits, mask).map(weigh)),
+        }
         let kept = params.top_k as usize;
         if kept > 0 && kept < self.candidates.len() {
             self.candidates.select_nth_unstable_by(kept - 1, by_weight);
@@ -116,7 +126,7 @@ impl Sampler {
         }
     }
 
-    /// Log-probabilities under the unscaled model distribution: of `token`, and the `count` largest.
+    /// Log-probabilities under the unscaled model distribution, without mask: of `token`, and the `count` largest.
     fn report(&mut self, token: u32, count: u32) -> Sampled {
         let max = self.raw.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = self.raw.iter().map(|logit| f64::from(exp(logit - max))).sum();
@@ -142,12 +152,23 @@ fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
     b.weight.total_cmp(&a.weight).then(a.token.cmp(&b.token))
 }
 
+/// The logits of the tokens that a mask allows.
+fn allowed<'a>(logits: &'a [f32], mask: TokenMask<'a>) -> impl Iterator<Item = (f32, u32)> + 'a {
+    mask.tokens(logits.len() as u32).map(|token| (logits[token as usize], token))
+}
+
+/// The token, if the mask allows it; a model whose allowed logits are all broken numbers gets the first allowed one.
+fn within(token: u32, mask: Option<TokenMask<'_>>, vocab: usize) -> u32 {
+    let Some(mask) = mask.filter(|mask| !mask.allows(token)) else { return token };
+    mask.tokens(vocab as u32).next().expect("a plan whose mask allows no token was refused")
+}
+
 /// The largest logit; of equal ones, the lowest id.
-fn greedy(logits: &[f32]) -> u32 {
+fn greedy(logits: impl Iterator<Item = (f32, u32)>) -> u32 {
     let mut best = (f32::NEG_INFINITY, 0);
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > best.0 {
-            best = (*logit, token as u32);
+    for (logit, token) in logits {
+        if logit > best.0 {
+            best = (logit, token);
         }
     }
     best.1
@@ -207,14 +228,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::SamplingParams;
 
     fn draw(logits: &[f32], history: &[u32], prompt_len: u32, params: &SamplingParams) -> Sampled {
-        Sampler::default().draw(&mut logits.to_vec(), &SampleSpec { params, history, prompt_len })
+        Sampler::default().draw(&mut logits.to_vec(), &SampleSpec { params, history, prompt_len, mask: None })
+    }
+
+    fn draw_masked(logits: &[f32], mask: &[u32], params: &SamplingParams) -> Sampled {
+        let spec = SampleSpec { params, history: &[], prompt_len: 0, mask: Some(TokenMask(mask)) };
+        Sampler::default().draw(&mut logits.to_vec(), &spec)
     }
 
     fn survivors(logits: &[f32], params: &SamplingParams) -> Vec<u32> {
         let mut sampler = Sampler::default();
-        sampler.candidates_of(logits, params);
+        sampler.candidates_of(logits, &SampleSpec { params, history: &[], prompt_len: 0, mask: None });
         let mut tokens: Vec<u32> = sampler.candidates.iter().map(|c| c.token).collect();
         tokens.sort_unstable();
         tokens
@@ -305,8 +332,8 @@ mod tests {
         let spec = |params| {
             let mut logits = vec![2.0f32, -2.0, 2.0, 0.0];
             let history = [0, 0, 1, 2, 2, 2];
-            Sampler::default()
-                .penalise(&mut logits, &SampleSpec { params: &params, history: &history, prompt_len: 3 });
+            let spec = SampleSpec { params: &params, history: &history, prompt_len: 3, mask: None };
+            Sampler::default().penalise(&mut logits, &spec);
             logits
         };
         let repetition = spec(SamplingParams { repetition_penalty: 2.0, ..Default::default() });
@@ -333,7 +360,52 @@ mod tests {
         assert!((f64::from(sampled.top[0].logprob) - exact[2].ln()).abs() < 1e-5);
     }
 
+    #[test]
+    fn log_probabilities_do_not_know_the_mask() {
+        let params = SamplingParams { temperature: 0.0, logprobs: Some(1), ..Default::default() };
+        let sampled = draw_masked(&LOGITS, &[0b1001], &params);
+        let exact = softmax(&LOGITS, 1.0);
+        assert_eq!(sampled.token, 0);
+        assert!((f64::from(sampled.logprob) - exact[0].ln()).abs() < 1e-5);
+        assert_eq!(sampled.top[0].token, 2);
+    }
+
+    #[test]
+    fn a_bias_cannot_lift_what_the_mask_forbids() {
+        let params = SamplingParams { logit_bias: vec![(2, 100.0)], ..Default::default() };
+        assert_eq!(draw_masked(&LOGITS, &[0b1000], &params).token, 3);
+    }
+
+    #[test]
+    fn broken_logits_draw_an_allowed_token() {
+        for (logits, temperature) in [(f32::NAN, 0.0), (f32::NAN, 1.0), (f32::NEG_INFINITY, 0.0)] {
+            let params = SamplingParams { temperature, ..Default::default() };
+            assert_eq!(draw_masked(&[logits; 8], &[0b10_0000], &params).token, 5);
+        }
+    }
+
+    #[test]
+    fn draws_within_a_mask_follow_the_renormalised_softmax() {
+        let params = |seed| SamplingParams { seed, ..Default::default() };
+        let drawn =
+            (0..20_000).filter(|seed| draw_masked(&LOGITS, &[0b11], &params(*seed)).token == 0).count();
+        let exact = softmax(&LOGITS[..2], 1.0)[0];
+        assert!((drawn as f64 / 20_000.0 - exact).abs() < 0.02, "{drawn} of 20000, not {exact}");
+    }
+
     proptest! {
+        /// Whatever the parameters, the mask allows what is drawn.
+        #[test]
+        fn the_mask_allows_what_is_drawn(
+            logits in vec(-30.0f32..30.0, 1..100), words in vec(any::<u32>(), 1..5), temperature in 0.0f32..3.0,
+            (top_p, top_k, min_p) in (0.0f32..1.0, 0u32..100, 0.0f32..1.0), seed in any::<u64>()
+        ) {
+            let mask = TokenMask(&words);
+            prop_assume!(mask.tokens(logits.len() as u32).next().is_some());
+            let params = SamplingParams { temperature, top_p, top_k, min_p, seed, ..Default::default() };
+            prop_assert!(mask.allows(draw_masked(&logits, &words, &params).token));
+        }
+
         /// The kept set reaches top-p, and would not without its least likely member.
         #[test]
         fn top_p_keeps_the_smallest_set_that_reaches_it(

@@ -29,7 +29,7 @@ pub struct SimConfig {
     pub context_max: u32,
     /// Number of token ids.
     pub vocab: u32,
-    /// Ids that it draws; leave out special tokens, and the end token with them.
+    /// Ids that it draws where no mask says it; leave out special tokens, and the end token with them.
     pub tokens: Range<u32>,
     /// Bytes that one token of KV would take; only reported, in [`KvShape::page_bytes`].
     pub kv_bytes_per_token: u64,
@@ -152,8 +152,21 @@ impl SimExec {
 
     fn draw(&self, hash: u64, spec: &SampleSpec<'_>) -> Sampled {
         let seed = if spec.params.temperature > 0.0 { spec.params.seed } else { 0 };
-        let Range { start, end } = self.config.tokens;
-        let token = start + (mix(hash ^ mix(seed)) % u64::from(end - start)) as u32;
+        let number = mix(hash ^ mix(seed));
+        let token = match spec.mask {
+            None => {
+                let Range { start, end } = self.config.tokens;
+                start + (number % u64::from(end - start)) as u32
+            }
+            // A grammar may have its end token among them, and no other way to end.
+            Some(mask) => {
+                let allowed = mask.tokens(self.config.vocab).count() as u64;
+                let mut tokens = mask.tokens(self.config.vocab);
+                tokens
+                    .nth((number % allowed.max(1)) as usize)
+                    .expect("a plan whose mask allows no token was refused")
+            }
+        };
         let reported = spec.params.logprobs.is_some_and(|count| count > 0);
         let top = if reported { vec![TokenLogprob { token, logprob: 0.0 }] } else { Vec::new() };
         Sampled { token, logprob: 0.0, top }
@@ -223,7 +236,7 @@ impl Executor for SimExec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SamplingParams;
+    use crate::{SamplingParams, TokenMask};
 
     fn sim(pace: Pace) -> SimExec {
         let costs = SimConfig {
@@ -242,6 +255,15 @@ mod tests {
         position: u32,
         pages: &[u32],
     ) -> Result<StepOut, EngineError> {
+        masked(exec, tokens, (position, pages), None)
+    }
+
+    fn masked(
+        exec: &mut SimExec,
+        tokens: &[u32],
+        (position, pages): (u32, &[u32]),
+        mask: Option<TokenMask<'_>>,
+    ) -> Result<StepOut, EngineError> {
         let pages: Vec<PageIdx> = pages.iter().copied().map(PageIdx).collect();
         let params = SamplingParams::default();
         let row =
@@ -250,7 +272,7 @@ mod tests {
             rows: &[row],
             tokens,
             pages: &pages,
-            samples: &[SampleSpec { params: &params, history: tokens, prompt_len: 0 }],
+            samples: &[SampleSpec { params: &params, history: tokens, prompt_len: 0, mask }],
         };
         let ticket = exec.submit(&plan)?;
         Ok(exec.poll(ticket, true)?.unwrap())
@@ -314,5 +336,18 @@ mod tests {
             assert!((5..9).contains(&drawn));
         }
         assert!(SimExec::new(SimConfig { tokens: 5..5, ..SimConfig::default() }).is_err());
+    }
+
+    #[test]
+    fn a_mask_is_obeyed_and_an_empty_one_is_refused() {
+        let mut exec = sim(Pace::Virtual);
+        let mut drawn = std::collections::BTreeSet::new();
+        for token in 0..40 {
+            let out = masked(&mut exec, &[token], (0, &[0]), Some(TokenMask(&[0b1010, 1]))).unwrap();
+            drawn.insert(out.sampled[0].token);
+        }
+        assert_eq!(Vec::from_iter(drawn), [1, 3, 32]);
+        let error = masked(&mut exec, &[1], (0, &[0]), Some(TokenMask(&[0, 0]))).unwrap_err();
+        assert_eq!(error.to_string(), "step plan refused: sample 0: its mask allows no token");
     }
 }

@@ -17,6 +17,7 @@ use crate::observe::{self, Outcome};
 use crate::prompt::{Detokenizer, OutputEvent, OutputParser, StopMatcher};
 use crate::request::{Prompt, Refusal};
 use crate::route::Routed;
+use crate::speculation::{Next, Prepared};
 use crate::worker::{Event, Finish, SequenceHints};
 
 /// Chosen: what one body frame carries at most; a reader that lags is not sent more at once.
@@ -85,6 +86,17 @@ pub struct Usage {
     pub reasoning_tokens: u32,
 }
 
+impl Usage {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            cached_tokens: self.cached_tokens + other.cached_tokens,
+            completion_tokens: self.completion_tokens + other.completion_tokens,
+            reasoning_tokens: self.reasoning_tokens + other.reasoning_tokens,
+        }
+    }
+}
+
 /// What stays the same for the whole answer.
 pub struct Pinned {
     /// The host.
@@ -112,6 +124,12 @@ pub struct Answer {
     /// What stays the same.
     pub pinned: Pinned,
     choices: Vec<Choice>,
+    /// Answers to the other prompts of the same call; their choices come after ours.
+    others: Vec<Answer>,
+    /// What was prepared for the request.
+    prepared: Option<Prepared>,
+    /// What its end prepares.
+    next: Option<Box<Next>>,
     usage: Usage,
     first_token: Option<Moment>,
     last_token: Moment,
@@ -124,11 +142,10 @@ pub struct Choice {
     events: mpsc::Receiver<Event>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
-    parser: OutputParser,
+    /// Takes the text apart; `None` where it is one piece.
+    parser: Option<OutputParser>,
     logprobs_wanted: bool,
     logprobs: Vec<Sampled>,
-    /// What the host wrote on the model's behalf, not handed out yet.
-    forced: Vec<OutputEvent>,
     calls: u32,
     /// What the model wrote, while it may come back as it is.
     written: Option<Vec<u32>>,
@@ -141,7 +158,7 @@ impl Choice {
         events: mpsc::Receiver<Event>,
         detokenizer: Detokenizer,
         stop: StopMatcher,
-        parser: OutputParser,
+        parser: Option<OutputParser>,
         logprobs_wanted: bool,
     ) -> Self {
         Self {
@@ -151,18 +168,10 @@ impl Choice {
             parser,
             logprobs_wanted,
             logprobs: Vec::new(),
-            forced: Vec::new(),
             calls: 0,
             written: Some(Vec::new()),
             done: false,
         }
-    }
-
-    /// The same, with an output that begins with what the host wrote on the model's behalf.
-    pub fn beginning_with(mut self, text: &str) -> Self {
-        self.forced = self.parser.push(text);
-        self.calls = count_calls(&self.forced);
-        self
     }
 
     fn token(&mut self, sampled: Sampled, delta: &mut Delta) {
@@ -180,8 +189,20 @@ impl Choice {
     }
 
     fn text(&mut self, text: &str, delta: &mut Delta) {
-        let pieces = self.parser.push(text);
+        let pieces = self.parsed(text);
         self.take(pieces, delta);
+    }
+
+    fn parsed(&mut self, text: &str) -> Vec<OutputEvent> {
+        match &mut self.parser {
+            Some(parser) => parser.push(text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![OutputEvent::Text(text.to_owned())],
+        }
+    }
+
+    fn in_reasoning(&self) -> bool {
+        self.parser.as_ref().is_some_and(OutputParser::in_reasoning)
     }
 
     fn take(&mut self, pieces: Vec<OutputEvent>, delta: &mut Delta) {
@@ -202,7 +223,7 @@ impl Choice {
             let held = self.stop.finish();
             self.text(&held, delta);
         }
-        let pieces = self.parser.finish();
+        let pieces = self.parser.as_mut().map(OutputParser::finish).unwrap_or_default();
         self.take(pieces, delta);
         delta.finish = Some(match finish {
             Finish::Length => FinishReason::Length,
@@ -234,6 +255,9 @@ impl Answer {
         Self {
             pinned,
             choices,
+            others: Vec::new(),
+            prepared: None,
+            next: None,
             usage,
             first_token: None,
             last_token: Moment::ZERO,
@@ -242,14 +266,31 @@ impl Answer {
         }
     }
 
-    /// The stop string that ended a choice, if one did.
-    pub fn stopped_by(&self, choice: u32) -> Option<&str> {
-        self.choices.get(choice as usize)?.stop.stopped_by()
+    /// The same, with answers to other prompts of its call.
+    pub fn joined_by(mut self, others: Vec<Answer>) -> Self {
+        self.others = others;
+        self
     }
 
-    /// Tokens so far.
+    /// The same, with what was prepared for its request and what its end prepares.
+    pub fn between(mut self, prepared: Option<Prepared>, next: Option<Box<Next>>) -> Self {
+        self.prepared = prepared;
+        self.next = next;
+        self
+    }
+
+    /// The stop string that ended a choice, if one did.
+    pub fn stopped_by(&self, choice: u32) -> Option<&str> {
+        let own = self.choices.len() as u32;
+        match choice.checked_sub(own) {
+            None => self.choices[choice as usize].stop.stopped_by(),
+            Some(beyond) => self.others.get((beyond / own) as usize)?.stopped_by(beyond % own),
+        }
+    }
+
+    /// Tokens so far, of all prompts.
     pub fn usage(&self) -> Usage {
-        self.usage
+        self.others.iter().fold(self.usage, |sum, other| sum.plus(other.usage))
     }
 
     /// The next gain of any choice; `None` when all have ended.
@@ -258,13 +299,27 @@ impl Answer {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Delta, Refusal>>> {
+        let own = self.choices.len() as u32;
+        let mut polled = self.poll_own(cx);
+        for (number, other) in (1..).zip(&mut self.others) {
+            if let Poll::Ready(Some(_)) = polled {
+                return polled;
+            }
+            let theirs =
+                other.poll_own(cx).map_ok(|delta| Delta { choice: delta.choice + number * own, ..delta });
+            // All have ended when each has.
+            polled = if polled.is_pending() && matches!(theirs, Poll::Ready(None)) { polled } else { theirs };
+        }
+        polled
+    }
+
+    fn poll_own(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Delta, Refusal>>> {
         if self.choices.iter().all(|c| c.done) {
             self.finish();
             return Poll::Ready(None);
         }
         for i in 0..self.choices.len() {
-            let pieces = std::mem::take(&mut self.choices[i].forced);
-            let mut delta = Delta { choice: i as u32, pieces, ..Delta::default() };
+            let mut delta = Delta { choice: i as u32, ..Delta::default() };
             for _ in 0..EVENTS_PER_DELTA_MAX {
                 if self.choices[i].done {
                     break;
@@ -280,6 +335,9 @@ impl Answer {
                 }
             }
             self.finish = delta.finish.or(self.finish);
+            if let Some(next) = &mut self.next {
+                next.heard(&delta.pieces);
+            }
             if delta.begun || !delta.is_empty() {
                 return Poll::Ready(Some(Ok(delta)));
             }
@@ -307,7 +365,7 @@ impl Answer {
                         break; // A stop string ended it; what follows was never asked for.
                     }
                     self.usage.completion_tokens += 1;
-                    self.usage.reasoning_tokens += u32::from(choice.parser.in_reasoning());
+                    self.usage.reasoning_tokens += u32::from(choice.in_reasoning());
                     choice.token(token, delta);
                 }
             }
@@ -337,6 +395,19 @@ impl Answer {
         if !std::mem::replace(&mut self.ended, true) {
             self.tell(policy::Event::Finished);
             self.account("ok");
+            self.prepare();
+        }
+    }
+
+    /// Counts what was prepared for this turn, and has the next one prepared.
+    fn prepare(&mut self) {
+        let Pinned { app, prompt, routed, .. } = &self.pinned;
+        if let Some(prepared) = self.prepared.take() {
+            let block_tokens = app.config.kv.block_tokens;
+            app.speculation.found(&prepared, prompt, self.usage.cached_tokens, block_tokens);
+        }
+        if let Some((next, finish)) = self.next.take().zip(self.finish) {
+            next.begin(app, routed.worker, finish);
         }
     }
 
@@ -378,6 +449,7 @@ impl Answer {
         let pinned = &self.pinned;
         let took = pinned.app.ctx.now().saturating_sub(pinned.arrived);
         pinned.app.metrics.request_ended(outcome, &self.usage, took);
+        pinned.seat.charge_output(self.usage.completion_tokens, pinned.app.ctx.now());
         if let Some(first) = self.first_token {
             pinned.app.metrics.first_token(first.saturating_sub(pinned.arrived));
         }
@@ -387,6 +459,7 @@ impl Answer {
             generation = pinned.policies.id().0,
             chain = %pinned.policies.chain(),
             decided_by = %pinned.routed.decided_by,
+            key = pinned.seat.caller().key(),
             prompt_tokens = self.usage.prompt_tokens,
             prefix_hit_tokens = self.usage.cached_tokens,
             output_tokens = self.usage.completion_tokens,

@@ -10,17 +10,24 @@ use kv::PrefixIndex;
 use parking_lot::Mutex;
 use policy::{GenerationId, Generations, PrepareError, Runtime, RuntimeConfig, Setup};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
-use crate::auth::Auth;
+use crate::allowance::Pass;
+use crate::api::responses::store::{Store, StoreError};
+use crate::auth::{Auth, Caller, cache_salt};
 use crate::config::{Config, ConfigError, Device, chain_spec};
-use crate::ctx::Ctx;
+use crate::ctx::{Ctx, Moment};
 use crate::door::Door;
+use crate::lineage::Lineage;
 use crate::model::{ModelError, ServedModel};
 use crate::prompt::Prompts;
 use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
+use crate::speculation::Speculation;
 use crate::telemetry::Metrics;
-use crate::worker::{Parts, Worker};
+use crate::threads::Threads;
+use crate::tls::{Certificate, Renewal, TlsError};
+use crate::worker::{NO_SALT, Parts, Worker};
 
 /// When a refused caller should come again. Chosen: a request of an agent takes about this long.
 const RETRY_AFTER_S: u32 = 1;
@@ -33,6 +40,8 @@ pub struct App {
     pub config_path: Option<PathBuf>,
     /// Who may call.
     pub auth: Auth,
+    /// What the listeners show who they are with.
+    pub certificates: Certificates,
     /// Clock, seeds, tasks.
     pub ctx: Ctx,
     /// What is served.
@@ -57,12 +66,48 @@ pub struct App {
     pub metrics: Metrics,
     /// What is kept of prompts.
     pub prompts: Prompts,
+    /// What the prompts of recent answers were made of.
+    pub lineage: Lineage,
+    /// Conversations that are held for their callers.
+    pub threads: Threads,
     /// Who is inside, and who waits to be admitted.
     pub door: Arc<Door>,
+    /// Responses that outlive their answer.
+    pub responses: Arc<Store>,
+    /// Room for connections that stay open.
+    pub sockets: Arc<Semaphore>,
+    /// Tells those connections that the host stops.
+    pub leaving: CancellationToken,
+    /// What is computed ahead of need.
+    pub speculation: Speculation,
     seats: Arc<Semaphore>,
     sequences: AtomicU64,
     draining: AtomicBool,
     reloading: Mutex<()>,
+}
+
+/// Certificates of the listeners; one without speaks plain HTTP.
+#[derive(Debug, Default)]
+pub struct Certificates {
+    /// Of the API.
+    pub api: Option<Arc<Certificate>>,
+    /// Of the admin API.
+    pub admin: Option<Arc<Certificate>>,
+}
+
+impl Certificates {
+    fn load(config: &Config) -> Result<Self, TlsError> {
+        let (listen, admin) = (&config.listen, &config.admin);
+        Ok(Self {
+            api: Certificate::load("listen", &listen.tls_cert, &listen.tls_key)?.map(Arc::new),
+            admin: Certificate::load("admin", &admin.tls_cert, &admin.tls_key)?.map(Arc::new),
+        })
+    }
+
+    /// All of them, read again.
+    fn renew(&self) -> Result<Vec<Renewal<'_>>, TlsError> {
+        self.api.iter().chain(&self.admin).map(|certificate| certificate.renew()).collect()
+    }
 }
 
 /// Why a host cannot start.
@@ -71,6 +116,9 @@ pub enum StartError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -86,6 +134,9 @@ pub enum StartError {
     /// The decision log.
     #[error(transparent)]
     Record(#[from] RecordingError),
+    /// The stored responses.
+    #[error(transparent)]
+    Responses(#[from] StoreError),
     /// A thread.
     #[error("cannot start a worker: {0}")]
     Thread(std::io::Error),
@@ -97,6 +148,9 @@ pub enum ReloadError {
     /// The file.
     #[error(transparent)]
     Config(ConfigError),
+    /// A certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The chain.
     #[error(transparent)]
     Chain(#[from] PrepareError),
@@ -111,14 +165,39 @@ impl From<ConfigError> for ReloadError {
     }
 }
 
-/// A request's place in the house, held until its answer is out.
+/// A request's place in the house, and among those of its key; held until its answer is out.
 #[derive(Debug)]
-pub struct Seat(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+pub struct Seat {
+    caller: Caller,
+    pass: Option<Pass>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Seat {
+    /// Whose it is.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// Charges the caller's key for a prompt. Errors: it may not use so many tokens now.
+    pub fn charge_prompt(&self, tokens: u32, now: Moment) -> Result<(), Refusal> {
+        self.pass.as_ref().map_or(Ok(()), |pass| pass.charge_prompt(tokens, now))
+    }
+
+    /// Charges it for an output.
+    pub fn charge_output(&self, tokens: u32, now: Moment) {
+        if let Some(pass) = &self.pass {
+            pass.charge_output(tokens, now);
+        }
+    }
+}
 
 impl App {
     /// Loads the model, prepares the first generation, starts the workers.
     pub fn start(config: Config, config_path: Option<PathBuf>) -> Result<Arc<Self>, StartError> {
         let ctx = Ctx::system();
+        // Before the model, which takes long to load.
+        let certificates = Certificates::load(&config)?;
         let model = ServedModel::load(&config.model)?;
         let executors = executors(&config, &model)?;
         let context_max = executors.iter().map(|e| context(e.caps())).min().unwrap_or(0);
@@ -133,6 +212,7 @@ impl App {
         let recording = Recording::new(config.record.clone());
         recording.begin(&generations)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
+        let speculation = Speculation::default();
         let mut workers = Vec::new();
         for (index, executor) in executors.into_iter().enumerate() {
             let parts = Parts {
@@ -143,12 +223,20 @@ impl App {
                 generations: Arc::clone(&generations),
                 schedule: config.schedule.clone(),
                 kv: config.kv.clone(),
+                ahead: config.speculation.clone(),
+                speculation: Arc::clone(&speculation.counts),
                 ctx: ctx.clone(),
             };
             workers.push(Worker::start(parts).map_err(StartError::Thread)?);
         }
         Ok(Arc::new(Self {
             door: Arc::default(),
+            lineage: Lineage::default(),
+            responses: Arc::new(config.responses.store(&config.state)?),
+            sockets: Arc::new(Semaphore::new(config.responses.sockets_max)),
+            leaving: CancellationToken::new(),
+            threads: Threads::default(),
+            speculation,
             seats: Arc::new(Semaphore::new(config.limits.requests_max)),
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),
@@ -156,7 +244,8 @@ impl App {
             metrics: Metrics::new(&recording),
             prompts: Prompts::new((config.prompts.memory_mib as usize) << 20, || ctx.seed()),
             recording,
-            auth: Auth::new(&config.auth, &config.tenants),
+            auth: Auth::new(&config.auth, &config.tenants, ctx.now()),
+            certificates,
             config,
             config_path,
             ctx,
@@ -171,15 +260,23 @@ impl App {
         }))
     }
 
-    /// The one bounded permit of a request, taken before anything is parsed.
-    pub fn enter(&self) -> Result<Seat, Refusal> {
+    /// The one bounded permit of a request, taken before anything is parsed; with it, one of the caller's key.
+    pub fn enter(&self, caller: &Caller) -> Result<Seat, Refusal> {
         if self.draining() {
             return Err(Refusal::Draining);
         }
-        Arc::clone(&self.seats).try_acquire_owned().map(Seat).map_err(|_| Refusal::Overloaded {
+        let permit = Arc::clone(&self.seats).try_acquire_owned().map_err(|_| Refusal::Overloaded {
             running: self.config.limits.requests_max,
             retry_after_s: RETRY_AFTER_S,
-        })
+        })?;
+        // After the seat: a request for which the house has no room does not count against its key.
+        let pass = caller.enter(&self.model.name, self.ctx.now())?;
+        Ok(Seat { caller: caller.clone(), pass, _permit: permit })
+    }
+
+    /// What the names of a tenant's blocks are salted with.
+    pub fn cache_salt(&self, tenant: &str) -> u64 {
+        if self.config.kv.share_across_tenants { NO_SALT } else { cache_salt(tenant) }
     }
 
     /// Requests in the house.
@@ -205,26 +302,34 @@ impl App {
     /// Refuses new requests from here on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.leaving.cancel();
     }
 
-    /// Reads the configuration file again and makes its chain the active one. Blocks; the other tables
-    /// take effect at the next start.
+    /// Reads the configuration file again and makes its chain the active one, its keys those that are let in;
+    /// reads the certificates again. Blocks; the other tables take effect at the next start.
     pub fn reload(&self) -> Result<Option<GenerationId>, ReloadError> {
         let Some(path) = &self.config_path else { return Ok(None) };
         let _one_at_a_time = self.reloading.lock();
         let mut config = Config::load(path)?;
-        let without_chains = |c: &Config| Config {
+        let certificates = self.certificates.renew()?;
+        let at_start = |c: &Config| Config {
+            auth: Default::default(),
             plugins: Default::default(),
             chain: Default::default(),
             chains: Default::default(),
             ..c.clone()
         };
-        if without_chains(&config) != without_chains(&self.config) {
-            tracing::warn!("only `plugins`, `chain` and `chains` are reloaded; other changes need a restart");
+        if at_start(&config) != at_start(&self.config) {
+            tracing::warn!(
+                "only `auth`, `plugins`, `chain` and `chains` are reloaded; other changes need a restart"
+            );
         }
         // What must be shown for a component is not relaxed by the file that names it while the host runs.
         config.supply = self.config.supply.clone();
-        Ok(Some(self.generations.apply(chain_spec(&config)?)?))
+        let generation = self.generations.apply(chain_spec(&config)?)?;
+        self.auth.replace(&config.auth, self.ctx.now());
+        certificates.into_iter().for_each(Renewal::install);
+        Ok(Some(generation))
     }
 
     /// Stops the workers once their sequences have ended.
@@ -232,6 +337,7 @@ impl App {
         for worker in &self.workers {
             worker.stop();
         }
+        self.responses.close();
         // Without a recording there is nothing to end.
         let _ = self.recording.stop(&self.generations);
     }

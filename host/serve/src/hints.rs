@@ -5,14 +5,15 @@
 
 use policy::{Attributes, Frame, Hints, HintsView, Pin};
 
+use crate::auth::Ceiling;
 use crate::ctx::name_id;
 use crate::request::{Prompt, Refusal, Request};
 use crate::worker::SequenceHints;
 
 /// Chosen: an hour of head start is more than any queue is long.
-const PRIORITY_SECONDS_MAX: f32 = 3600.0;
+pub(crate) const PRIORITY_SECONDS_MAX: f32 = 3600.0;
 /// Chosen: a handful of tiers is in use; the bound keeps them exact as `f32`.
-const STRICT_TIER_MAX: u32 = 1 << 16;
+pub(crate) const STRICT_TIER_MAX: u32 = 1 << 16;
 
 /// What a caller wishes, as later slots see it.
 #[derive(Clone, Debug, Default)]
@@ -21,10 +22,20 @@ pub struct Wishes {
     pub hints: Hints,
     /// The hints that are columns.
     pub numbers: SequenceHints,
-    /// Id of the session or agent that started this one, or 0.
-    pub parent: u64,
     /// What the contract has no field for.
     pub attributes: Attributes,
+}
+
+impl Wishes {
+    /// The same, with no more head start than a key may ask for.
+    pub fn within(mut self, ceiling: Option<Ceiling>) -> Self {
+        let Some(ceiling) = ceiling else { return self };
+        self.numbers.priority = self.numbers.priority.min(ceiling.priority);
+        self.numbers.strict_tier = self.numbers.strict_tier.min(ceiling.strict_tier);
+        self.hints.priority = self.hints.priority.map(|p| p.min(ceiling.priority));
+        self.hints.strict_tier = self.hints.strict_tier.map(|t| t.min(ceiling.strict_tier));
+        self
+    }
 }
 
 /// Asks the chain; while a canary runs, that of the side on which the session is.
@@ -70,8 +81,7 @@ pub fn interpret(pin: &Pin, request: &Request, prompt: &Prompt, frame: Frame) ->
     // A caller that expects more than its limit expects its limit.
     hints.expected_output_tokens = hints.expected_output_tokens.map(|n| n.min(prompt.output_tokens_max));
     let attributes = std::mem::take(&mut hints.attributes).into();
-    let parent = hints.parent.as_deref().map_or(0, name_id);
-    Ok(Wishes { numbers: numbers(&hints, &request.tenant), parent, attributes, hints })
+    Ok(Wishes { numbers: numbers(&hints, &request.tenant), attributes, hints })
 }
 
 /// Hints and the tenant as the numbers that later slots see.
@@ -79,11 +89,36 @@ fn numbers(hints: &Hints, tenant: &str) -> SequenceHints {
     let id = |name: &Option<String>| name.as_deref().map_or(0, name_id);
     SequenceHints {
         session: id(&hints.session),
+        parent: id(&hints.parent),
+        session_final: hints.session_final.unwrap_or(false),
         class: id(&hints.class),
         tenant: name_id(tenant),
         priority: hints.priority.unwrap_or(0.0),
         strict_tier: hints.strict_tier.unwrap_or(0),
         deadline_ms: hints.deadline_ms.unwrap_or(0),
         expected_output_tokens: hints.expected_output_tokens.unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_caps_what_is_asked_for_and_nothing_below() {
+        let wishes = |priority, strict_tier| Wishes {
+            hints: Hints { priority: Some(priority), strict_tier: Some(strict_tier), ..Hints::default() },
+            numbers: SequenceHints { priority, strict_tier, ..SequenceHints::default() },
+            ..Wishes::default()
+        };
+        let ceiling = Some(Ceiling { priority: 5.0, strict_tier: 1 });
+        let capped = wishes(60.0, 9).within(ceiling);
+        assert_eq!((capped.numbers.priority, capped.numbers.strict_tier), (5.0, 1));
+        assert_eq!((capped.hints.priority, capped.hints.strict_tier), (Some(5.0), Some(1)));
+        assert_eq!(wishes(-3.0, 0).within(ceiling).numbers.priority, -3.0);
+        assert_eq!(wishes(60.0, 9).within(None).numbers.priority, 60.0);
+        // Whoever says nothing asks for no head start, which is more than some may have.
+        let last = Some(Ceiling { priority: -10.0, strict_tier: 0 });
+        assert_eq!(Wishes::default().within(last).numbers.priority, -10.0);
     }
 }

@@ -19,10 +19,11 @@ use crate::app::{App, Seat};
 use crate::ctx::Moment;
 use crate::door::Place;
 use crate::hints::Wishes;
-use crate::prompt::{Detokenizer, OutputParser, StopMatcher};
-use crate::request::{Prompt, Refusal, Request};
+use crate::prompt::{Detokenizer, Guide, OutputParser, StopMatcher};
+use crate::request::{Input, Prompt, Refusal, Request};
 use crate::retain::{self, Turn};
 use crate::route::{self, Routed};
+use crate::speculation::Next;
 use crate::worker::Start;
 use crate::{admit, auth, hints, middleware, render, row};
 
@@ -33,13 +34,14 @@ pub async fn journey(
     endpoint: Endpoint,
 ) -> Result<Response, Refusal> {
     let arrived = app.ctx.now();
-    let tenant = app.auth.tenant(call.headers())?; //                                         401, before anything is read
-    let seat = app.enter()?; //                                                               429 before anybody pays
-    let call = api::read(call, app.config.limits.body_bytes_max).await?; //                   413
+    let caller = app.auth.caller(call.headers())?; //                                         401, before anything is read
+    let seat = app.enter(&caller)?; //                                                        429 before anybody pays
+    let call = api::body::read(call, &app.config.limits).await?; //                           408, 413, 415
+    let tenant = caller.tenant; //                                                            rules match on it
     let policies = policies(&app, &tenant, &call.headers); //                                 generation and chain, to the end
     let (headers, body) = middleware::pass(&app, &policies, call)?; //                      * no answer: refused
     let (request, writer) = endpoint.parse(&app, &body, &headers, &tenant).await?; //         400, naming the field
-    let request = request.of_tenant(tenant); //                                               rules match on it
+    let request = request.of_tenant(tenant); //                                               so does the cache
     let answer = answer(&app, Visit { seat, policies, arrived }, &request).await?; //         the rest of the line, below
     stream::respond(answer, request.streamed, writer).await //                                text, calls, usage, events
 }
@@ -56,15 +58,49 @@ pub struct Visit {
 
 /// From a request to an answer that has begun.
 pub async fn answer(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, Refusal> {
+    match &request.input {
+        Input::Batch(prompts) => batch(app, visit, request, prompts).await,
+        _ => one(app, visit, request).await,
+    }
+}
+
+/// Several prompts are several requests, each with a seat of its own; their answers are one.
+async fn batch(
+    app: &Arc<App>,
+    visit: Visit,
+    request: &Request,
+    prompts: &[Input],
+) -> Result<Answer, Refusal> {
+    let Visit { seat, policies, arrived } = visit;
+    let mut seats = vec![seat];
+    for _ in 1..prompts.len() {
+        seats.push(app.enter(seats[0].caller())?);
+    }
+    let mut answers = Vec::with_capacity(prompts.len());
+    for (number, (prompt, seat)) in prompts.iter().zip(seats).enumerate() {
+        let id = if number == 0 { request.id.clone() } else { format!("{}-{number}", request.id) };
+        let part = Request { id, input: prompt.clone(), ..request.clone() };
+        let visit = Visit { seat, policies: policies.clone(), arrived };
+        answers.push(one(app, visit, &part).await?);
+    }
+    let first = answers.remove(0);
+    Ok(first.joined_by(answers))
+}
+
+async fn one(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, Refusal> {
     let Visit { seat, policies, arrived } = visit;
     let prompt = render::prompt(app, request)?; //                                            template, tokens, block names
+    seat.charge_prompt(prompt.tokens.len() as u32, app.ctx.now())?; //                        429 beyond the limit of a key
     let (policies, wishes) = hints::by_session(policies, request, &prompt, app.frame())?; // * no answer: no hints
+    let wishes = wishes.within(seat.caller().ceiling()); //                                   no more than the key may ask for
     let mut row = row::request(request, &prompt, &wishes); //                                 what the next two are shown
     let place = admit::enter(app, &policies, &mut row).await?; //                           * no answer: it comes in
     let routed = choose(app, &policies, &prompt, &row)?; //                                 * no answer: the built-in
     let turn = retain::turn(app, &prompt, &wishes); //                                        what retain* will be told, if asked
+    let prepared = app.speculation.arrived(wishes.numbers.session); //                        nothing is prepared for it any more
     let pinned = pin(app, (seat, place), policies, (request, prompt, &wishes, routed), arrived);
-    start(pinned, request, &wishes, turn) //                                                  [ schedule* → kv → engine ]↺ on the worker's thread
+    let answer = start(pinned, request, &wishes, turn)?; //                                   [ schedule* → kv → engine ]↺ on the worker's thread
+    Ok(answer.between(prepared, Next::of(app, request, &wishes))) //                          what its end prepares
 }
 
 /// Pins the active generation, and in it the chain whose rule the request fits.
@@ -117,13 +153,16 @@ fn start(
             id: app.next_sequence(),
             tokens: Arc::clone(&prompt.tokens),
             blocks: Arc::clone(&prompt.blocks),
+            salt: prompt.salt,
             sampling: choice_sampling(&request.sampling, number),
             output_tokens_max: prompt.output_tokens_max,
             stop_tokens: Arc::clone(&app.model.stop_tokens),
+            constraint: prompt.guide.as_ref().map(Guide::begin),
             hints: pinned.hints,
             attributes: wishes.attributes.clone(),
             turn: turn.clone(),
             announced: request.begins_early && number == 0,
+            ahead: false,
             arrived: pinned.arrived,
             events,
         });
@@ -141,11 +180,13 @@ fn choice(
     prompt: &Prompt,
     events: mpsc::Receiver<crate::worker::Event>,
 ) -> Choice {
-    let parser = OutputParser::new(request.tools.is_some(), prompt.in_reasoning);
-    let detokenizer = Detokenizer::new(Arc::clone(&app.model.tokenizer));
+    // A text that no template made has no parts.
+    let (family, tools) = (app.model.family, request.tools.as_deref());
+    let parser =
+        (request.input == Input::Conversation).then(|| OutputParser::new(family, tools, prompt.in_reasoning));
+    let detokenizer = Detokenizer::new(Arc::clone(&app.model.tokenizer), family);
     let stop = StopMatcher::new(&request.stop);
     Choice::new(events, detokenizer, stop, parser, request.sampling.logprobs.is_some())
-        .beginning_with(&prompt.forced)
 }
 
 fn choice_sampling(sampling: &SamplingParams, number: u32) -> SamplingParams {

@@ -5,6 +5,7 @@
 pub mod journey;
 
 pub mod admit;
+pub mod allowance;
 pub mod answer;
 pub mod api;
 pub mod app;
@@ -15,6 +16,7 @@ pub mod config;
 pub mod ctx;
 pub mod door;
 pub mod hints;
+pub mod lineage;
 pub mod middleware;
 pub mod model;
 pub mod observe;
@@ -29,8 +31,11 @@ pub mod route;
 pub mod row;
 pub mod server;
 pub mod source;
+pub mod speculation;
 pub mod stores;
 pub mod telemetry;
+pub mod threads;
+pub mod tls;
 pub mod worker;
 
 /// Compiling components takes hundreds of megabytes for a moment; this allocator gives them back.

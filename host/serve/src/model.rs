@@ -9,7 +9,7 @@ use engine::{ModelFiles, SamplingParams};
 use serde_json::Value;
 
 use crate::config;
-use crate::prompt::{ChatTemplate, PromptError, Tokenizer};
+use crate::prompt::{ChatTemplate, Family, Grammars, PromptError, Tokenizer};
 
 /// Name of the model that is part of the binary.
 pub const EMBEDDED: &str = "tiny-agent";
@@ -30,8 +30,14 @@ pub struct ServedModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Messages to text.
     pub template: ChatTemplate,
+    /// How it writes reasoning and tool calls.
+    pub family: Family,
     /// Tokens that end an output.
     pub stop_tokens: Arc<[u32]>,
+    /// Grammars of structured output over its tokens.
+    pub grammars: Grammars,
+    /// Whether it may reason before it answers, as its template tells.
+    pub reasons: bool,
     /// What the model's authors say of sampling.
     pub sampling: SamplingParams,
 }
@@ -111,18 +117,38 @@ impl ServedModel {
         let generation_config = json("generation_config.json", &texts.generation_config)?;
         let model_config = json("config.json", &texts.config)?;
         let tokenizer = Tokenizer::from_bytes(&texts.folder.join("tokenizer.json"), &texts.tokenizer)?;
-        let stop_tokens = tokenizer.stop_tokens(&generation_config, &model_config, &tokenizer_config);
+        let mut stop_tokens = tokenizer.stop_tokens(&generation_config, &model_config, &tokenizer_config);
         let jinja =
             (!texts.template.is_empty()).then(|| String::from_utf8_lossy(&texts.template).into_owned());
+        let templates = jinja.clone().unwrap_or_else(|| spelled(&tokenizer_config["chat_template"]));
+        let chosen = config.output_format.family();
+        let family = chosen.unwrap_or_else(|| Family::detect(&templates, &tokenizer));
+        tracing::info!(family = family.as_str(), chosen = chosen.is_some(), "output format");
+        stop_tokens.extend(family.stop_texts().iter().filter_map(|text| tokenizer.added_id(text)));
+        stop_tokens.sort_unstable();
+        stop_tokens.dedup();
         let template = ChatTemplate::from_config(&texts.folder, &tokenizer_config, jinja, tokenizer.guard())?;
+        let (tokenizer, stop_tokens) = (Arc::new(tokenizer), Arc::<[u32]>::from(stop_tokens));
         Ok(Self {
             name: name(config),
             files,
-            tokenizer: Arc::new(tokenizer),
+            grammars: Grammars::new(Arc::clone(&tokenizer), Arc::clone(&stop_tokens)),
+            tokenizer,
             template,
-            stop_tokens: stop_tokens.into(),
+            reasons: family.reasoning().is_some_and(|marks| templates.contains(marks.open)),
+            family,
+            stop_tokens,
             sampling: sampling(&generation_config),
         })
+    }
+}
+
+/// All that a `chat_template` says, which may be several named ones.
+fn spelled(template: &Value) -> String {
+    match template {
+        Value::String(text) => text.clone(),
+        Value::Array(named) => named.iter().filter_map(|one| one["template"].as_str()).collect(),
+        _ => String::new(),
     }
 }
 

@@ -37,8 +37,9 @@ pub fn tell(pin: &Pin, event: Event, outcome: &Outcome, hints: &SequenceHints, f
         outcome.cached_tokens as f32,
         outcome.output_tokens as f32,
         f32::from(outcome.finish),
+        f32::from(u8::from(hints.session_final)),
     ];
-    let ids = [outcome.worker, hints.session, outcome.sequence, hints.class, hints.tenant];
+    let ids = [outcome.worker, hints.session, outcome.sequence, hints.class, hints.tenant, hints.parent];
     row::fill(&mut table, &numbers, &ids);
     pin.observe(&ObserveView { frame, outcomes: &table });
 }

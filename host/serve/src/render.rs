@@ -7,9 +7,8 @@ use std::sync::Arc;
 use kv::BlockName;
 
 use crate::app::App;
-use crate::prompt::{Frame, Kept, Naming, Segment};
+use crate::prompt::{Ask, Calls, Frame, Guide, Kept, Naming, Reasoning, Segment};
 use crate::request::{Input, Prompt, Refusal, Request, ToolChoice};
-use crate::worker::NO_SALT;
 
 /// Chosen: longer texts would hold up other requests of this thread for more than a millisecond.
 const INLINE_BYTES_MAX: usize = 64 << 10;
@@ -21,85 +20,130 @@ type Named = (Arc<[u32]>, Arc<[BlockName]>);
 #[derive(Default)]
 struct Rendered {
     tokens: Option<Named>,
-    in_reasoning: bool,
     segments: Option<Vec<Segment>>,
     kept: Option<Kept>,
 }
 
 /// Renders, tokenises and names. Text beyond a few pages moves this thread's other work elsewhere first.
 pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
-    let forced = forced_call(&request.tool_choice);
-    let guarded = forced_call(&guarded_choice(app, &request.tool_choice));
-    let Rendered { tokens, in_reasoning, segments, kept } = match &request.input {
-        Input::Conversation => conversation(app, request, &guarded)?,
+    let Rendered { tokens, segments, kept } = match &request.input {
+        Input::Conversation => conversation(app, request)?,
         Input::Text(text) => {
             let prefix = app.model.tokenizer.prefix().iter().copied();
-            let encode = || app.model.tokenizer.encode(&(text.clone() + &guarded));
+            let encode = || app.model.tokenizer.encode(text);
             let text =
                 if text.len() > INLINE_BYTES_MAX { tokio::task::block_in_place(encode) } else { encode() };
-            named(app, prefix.chain(text).collect())
+            named(app, request, prefix.chain(text).collect())
         }
-        Input::Tokens(tokens) => named(app, tokens.clone()),
+        Input::Tokens(tokens) => named(app, request, tokens.clone()),
+        // Each of its prompts is a request of its own.
+        Input::Batch(_) => Rendered::default(),
     };
     let (tokens, blocks) = tokens.unwrap_or_default();
     let max = app.context_max as usize;
     if tokens.is_empty() {
-        return Err(Refusal::field("messages", "`messages` render to an empty prompt"));
+        return Err(match request.input {
+            Input::Conversation => Refusal::field("messages", "`messages` render to an empty prompt"),
+            _ => Refusal::field("prompt", "`prompt` must not be empty"),
+        });
     }
     if tokens.len() >= max {
         return Err(Refusal::TooLong { tokens: tokens.len(), max });
     }
+    let end = kept.as_ref().map(Kept::end);
+    let in_reasoning = end.is_some_and(|end| app.model.family.opens_reasoning(end));
+    let guide = guide(app, request, end)?;
+    let salt = app.cache_salt(&request.tenant);
     let room = app.context_max - tokens.len() as u32;
     let wanted = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default);
-    // What the model writes goes on behind what is forced; a caller sends back both as one.
-    let kept = kept.filter(|_| forced.is_empty());
     let output_tokens_max = wanted.min(room);
-    Ok(Prompt { tokens, blocks, forced, in_reasoning, segments, kept, output_tokens_max })
+    Ok(Prompt { tokens, blocks, salt, guide, in_reasoning, segments, kept, output_tokens_max })
 }
 
-fn named(app: &App, tokens: Vec<u32>) -> Rendered {
-    let naming = naming(app);
+/// The whole blocks of a conversation before a mark, which is the content of its last message: what is sure of a prompt
+/// whose last message is not known yet. `None` where there is no such block, or no room.
+pub fn prefix(app: &App, request: &Request, mark: &str) -> Result<Option<Prompt>, Refusal> {
+    let frame = frame(app, request);
+    let maker = app.prompts.maker(&app.model.template, &app.model.tokenizer, naming(app, request), &frame);
+    let kept = app.prompts.glance(&maker, &request.messages)?;
+    let mut tokens = kept.tokens_before(mark, &maker).unwrap_or_default();
+    let block_tokens = app.config.kv.block_tokens as usize;
+    tokens.truncate(tokens.len() / block_tokens * block_tokens);
+    if tokens.is_empty() || tokens.len() >= app.context_max as usize {
+        return Ok(None);
+    }
+    let Some((tokens, blocks)) = named(app, request, tokens).tokens else { return Ok(None) };
+    let salt = app.cache_salt(&request.tenant);
+    Ok(Some(Prompt {
+        tokens,
+        blocks,
+        salt,
+        guide: None,
+        in_reasoning: false,
+        segments: None,
+        kept: None,
+        output_tokens_max: 0,
+    }))
+}
+
+fn named(app: &App, request: &Request, tokens: Vec<u32>) -> Rendered {
+    let naming = naming(app, request);
     let blocks = BlockName::names(naming.fingerprint, naming.salt, &tokens, naming.block_tokens);
     Rendered { tokens: Some((tokens.into(), blocks.into())), ..Rendered::default() }
 }
 
-fn naming(app: &App) -> Naming {
+fn naming(app: &App, request: &Request) -> Naming {
     let block_tokens = app.config.kv.block_tokens as usize;
-    Naming { fingerprint: app.fingerprint, salt: NO_SALT, block_tokens }
+    Naming { fingerprint: app.fingerprint, salt: app.cache_salt(&request.tenant), block_tokens }
 }
 
-fn conversation(app: &App, request: &Request, forced: &str) -> Result<Rendered, Refusal> {
-    let model = &app.model;
-    let frame = Frame {
+fn frame<'a>(app: &App, request: &'a Request) -> Frame<'a> {
+    Frame {
         tenant: &request.tenant,
         tools: request.tools.as_ref(),
         extra: &request.template_args,
         now_unix_ms: app.ctx.unix_ms(),
-        segmented: app.generations.retains(),
-    };
-    let maker = app.prompts.maker(&model.template, &model.tokenizer, naming(app), &frame);
-    let kept = app.prompts.prompt(&maker, &request.messages)?;
-    let tokens = maker.tokens(&kept, forced);
-    let segments = frame.segmented.then(|| kept.segments().map(<[Segment]>::to_vec)).flatten();
-    let in_reasoning = kept.in_reasoning();
-    Ok(Rendered { tokens: Some(tokens), in_reasoning, segments, kept: Some(kept) })
-}
-
-/// The beginning of a call, written on the model's behalf: it then has no way but to make the call.
-fn forced_call(choice: &ToolChoice) -> String {
-    match choice {
-        ToolChoice::None | ToolChoice::Auto => String::new(),
-        ToolChoice::Required => "<tool_call>\n{\"name\": \"".into(),
-        ToolChoice::Named(name) => {
-            format!("<tool_call>\n{{\"name\": {}, \"arguments\": ", serde_json::Value::from(name.as_str()))
-        }
+        segmented: app.generations.retains() || request.is_marked(),
     }
 }
 
-/// The same choice, its name marked where it spells a special token.
-fn guarded_choice(app: &App, choice: &ToolChoice) -> ToolChoice {
-    match choice {
-        ToolChoice::Named(name) => ToolChoice::Named(app.model.tokenizer.guard().text(name).into_owned()),
-        other => other.clone(),
+fn conversation(app: &App, request: &Request) -> Result<Rendered, Refusal> {
+    let frame = frame(app, request);
+    let maker = app.prompts.maker(&app.model.template, &app.model.tokenizer, naming(app, request), &frame);
+    let kept = app.prompts.prompt(&maker, &request.messages)?;
+    let tokens = maker.tokens(&kept, "");
+    let segments = frame.segmented.then(|| kept.segments().map(<[Segment]>::to_vec)).flatten();
+    Ok(Rendered { tokens: Some(tokens), segments, kept: Some(kept) })
+}
+
+/// What the output has to look like, by its format and by the calls that it has to make. `end`: that of a conversation.
+///
+/// With `tool_choice: auto` and a text, everything is free: even a strict tool's arguments are the model's own.
+fn guide(app: &App, request: &Request, end: Option<&str>) -> Result<Option<Guide>, Refusal> {
+    let tools = request.tools.as_deref().unwrap_or_default();
+    let calls = match &request.tool_choice {
+        ToolChoice::None => Calls::None,
+        ToolChoice::Auto => Calls::May(tools),
+        ToolChoice::Required => Calls::Must { tools, many: request.parallel_calls, named: None },
+        ToolChoice::Named(name) => Calls::Must { tools, many: false, named: Some(name) },
+    };
+    let syntax = app.model.family.call_syntax();
+    let ask = Ask { format: &request.format, calls, syntax: syntax.as_ref() };
+    // Compiling may take long enough to hold up other requests of this thread.
+    let slowly = |work: &mut dyn FnMut()| tokio::task::block_in_place(work);
+    let grammar = app.model.grammars.grammar(&ask, slowly)?;
+    let reasoning = end.map_or(Reasoning::None, |end| reasoning(app, end.trim_end()));
+    Ok(grammar.map(|grammar| Guide { grammar, reasoning }))
+}
+
+/// Where a conversation's text leaves the model.
+fn reasoning(app: &App, end: &str) -> Reasoning {
+    let Some(marks) = app.model.family.reasoning() else { return Reasoning::None };
+    if end.ends_with(marks.open) {
+        Reasoning::Inside(marks)
+    } else if app.model.reasons && !end.ends_with(marks.close) {
+        Reasoning::May(marks)
+    } else {
+        Reasoning::None
     }
 }

@@ -5,7 +5,12 @@ use std::sync::Arc;
 use engine::SamplingParams;
 use serde_json::Value;
 
-use crate::prompt::{Conversation, Kept, Segment, Tools};
+pub use crate::prompt::Format;
+use crate::prompt::{Conversation, Guide, Kept, Segment, Tools};
+use crate::threads::ThreadError;
+
+/// Name of the extension that holds a caller's cache marks; `api/marks.rs` says what is in it.
+pub const MARKS: &str = "cache_control";
 
 /// One API call, parsed and checked; the protocol it came by is behind it.
 #[derive(Clone, Debug)]
@@ -82,26 +87,8 @@ pub enum Input {
     Text(String),
     /// Tokens as they are.
     Tokens(Vec<u32>),
-}
-
-/// The form that the text of an answer has to have.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Format {
-    /// Any text.
-    Text,
-    /// A JSON object.
-    JsonObject,
-    /// JSON that fits a schema.
-    JsonSchema {
-        /// The schema.
-        schema: Value,
-        /// Whether a keyword that cannot be kept is an error.
-        strict: bool,
-    },
-    /// Text that a regular expression matches.
-    Regex(String),
-    /// Text of a grammar in Lark's notation.
-    Lark(String),
+    /// Several prompts, each a text or tokens, and never a batch itself.
+    Batch(Vec<Input>),
 }
 
 /// What the caller wants of tools.
@@ -124,8 +111,10 @@ pub struct Prompt {
     pub tokens: Arc<[u32]>,
     /// Names of its full blocks.
     pub blocks: Arc<[kv::BlockName]>,
-    /// Output that the host wrote on the model's behalf, to force a tool call.
-    pub forced: String,
+    /// What the output has to look like; `None` where any text will do.
+    pub guide: Option<Guide>,
+    /// What these names are salted with; those of the output are salted with it too.
+    pub salt: u64,
     /// Whether the prompt ends inside a reasoning section.
     pub in_reasoning: bool,
     /// Most tokens of an output, 0 for none: the caller's limit or the default, within what the context leaves.
@@ -174,14 +163,59 @@ pub enum Refusal {
         /// What there is.
         served: String,
     },
+    /// A field names something that is not there.
+    #[error("{message}")]
+    Missing {
+        /// Path of the field.
+        param: String,
+        /// What clients know the case by.
+        code: &'static str,
+        /// What is not there, and what to do about it.
+        message: String,
+    },
+    /// A conversation that the host holds cannot be continued as was asked.
+    #[error("`thread.previous_message_id`: {0}")]
+    Thread(#[from] ThreadError),
     /// There is no such path.
     #[error("unknown path {0}; see GET /v1/models and POST /v1/chat/completions")]
     UnknownPath(String),
+    /// The vendors have such a path, and this host has not.
+    #[error(
+        "{0} is out of scope: this host generates text; see GET /v1/models and POST /v1/chat/completions"
+    )]
+    OutOfScope(String),
     /// The host has keys, and the caller showed none of them.
     #[error("{}", unauthorized(*shown))]
     Unauthorized {
         /// Whether a key was shown at all.
         shown: bool,
+    },
+    /// The caller may not do this.
+    #[error("{0}")]
+    Forbidden(String),
+    /// A limit of the caller's key is reached.
+    #[error("this API key may {limit}; retry after {:.3} s", *retry_after_ms as f64 / 1e3)]
+    OverLimit {
+        /// The limit, as what the key may do.
+        limit: String,
+        /// When to come again.
+        retry_after_ms: u64,
+    },
+    /// Nothing more came of a body, or not all of it in time.
+    #[error("the request body was not received in time: {0}")]
+    SlowBody(String),
+    /// The body is compressed.
+    #[error(
+        "request bodies with `content-encoding: {0}` are not read; send the body as it is, without that header"
+    )]
+    Encoded(String),
+    /// Arrays and objects of the body lie too deep in each other.
+    #[error(
+        "arrays and objects of the request body are nested more than {max} deep, which is the limit (`limits.json_depth_max`)"
+    )]
+    TooDeep {
+        /// The limit.
+        max: usize,
     },
     /// The house is full.
     #[error("{running} requests are being served, which is the limit; retry after {retry_after_s} s")]
@@ -248,6 +282,11 @@ impl Request {
     pub fn of_tenant(self, tenant: String) -> Self {
         Self { tenant, ..self }
     }
+
+    /// Whether its caller marked places up to which the prompt is to be cached.
+    pub fn is_marked(&self) -> bool {
+        self.extensions.iter().any(|(name, _)| name == MARKS)
+    }
 }
 
 fn rejection(reason: &str, decided_by: &str) -> String {
@@ -265,7 +304,16 @@ impl Refusal {
             | Self::Rejected { retry_after_s, .. }
             | Self::WaitedTooLong { retry_after_s, .. }
             | Self::DoorFull { retry_after_s, .. } => Some(*retry_after_s),
+            Self::OverLimit { retry_after_ms, .. } => Some(retry_after_ms.div_ceil(1000).max(1) as u32),
             _ => None,
+        }
+    }
+
+    /// The same to the millisecond, where it is known so well.
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        match self {
+            Self::OverLimit { retry_after_ms, .. } => Some((*retry_after_ms).max(1)),
+            _ => self.retry_after_s().map(|s| u64::from(s) * 1000),
         }
     }
 

@@ -11,6 +11,7 @@ use policy::{Attributes, Value};
 
 use crate::app::App;
 use crate::hints;
+use crate::prompt::Family;
 use crate::prompt::{Segment, Tokenizer};
 use crate::request::Prompt;
 
@@ -26,10 +27,8 @@ pub struct Turn {
     pub in_reasoning: bool,
     /// Finds reasoning in the output.
     pub tokenizer: Arc<Tokenizer>,
-    /// Id of the session that started this one, or 0.
-    pub parent: u64,
-    /// Whether the session ends with this turn.
-    pub session_final: bool,
+    /// What stands around it.
+    pub family: Family,
     /// What the caller wishes.
     pub wishes: Wishes,
     /// What hint policies said beyond the contract's fields.
@@ -76,14 +75,14 @@ impl Wishes {
 
 /// What the worker has to know of this turn; `None` where nobody will ask.
 pub fn turn(app: &App, prompt: &Prompt, said: &hints::Wishes) -> Option<Arc<Turn>> {
-    let segments = prompt.segments.clone()?;
+    // Cache marks need segments too, and no policy.
+    let segments = prompt.segments.clone().filter(|_| app.generations.retains())?;
     let attributes = said.attributes.clone();
     Some(Arc::new(Turn {
         segments,
         in_reasoning: prompt.in_reasoning,
         tokenizer: Arc::clone(&app.model.tokenizer),
-        parent: said.parent,
-        session_final: said.hints.session_final.unwrap_or(false),
+        family: app.model.family,
         wishes: Wishes::of(&attributes),
         attributes,
     }))

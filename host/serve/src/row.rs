@@ -25,9 +25,15 @@ pub fn request(request: &Request, prompt: &Prompt, wishes: &Wishes) -> Table {
         hints.deadline_ms as f32,
         0.0,
         request.output_tokens_max.unwrap_or(0) as f32,
+        f32::from(u8::from(hints.session_final)),
+        match wishes.hints.speculative_prefill {
+            Some(true) => 1.0,
+            Some(false) => -1.0,
+            None => 0.0,
+        },
     ];
     let mut row = Table::new(&REQUEST, 1);
-    fill(&mut row, &numbers, &[hints.session, wishes.parent, hints.class, hints.tenant]);
+    fill(&mut row, &numbers, &[hints.session, hints.parent, hints.class, hints.tenant]);
     if !wishes.attributes.is_empty() {
         row.set_attributes(0, wishes.attributes.clone());
     }

@@ -4,6 +4,7 @@
 //! a completion or a header's value is written anywhere.
 
 mod rollout;
+mod speculation;
 
 use std::io::IsTerminal;
 use std::sync::atomic::AtomicU64;
@@ -158,6 +159,7 @@ pub struct Metrics {
     answer_tokens_kept: Counter,
     prompt_bytes: Gauge,
     rollout: rollout::RolloutMetrics,
+    speculation: speculation::SpeculationMetrics,
 }
 
 impl Metrics {
@@ -193,6 +195,7 @@ impl Metrics {
             answer_tokens_kept: Counter::default(),
             prompt_bytes: Gauge::default(),
             rollout: rollout::RolloutMetrics::default(),
+            speculation: speculation::SpeculationMetrics::default(),
         };
         metrics.register();
         recording.register(&mut metrics.registry.lock());
@@ -254,6 +257,7 @@ impl Metrics {
             self.prompt_bytes.clone(),
         );
         self.rollout.register(&mut r);
+        self.speculation.register(&mut r);
     }
 
     /// Counts an admitted request that ended.
@@ -296,6 +300,7 @@ impl Metrics {
         self.collect_cache(app);
         self.collect_prompts(app);
         self.rollout.collect(&app.generations);
+        self.speculation.collect(&app.speculation.counts);
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry.lock()) {
             tracing::error!(%error, "metrics cannot be written");

@@ -1,15 +1,13 @@
-//! The extension objects of a body: `nvext` and `prompt_cache_key`.
+//! The extensions of a body: `nvext`, `metadata`, `prompt_cache_key`, `service_tier`, and what asks for effort.
 //!
 //! A field of the wrong type is as good as absent: advice is never an error.
 
-use crate::Lineage;
+use crate::{ATTRIBUTE_BYTES_MAX, ATTRIBUTES_MAX, Lineage};
 use pointsman_sdk::{HintsView, Value};
 use serde_json::{Map, Value as Json};
 
-/// Longest name of an attribute and longest text taken, in bytes.
-const ATTRIBUTE_BYTES_MAX: usize = 64;
-/// Most attributes in all.
-const ATTRIBUTES_MAX: usize = 16;
+/// Where each API lets a caller say how hard the model is to think.
+const EFFORT: [&str; 3] = ["output_config.effort", "reasoning.effort", "reasoning_effort"];
 /// Fields of `agent_hints` that have a place in the contract.
 const KNOWN: [&str; 5] = ["priority", "strict_priority", "osl", "speculative_prefill", "latency_sensitivity"];
 
@@ -19,6 +17,9 @@ pub(crate) struct Body {
     agent_hints: Map<String, Json>,
     session_control: Map<String, Json>,
     cache_key: Option<String>,
+    user: Option<String>,
+    service_tier: Option<String>,
+    effort: Option<String>,
 }
 
 /// Reads the extension objects; what is no JSON object is as good as absent.
@@ -28,10 +29,12 @@ pub(crate) fn read(view: &HintsView<'_>) -> Body {
         body.agent_hints = object(nvext.remove("agent_hints"));
         body.session_control = object(nvext.remove("session_control"));
     }
-    let cache_key = view.extension("prompt_cache_key").map(serde_json::from_str);
-    if let Some(Ok(Json::String(key))) = cache_key {
-        body.cache_key = Some(key);
-    }
+    let text = |name: &str| serde_json::from_str::<String>(view.extension(name)?).ok();
+    body.cache_key = text("prompt_cache_key");
+    body.service_tier = text("service_tier");
+    body.effort = EFFORT.into_iter().find_map(text);
+    let metadata = view.extension("metadata").and_then(|json| serde_json::from_str(json).ok());
+    body.user = metadata.as_ref().and_then(|metadata: &Json| metadata["user_id"].as_str()).map(str::to_owned);
     body
 }
 
@@ -48,6 +51,16 @@ impl Body {
         Some(Lineage { session, parent: None })
     }
 
+    /// The session that Claude Code names in `metadata.user_id`: a text with JSON, or one that ends in it.
+    pub(crate) fn user(&self) -> Option<Lineage> {
+        let user = self.user.as_deref()?;
+        let session = match serde_json::from_str::<Json>(user) {
+            Ok(user) => user["session_id"].as_str()?.to_owned(),
+            Err(_) => user.rsplit_once("_session_")?.1.to_owned(),
+        };
+        Some(Lineage { session, parent: None })
+    }
+
     /// The weakest word: a cache key says which requests share a prefix.
     pub(crate) fn cache_key(&self) -> Option<Lineage> {
         Some(Lineage { session: self.cache_key.clone()?, parent: None })
@@ -58,6 +71,16 @@ impl Body {
         let number = |name| self.agent_hints.get(name).and_then(Json::as_f64);
         let priority = number("priority").or_else(|| number("latency_sensitivity"))? as f32;
         priority.is_finite().then_some(priority)
+    }
+
+    /// The tier of service that OpenAI's callers may ask for.
+    pub(crate) fn service_tier(&self) -> Option<&str> {
+        self.service_tier.as_deref()
+    }
+
+    /// How hard the model is to think, in the caller's word.
+    pub(crate) fn effort(&self) -> Option<&str> {
+        self.effort.as_deref()
     }
 
     pub(crate) fn strict_tier(&self) -> Option<u32> {

@@ -27,23 +27,18 @@ pub(crate) fn claude_code(view: &HintsView<'_>) -> Option<Lineage> {
     Some(Lineage { session: format!("{session}/{agent}"), parent: Some(parent) })
 }
 
-/// Codex: a thread is what grows turn by turn; a sub-agent has a thread of its own.
-pub(crate) fn codex(view: &HintsView<'_>) -> Option<Lineage> {
-    let session = owned(view, "thread-id").or_else(|| owned(view, "session-id"))?;
-    Some(Lineage { session, parent: owned(view, "x-codex-parent-thread-id") })
-}
-
 /// OpenCode.
 pub(crate) fn open_code(view: &HintsView<'_>) -> Option<Lineage> {
     let session = owned(view, "x-session-id").or_else(|| owned(view, "x-session-affinity"))?;
     Some(Lineage { session, parent: owned(view, "x-parent-session-id") })
 }
 
-/// What kind of request it is. Codex names the way a sub-agent was started; to us it is one.
+/// What kind of request it is, in Claude Code's words: `main`, `subagent`, `workflow`, `compaction`, `auxiliary`.
 pub(crate) fn class<'a>(view: &HintsView<'a>) -> Option<&'a str> {
+    // A sub-agent that is waited for is one; that it is waited for is an attribute.
+    let first_party = |class: &'a str| class.strip_prefix("blocking-").unwrap_or(class);
     (view.header("x-claude-code-request-class"))
-        .or_else(|| view.header("x-claude-1p-request-class"))
-        .or_else(|| view.header("x-openai-subagent").map(|_| "subagent"))
+        .or_else(|| view.header("x-claude-1p-request-class").map(first_party))
 }
 
 /// Head start in seconds.

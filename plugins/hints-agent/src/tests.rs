@@ -1,3 +1,5 @@
+mod clients;
+
 use super::*;
 use pointsman_sdk::Value;
 use pointsman_sdk::testing::{HintsCase, laws, policy, try_policy};
@@ -132,7 +134,59 @@ fn names_that_are_too_long_are_ignored() {
 }
 
 #[test]
+fn a_tier_of_service_is_a_priority_where_nothing_else_says_one() {
+    let priority = |tier: &str, headers: &[(&str, &str)]| {
+        let case = HintsCase::default().extension("service_tier", tier);
+        let case = headers.iter().fold(case, |case, (name, value)| case.header(name, value));
+        case.interpret(&mut policy::<AgentHints>("{}")).and_then(|hints| hints.priority)
+    };
+    assert_eq!(priority(r#""priority""#, &[]), Some(10.0));
+    assert_eq!(priority(r#""flex""#, &[]), Some(-30.0));
+    assert_eq!(priority(r#""auto""#, &[]), None);
+    assert_eq!(priority("7", &[]), None);
+    assert_eq!(priority(r#""flex""#, &[("x-dynamo-request-priority", "5")]), Some(5.0));
+}
+
+#[test]
+fn effort_is_read_where_each_api_has_it() {
+    for (name, word, place) in [
+        ("output_config.effort", "high", 4.0),
+        ("reasoning.effort", "minimal", 1.0),
+        ("reasoning_effort", "xhigh", 5.0),
+    ] {
+        let case = HintsCase::default().extension(name, &format!("{word:?}"));
+        let hints = case.interpret(&mut policy::<AgentHints>("{}")).expect("it says something");
+        assert_eq!(hints.attributes, [("effort".to_owned(), Value::Number(place))]);
+    }
+    let case = HintsCase::default().extension("reasoning.effort", r#""brisk""#);
+    assert_eq!(case.interpret(&mut policy::<AgentHints>("{}")), None);
+}
+
+#[test]
+fn both_forms_of_a_user_id_name_a_session() {
+    let session = |metadata: &str| {
+        let case = HintsCase::default().extension("metadata", metadata);
+        case.interpret(&mut policy::<AgentHints>("{}")).and_then(|hints| hints.session)
+    };
+    assert_eq!(session(r#"{"user_id":"{\"device_id\":\"d\",\"session_id\":\"s\"}"}"#).as_deref(), Some("s"));
+    assert_eq!(session(r#"{"user_id":"user_d_account__session_s"}"#).as_deref(), Some("s"));
+    assert_eq!(session(r#"{"user_id":"somebody"}"#), None);
+    assert_eq!(session(r#"{"user_id":7}"#), None);
+    assert_eq!(session("[]"), None);
+}
+
+#[test]
+fn attributes_stay_within_the_bound_of_the_contract() {
+    let mut hints: Vec<String> = (0..40).map(|i| format!("\"h{i}\": {i}")).collect();
+    hints.push("\"osl\": 5".to_owned());
+    let nvext = format!("{{\"agent_hints\": {{{}}}}}", hints.join(", "));
+    let headers = [("x-claude-code-prompt-id", "p"), ("x-claude-code-prev-tool-durations", "Bash=37")];
+    assert_eq!(read(&headers, &nvext).attributes.len(), ATTRIBUTES_MAX);
+}
+
+#[test]
 fn settings_out_of_range_are_refused() {
+    assert!(try_policy::<AgentHints>(r#"{"flex_tier_s": -1e9}"#).is_err());
     assert!(try_policy::<AgentHints>(r#"{"priority_max": -1}"#).is_err());
     assert!(try_policy::<AgentHints>(r#"{"dialects": []}"#).is_err());
 }

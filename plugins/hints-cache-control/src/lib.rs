@@ -1,7 +1,9 @@
-//! Reads `cache_control` marks: each is a wish to keep what stands before it for a while.
+//! Reads `cache_control` marks, and what says the same of a whole prompt: each is a wish to keep what stands before it
+//! for a while.
 
 use pointsman_sdk::{Hints, HintsView, Interpret, Policy, Value, export};
 use serde::Deserialize;
+use serde_json::Value as Json;
 
 /// Wishes that a host reads.
 const WISHES_MAX: usize = 4;
@@ -39,6 +41,9 @@ impl Policy for CacheControl {
     }
 }
 
+/// The place of a wish that is about all of a prompt.
+const ALL: i32 = i32::MAX;
+
 /// A mark as the host hands it over.
 #[derive(Debug, Deserialize)]
 struct Mark {
@@ -56,7 +61,7 @@ struct Wish {
 
 impl Interpret for CacheControl {
     fn interpret(&mut self, view: &HintsView<'_>, so_far: Hints) -> Option<Hints> {
-        let marks: Vec<Mark> = serde_json::from_str(view.extension("cache_control")?).ok()?;
+        let marks = marks(view);
         // Somebody before this policy knew better.
         if so_far.attributes.iter().any(|(name, _)| is_wish(name)) {
             return None;
@@ -73,6 +78,19 @@ impl Interpret for CacheControl {
         }
         (!wishes.is_empty()).then_some(hints)
     }
+}
+
+/// Marks on parts of the prompt, and those on all of it.
+fn marks(view: &HintsView<'_>) -> Vec<Mark> {
+    let json = |name: &str| serde_json::from_str::<Json>(view.extension(name)?).ok();
+    let parts = view.extension("cache_control").and_then(|json| serde_json::from_str(json).ok());
+    let mut marks: Vec<Mark> = parts.unwrap_or_default();
+    let all = |ttl: &Json| Mark { segment: ALL, ttl: ttl.as_str().map(str::to_owned) };
+    let nvext = json("nvext");
+    let of_nvext = nvext.as_ref().map(|nvext| &nvext["cache_control"]).filter(|mark| mark.is_object());
+    marks.extend(of_nvext.map(|mark| all(&mark["ttl"])));
+    marks.extend(json("prompt_cache_options.ttl").filter(Json::is_string).map(|ttl| all(&ttl)));
+    marks
 }
 
 impl CacheControl {
@@ -139,6 +157,27 @@ mod tests {
             [(format!("retain.{k}.segment"), segment.into()), (format!("retain.{k}.ttl_ms"), ttl_ms.into())]
         });
         assert_eq!(numbers, wished.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_word_about_the_whole_prompt_reaches_its_end() {
+        let wishes = |name: &str, json: &str| {
+            let case = HintsCase::default().extension(name, json);
+            let hints = case.interpret(&mut policy::<CacheControl>("{}")).unwrap_or_default();
+            hints.attributes
+        };
+        let expected = |seconds: f64| {
+            vec![
+                ("retain.0.segment".to_owned(), Value::Number(ALL.into())),
+                ("retain.0.ttl_ms".to_owned(), Value::Number(seconds * 1000.0)),
+            ]
+        };
+        assert_eq!(wishes("nvext", r#"{"cache_control": {"type": "ephemeral"}}"#), expected(300.0));
+        assert_eq!(wishes("nvext", r#"{"cache_control": {"ttl": "1h"}}"#), expected(3600.0));
+        assert_eq!(wishes("prompt_cache_options.ttl", r#""30m""#), expected(1800.0));
+        assert_eq!(wishes("prompt_cache_options.ttl", r#""12h""#), expected(3600.0));
+        assert_eq!(wishes("nvext", r#"{"cache_control": true}"#), vec![]);
+        assert_eq!(wishes("prompt_cache_options.ttl", "30"), vec![]);
     }
 
     #[test]

@@ -59,7 +59,8 @@ pub const fn name_id(name: &str) -> u64 {
 /// The request of a decision to admit or to route it: one row. An id is a hash, and 0 where the caller gave none.
 ///
 /// `priority` is in seconds of head start; `waited_ms` is the time that it was deferred; `output_tokens_max` is
-/// the limit that the caller asked for, 0 if none.
+/// the limit that the caller asked for, 0 if none. `session_final` is 1 if the session ends with this request;
+/// `speculative_prefill` is 1 if what may come next is to be computed ahead, -1 if it must not be, 0 if nothing is said.
 pub const REQUEST: Columns = Columns::numbers(&[
     "prompt_tokens",
     "prompt_blocks",
@@ -69,6 +70,8 @@ pub const REQUEST: Columns = Columns::numbers(&[
     "deadline_ms",
     "waited_ms",
     "output_tokens_max",
+    "session_final",
+    "speculative_prefill",
 ])
 .ids(&["session", "parent", "class", "tenant"]);
 
@@ -105,7 +108,7 @@ pub const CANDIDATE: Columns = Columns::numbers(&[
 ])
 .ids(&["worker"]);
 
-/// The sequences of a worker, waiting or running: a row each.
+/// The sequences of a worker, waiting or running: a row each. `session_final` is 1 if its session ends with it.
 pub const SEQUENCE: Columns = Columns::numbers(&[
     "age_ms",
     "prefill_left_tokens",
@@ -116,8 +119,9 @@ pub const SEQUENCE: Columns = Columns::numbers(&[
     "strict_tier",
     "deadline_ms",
     "kv_pages",
+    "session_final",
 ])
-.ids(&["sequence", "session", "class", "tenant"]);
+.ids(&["sequence", "session", "class", "tenant", "parent"]);
 
 /// The budgets of a step: one row.
 pub const BUDGET: Columns = Columns::numbers(&["step_tokens", "free_pages", "free_rows"]).ids(&["worker"]);
@@ -146,7 +150,8 @@ pub const SEGMENT: Columns = Columns::numbers(&[
 ])
 .ids(&["session", "parent", "class", "tenant"]);
 
-/// What became of requests: a row each. `event` is one of [`crate::Event`].
+/// What became of requests: a row each. `event` is one of [`crate::Event`]; `session_final` is 1 if the session ends
+/// with the request.
 pub const OUTCOME: Columns = Columns::numbers(&[
     "event",
     "ttft_ms",
@@ -155,5 +160,6 @@ pub const OUTCOME: Columns = Columns::numbers(&[
     "cached_tokens",
     "output_tokens",
     "finish",
+    "session_final",
 ])
-.ids(&["worker", "session", "sequence", "class", "tenant"]);
+.ids(&["worker", "session", "sequence", "class", "tenant", "parent"]);

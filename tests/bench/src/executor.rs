@@ -99,7 +99,7 @@ fn decode_rate(exec: &mut CpuExec, sequences: usize) -> anyhow::Result<f64> {
     }
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let history = vec![1; PROMPT];
-    let sample = SampleSpec { params: &greedy, history: &history, prompt_len: PROMPT as u32 };
+    let sample = SampleSpec { params: &greedy, history: &history, prompt_len: PROMPT as u32, mask: None };
     let mut took = Duration::ZERO;
     for i in 0..DECODE_STEPS {
         let (mut rows, mut pages) = (Vec::new(), Vec::new());

@@ -4,11 +4,13 @@
 
 mod choices;
 mod executor;
+mod grammar;
 mod host;
 mod http;
 mod languages;
 mod load;
 mod policies;
+mod speculation;
 mod swap;
 mod table;
 mod turns;
@@ -22,10 +24,12 @@ fn main() -> ExitCode {
         "swap" => swap::run(),
         "http" => http::run(),
         "executor" => executor::run(),
+        "grammar" => grammar::run(),
         "languages" => languages::run(),
+        "speculation" => speculation::run(),
         host::CHILD => host::serve(),
         _ => {
-            eprintln!("usage: bench policy|swap|http|executor|languages");
+            eprintln!("usage: bench policy|swap|http|executor|grammar|languages|speculation");
             return ExitCode::from(2);
         }
     };

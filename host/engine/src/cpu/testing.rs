@@ -31,8 +31,10 @@ pub(crate) fn run(exec: &mut dyn Executor, rows: &[TestRow<'_>]) -> Result<Vec<S
             sample: Some(index as u32),
         });
     }
-    let samples: Vec<_> =
-        rows.iter().map(|row| SampleSpec { params: &params, history: row.tokens, prompt_len: 0 }).collect();
+    let samples: Vec<_> = rows
+        .iter()
+        .map(|row| SampleSpec { params: &params, history: row.tokens, prompt_len: 0, mask: None })
+        .collect();
     let ticket =
         exec.submit(&StepPlan { rows: &plan_rows, tokens: &tokens, pages: &pages, samples: &samples })?;
     let out = exec.poll(ticket, true)?;

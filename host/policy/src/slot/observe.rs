@@ -5,8 +5,17 @@ use crate::table::{Schema, Table};
 
 /// Columns of an outcome.
 pub static OBSERVE_OUTCOME: Schema = Schema {
-    numbers: &["event", "ttft_ms", "itl_ms", "prompt_tokens", "cached_tokens", "output_tokens", "finish"],
-    ids: &["worker", "session", "sequence", "class", "tenant"],
+    numbers: &[
+        "event",
+        "ttft_ms",
+        "itl_ms",
+        "prompt_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "finish",
+        "session_final",
+    ],
+    ids: &["worker", "session", "sequence", "class", "tenant", "parent"],
     open: false,
 };
 

@@ -14,6 +14,8 @@ pub static REQUEST: Schema = Schema {
         "deadline_ms",
         "waited_ms",
         "output_tokens_max",
+        "session_final",
+        "speculative_prefill",
     ],
     // A hash of each name; 0 where the caller gave none.
     ids: &["session", "parent", "class", "tenant"],

@@ -16,8 +16,9 @@ pub static SCHEDULE_SEQUENCE: Schema = Schema {
         "strict_tier",
         "deadline_ms",
         "kv_pages",
+        "session_final",
     ],
-    ids: &["sequence", "session", "class", "tenant"],
+    ids: &["sequence", "session", "class", "tenant", "parent"],
     open: true,
 };
 

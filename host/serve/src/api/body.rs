@@ -1,200 +1,162 @@
-//! A body as far as it has to be read: its messages and tools stay the bytes that they are.
+//! The body of a call: all of it, within its limits of size, time and depth.
 //!
-//! **Invariant:** what is not valid JSON is refused; the last of several fields of one name counts, as everywhere.
+//! **Invariant:** whatever comes, reading it ends; and what passes [`check`] is text that no JSON reader has to
+//! recurse through for longer than `limits.json_depth_max`.
 
-use std::fmt;
+use std::time::Duration;
 
-use bytes::Bytes;
-use serde::Deserialize;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use axum::body::{Body, HttpBody};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Request as HttpRequest, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use super::fields::Fields;
+use crate::config::Limits;
+use crate::middleware::Passing;
 use crate::request::Refusal;
 
-/// A body in parts.
-#[derive(Debug, Default)]
-pub(super) struct Body {
-    /// All fields but those that are kept as bytes.
-    pub(super) fields: Value,
-    /// The messages, if they are a list.
-    pub(super) messages: Option<Vec<Bytes>>,
-    /// The tools.
-    pub(super) tools: Option<Bytes>,
+/// A call whose body is JSON.
+pub async fn read(call: HttpRequest<Body>, limits: &Limits) -> Result<Passing, Refusal> {
+    let call = receive(call, limits.body_bytes_max, limits).await?;
+    check(&call.body, limits)?;
+    Ok(call)
 }
 
-impl Body {
-    /// Splits a body whose messages stand under `messages`.
-    ///
-    /// Cost: one scan of the bytes, and that of parsing the other fields.
-    pub(super) fn read(body: &Bytes, messages: &str) -> Result<Self, Refusal> {
-        let mut json = serde_json::Deserializer::from_slice(body);
-        let split = Split { body, messages };
-        let read = split.deserialize(&mut json).and_then(|read| json.end().map(|()| read));
-        read.or_else(|_| {
-            // The words of an error are those of a whole reading.
-            let value: Value = serde_json::from_slice(body).map_err(|e| Refusal::Json(e.to_string()))?;
-            Err(match Fields::body(&value) {
-                Err(refusal) => refusal,
-                Ok(_) => Refusal::Json("the body has a number or a text that cannot be read".into()),
-            })
-        })
+/// A call with all of its body, of at most so many bytes.
+pub async fn receive(call: HttpRequest<Body>, bytes_max: usize, limits: &Limits) -> Result<Passing, Refusal> {
+    let (parts, body) = call.into_parts();
+    let Parts { method, uri, headers, .. } = parts;
+    refuse_encoded(&headers)?;
+    // A body that says it is too large is refused before it is sent.
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(Refusal::TooLarge { max: bytes_max });
     }
+    let idle = Duration::from_secs(limits.body_idle_seconds_max);
+    let all = collect(Limited::new(body, bytes_max), bytes_max, idle);
+    let body = match tokio::time::timeout(Duration::from_secs(limits.body_seconds_max), all).await {
+        Ok(body) => body?,
+        Err(_) => return Err(Refusal::SlowBody(format!("it took more than {} s", limits.body_seconds_max))),
+    };
+    Ok(Passing { method, uri, headers, body })
 }
 
-struct Split<'a> {
-    body: &'a Bytes,
-    messages: &'a str,
-}
-
-impl<'de> DeserializeSeed<'de> for Split<'_> {
-    type Value = Body;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Body, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Split<'_> {
-    type Value = Body;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Body, A::Error> {
-        let mut out = Body::default();
-        let mut fields = Map::new();
-        while let Some(name) = map.next_key::<String>()? {
-            if name == self.messages {
-                out.messages = None;
-                fields.shift_remove(&name);
-                match map.next_value_seed(List(self.body))? {
-                    Listed::Items(items) => out.messages = Some(items),
-                    Listed::Other(value) => drop(fields.insert(name, value)),
-                }
-            } else if name == "tools" {
-                let tools: &RawValue = map.next_value()?;
-                out.tools = Some(self.body.slice_ref(tools.get().as_bytes()));
-            } else {
-                fields.insert(name, map.next_value()?);
+async fn collect(mut body: Limited<Body>, bytes_max: usize, idle: Duration) -> Result<Bytes, Refusal> {
+    let mut all = BytesMut::new();
+    loop {
+        let Ok(frame) = tokio::time::timeout(idle, body.frame()).await else {
+            return Err(Refusal::SlowBody(format!("nothing came for {} s", idle.as_secs())));
+        };
+        match frame {
+            None => return Ok(all.freeze()),
+            // Trailers say nothing that anybody here reads.
+            Some(Ok(frame)) => all.extend_from_slice(&frame.into_data().unwrap_or_default()),
+            Some(Err(e)) if e.downcast_ref::<LengthLimitError>().is_some() => {
+                return Err(Refusal::TooLarge { max: bytes_max });
             }
+            Some(Err(e)) => return Err(Refusal::Json(format!("the body ended early: {e}"))),
         }
-        out.fields = fields.into();
-        Ok(out)
     }
 }
 
-/// The items of a list as bytes; whatever else stands there as what it is.
-struct List<'a>(&'a Bytes);
-
-enum Listed {
-    Items(Vec<Bytes>),
-    Other(Value),
-}
-
-impl<'de> DeserializeSeed<'de> for List<'_> {
-    type Value = Listed;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Listed, D::Error> {
-        deserializer.deserialize_any(self)
+/// Compressed bodies are not read: a small one may become a large one.
+fn refuse_encoded(headers: &HeaderMap) -> Result<(), Refusal> {
+    let encodings = headers.get_all(header::CONTENT_ENCODING).into_iter();
+    let mut encodings = encodings.map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_owned());
+    match encodings.find(|encoding| !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity")) {
+        Some(encoding) => Err(Refusal::Encoded(encoding.chars().take(64).collect())),
+        None => Ok(()),
     }
 }
 
-impl<'de> Visitor<'de> for List<'_> {
-    type Value = Listed;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list")
+/// Whether bytes are text in which arrays and objects lie no deeper in each other than may be.
+pub fn check(body: &[u8], limits: &Limits) -> Result<(), Refusal> {
+    if let Err(e) = std::str::from_utf8(body) {
+        return Err(Refusal::Json(format!("it is not UTF-8: byte {} begins no character", e.valid_up_to())));
     }
+    match is_deeper(body, limits.json_depth_max) {
+        true => Err(Refusal::TooDeep { max: limits.json_depth_max }),
+        false => Ok(()),
+    }
+}
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Listed, A::Error> {
-        let mut items = Vec::new();
-        while let Some(item) = list.next_element::<&RawValue>()? {
-            items.push(self.0.slice_ref(item.get().as_bytes()));
+/// Whether more than `max` brackets are open anywhere. One pass without recursion, right for all that is JSON.
+fn is_deeper(json: &[u8], max: usize) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'[' | b'{' => {
+                depth += 1;
+                if depth > max {
+                    return true;
+                }
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
         }
-        Ok(Listed::Items(items))
     }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Listed, A::Error> {
-        Value::deserialize(MapAccessDeserializer::new(map)).map(Listed::Other)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Listed, E> {
-        Ok(Listed::Other(value.into()))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Listed, E> {
-        Ok(Listed::Other(value.into()))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Listed, E> {
-        Ok(Listed::Other(value.into()))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Listed, E> {
-        Ok(Listed::Other(value.into()))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Listed, E> {
-        Ok(Listed::Other(value.into()))
-    }
-
-    fn visit_unit<E>(self) -> Result<Listed, E> {
-        Ok(Listed::Other(Value::Null))
-    }
+    false
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The other fields, each message, and the tools.
-    fn check(body: &str, fields: &str, messages: Option<&[&str]>, tools: Option<&str>) {
-        let body = Bytes::copy_from_slice(body.as_bytes());
-        let found = Body::read(&body, "messages").expect("an object");
-        assert_eq!(found.fields.to_string(), fields);
-        let list = |list: &Vec<Bytes>| list.iter().map(|m| String::from_utf8_lossy(m).into_owned()).collect();
-        let found_messages: Option<Vec<String>> = found.messages.as_ref().map(list);
-        let expected = messages.map(|list| list.iter().map(|m| (*m).to_owned()).collect());
-        assert_eq!(found_messages, expected);
-        assert_eq!(found.tools.map(|t| String::from_utf8_lossy(&t).into_owned()).as_deref(), tools);
-    }
-
-    fn check_error(body: &[u8], expected: &str) {
-        let error = Body::read(&Bytes::copy_from_slice(body), "messages").expect_err("refused");
-        assert!(error.to_string().contains(expected), "{error}");
+    fn nested(depth: usize) -> String {
+        "[".repeat(depth) + &"]".repeat(depth)
     }
 
     #[test]
-    fn messages_and_tools_stay_bytes() {
-        check(
-            r#" {"model":"m","messages":[ {"a" : "\u00e9"} ,2],"n":1,"tools":[ 3 ]} "#,
-            r#"{"model":"m","n":1}"#,
-            Some(&[r#"{"a" : "\u00e9"}"#, "2"]),
-            Some("[ 3 ]"),
-        );
-        check("{}", "{}", None, None);
-        check(r#"{"messages":[]}"#, "{}", Some(&[]), None);
-    }
-
-    #[test]
-    fn messages_that_are_no_list_stay_a_field() {
-        for other in ["null", "3", "-3", "3.5", "\"x\"", "true", "{\"a\":[1]}"] {
-            let body = format!("{{\"messages\":{other}}}");
-            check(&body, &body, None, None);
+    fn depth_counts_open_brackets_outside_of_strings() {
+        for (json, depth) in [
+            ("1", 0),
+            ("[]", 1),
+            ("[[],{}]", 2),
+            ("{\"a\":[{\"b\":1}],\"c\":2}", 3),
+            ("[\"[[[[\",[]]", 2),
+            ("[\"a\\\"[[[\",\"\\\\\",[]]", 2),
+            (&nested(100), 100),
+        ] {
+            assert!(!is_deeper(json.as_bytes(), depth), "{json}");
+            assert!(depth == 0 || is_deeper(json.as_bytes(), depth - 1), "{json}");
         }
-        check(r#"{"messages":3,"messages":[1],"messages":[2]}"#, "{}", Some(&["2"]), None);
     }
 
     #[test]
-    fn what_is_not_json_is_refused() {
-        check_error(b"", "EOF while parsing");
-        check_error(b"[1]", "expected an object, got a list");
-        check_error(b"{\"messages\":[{\"a\":1]}", "expected `,` or `}`");
-        check_error(b"{\"messages\":[1]} x", "trailing characters");
-        check_error(b"{\"messages\":[\"\xff\"]}", "invalid unicode");
+    fn what_passes_at_the_deepest_setting_can_be_read() {
+        let limits = Limits { json_depth_max: 127, ..Limits::default() };
+        let deepest = nested(127);
+        assert_eq!(check(deepest.as_bytes(), &limits), Ok(()));
+        assert!(serde_json::from_str::<serde_json::Value>(&deepest).is_ok());
+        assert_eq!(check(nested(128).as_bytes(), &limits), Err(Refusal::TooDeep { max: 127 }));
+        assert_eq!(check(nested(1_000_000).as_bytes(), &limits), Err(Refusal::TooDeep { max: 127 }));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_refused_with_their_place() {
+        let refusal =
+            check(b"{\"a\": \"\xff\"}", &Limits::default()).expect_err("that is no text").to_string();
+        assert!(
+            refusal.contains("JSON") && refusal.contains("UTF-8") && refusal.contains("byte 7"),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn only_bodies_as_they_are_are_read() {
+        let with = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::CONTENT_ENCODING, axum::http::HeaderValue::from_static(value));
+            }
+            refuse_encoded(&headers)
+        };
+        assert_eq!(with(&[]), Ok(()));
+        assert_eq!(with(&["Identity"]), Ok(()));
+        assert_eq!(with(&["gzip"]), Err(Refusal::Encoded("gzip".into())));
+        assert_eq!(with(&["identity", "zstd"]), Err(Refusal::Encoded("zstd".into())));
     }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, Uri};
 
-use super::chat;
 use super::sampling::Rules;
 use super::stream::Writer;
+use super::{chat, completions, messages, responses};
 use crate::app::App;
 use crate::ctx::name_id;
 use crate::request::{Refusal, Request};
@@ -36,13 +36,20 @@ impl Vendor {
 pub enum Endpoint {
     /// `POST /v1/chat/completions`.
     Chat,
+    /// `POST /v1/messages`.
+    Messages,
+    /// `POST /v1/responses`.
+    Responses,
+    /// `POST /v1/completions`.
+    Completions,
 }
 
 impl Endpoint {
     /// Whose SDK asks.
     pub fn vendor(self) -> Vendor {
         match self {
-            Self::Chat => Vendor::OpenAi,
+            Self::Chat | Self::Completions | Self::Responses => Vendor::OpenAi,
+            Self::Messages => Vendor::Anthropic,
         }
     }
 
@@ -59,6 +66,20 @@ impl Endpoint {
                 let rules = Rules { tenant: name_id(tenant), ..super::rules(app) };
                 let (request, style) = chat::parse(body, headers, &rules, app.ctx.seed())?;
                 let writer = chat::Reply::new(app, &request, style);
+                Ok((request, Box::new(writer)))
+            }
+            Self::Messages => {
+                let (request, writer) = messages::parse(app, body, headers, tenant)?;
+                Ok((request, Box::new(writer)))
+            }
+            Self::Responses => {
+                let caller = responses::Caller { tenant, headers, latest: None, tell: None };
+                let (request, writer) = responses::parse(app, body, caller).await?;
+                Ok((request, Box::new(writer)))
+            }
+            Self::Completions => {
+                let (request, style) = completions::parse(body, headers, &super::rules(app), app.ctx.seed())?;
+                let writer = completions::Reply::new(app, &request, &style);
                 Ok((request, Box::new(writer)))
             }
         }

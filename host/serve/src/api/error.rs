@@ -7,18 +7,33 @@ use serde_json::{Value, json};
 
 use super::Vendor;
 use crate::request::Refusal;
+use crate::threads::ThreadError;
 
 /// Status, `type` and `code` of each refusal, for OpenAI's SDK.
 fn class(refusal: &Refusal) -> (StatusCode, &'static str, Option<&'static str>) {
     const INVALID: &str = "invalid_request_error";
     match refusal {
-        Refusal::Json(_) | Refusal::Field { .. } => (StatusCode::BAD_REQUEST, INVALID, None),
+        Refusal::Json(_) | Refusal::Field { .. } | Refusal::TooDeep { .. } => {
+            (StatusCode::BAD_REQUEST, INVALID, None)
+        }
         Refusal::TooLong { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded")),
         Refusal::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("request_too_large")),
         Refusal::UnknownModel { .. } => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
+        Refusal::Missing { code, .. } => (StatusCode::NOT_FOUND, INVALID, Some(code)),
+        Refusal::OutOfScope(_) => (StatusCode::NOT_FOUND, INVALID, Some("out_of_scope")),
         Refusal::UnknownPath(_) => (StatusCode::NOT_FOUND, INVALID, Some("unknown_url")),
+        Refusal::Thread(error @ ThreadError::NotFound) => {
+            (StatusCode::NOT_FOUND, INVALID, Some(error.code()))
+        }
+        Refusal::Thread(error) => (StatusCode::BAD_REQUEST, INVALID, Some(error.code())),
         Refusal::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key")),
-        Refusal::Overloaded { .. } | Refusal::WaitedTooLong { .. } | Refusal::DoorFull { .. } => {
+        Refusal::Forbidden(_) => (StatusCode::FORBIDDEN, "permission_error", Some("permission_denied")),
+        Refusal::SlowBody(_) => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("request_timeout")),
+        Refusal::Encoded(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_encoding")),
+        Refusal::Overloaded { .. }
+        | Refusal::WaitedTooLong { .. }
+        | Refusal::DoorFull { .. }
+        | Refusal::OverLimit { .. } => {
             (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded"))
         }
         Refusal::Rejected { .. } => {
@@ -82,16 +97,27 @@ pub fn object(refusal: &Refusal, vendor: Vendor) -> Value {
     let message = message(refusal, vendor);
     if vendor == Vendor::Anthropic {
         let (_, kind) = anthropic_class(refusal);
-        return json!({ "type": "error", "error": { "type": kind, "message": message } });
+        let mut error = json!({ "type": kind, "message": message });
+        if let Refusal::Thread(thread) = refusal {
+            // SDKs send the whole conversation again on some of these.
+            error["details"] = json!({ "error_code": thread.code() });
+        }
+        return json!({ "type": "error", "error": error });
     }
     let (_, kind, code) = class(refusal);
     let param = match refusal {
-        Refusal::Field { param, .. } => Some(param.as_str()),
+        Refusal::Field { param, .. } | Refusal::Missing { param, .. } => Some(param.as_str()),
         Refusal::UnknownModel { .. } => Some("model"),
         Refusal::TooLong { .. } => Some("messages"),
         _ => None,
     };
     json!({ "error": { "message": message, "type": kind, "param": param, "code": code } })
+}
+
+/// A word for it, for logs.
+pub fn label(refusal: &Refusal) -> &'static str {
+    let (_, kind, code) = class(refusal);
+    code.unwrap_or(kind)
 }
 
 /// The status alone, for metrics.
@@ -119,8 +145,62 @@ pub fn response(refusal: &Refusal, vendor: Vendor, seed: u64) -> Response {
     if let Some(retry_after_s) = refusal.retry_after_s() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
     }
+    if let Some(retry_after_ms) = refusal.retry_after_ms() {
+        headers.insert("retry-after-ms", HeaderValue::from(retry_after_ms));
+    }
+    if let Refusal::SlowBody(_) = refusal {
+        // What is left of the body is not waited for.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Refusal::Unauthorized { .. } = refusal {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(refusal: &Refusal, expected: (u16, &str)) {
+        let object = object(refusal, Vendor::Anthropic);
+        assert_eq!(object["type"], "error", "{object}");
+        assert_eq!(object["error"]["message"], message(refusal, Vendor::Anthropic));
+        let kind = object["error"]["type"].as_str().unwrap_or_default();
+        assert_eq!((status(refusal, Vendor::Anthropic).as_u16(), kind), expected, "{refusal:?}");
+    }
+
+    #[test]
+    fn refusals_have_the_classes_of_anthropic() {
+        check(&Refusal::Json("x".into()), (400, "invalid_request_error"));
+        check(&Refusal::field("a", "b"), (400, "invalid_request_error"));
+        check(&Refusal::TooLong { tokens: 9, max: 8 }, (400, "invalid_request_error"));
+        check(&Refusal::Unauthorized { shown: true }, (401, "authentication_error"));
+        check(&Refusal::Stopped { status: 403 }, (403, "permission_error"));
+        check(&Refusal::UnknownPath("/".into()), (404, "not_found_error"));
+        check(&Refusal::UnknownModel { model: "a".into(), served: "b".into() }, (404, "not_found_error"));
+        check(&Refusal::Thread(ThreadError::NotFound), (404, "not_found_error"));
+        check(&Refusal::Thread(ThreadError::Continued), (400, "invalid_request_error"));
+        check(&Refusal::TooLarge { max: 1 }, (413, "request_too_large"));
+        let rejected = Refusal::Rejected { decided_by: "p".into(), reason: String::new(), retry_after_s: 2 };
+        check(&rejected, (429, "rate_limit_error"));
+        check(&Refusal::Internal("x".into()), (500, "api_error"));
+        check(&Refusal::Overloaded { running: 1, retry_after_s: 1 }, (529, "overloaded_error"));
+        check(&Refusal::DoorFull { waiting: 1, retry_after_s: 1 }, (529, "overloaded_error"));
+        check(&Refusal::Draining, (529, "overloaded_error"));
+    }
+
+    #[test]
+    fn agents_read_the_numbers_of_a_prompt_that_is_too_long() {
+        let too_long = object(&Refusal::TooLong { tokens: 70_000, max: 65_536 }, Vendor::Anthropic);
+        assert_eq!(too_long["error"]["message"], "prompt is too long: 70000 tokens > 65536 maximum");
+    }
+
+    #[test]
+    fn a_refusal_says_when_to_come_again_and_under_which_id() {
+        let refused = response(&Refusal::Overloaded { running: 1, retry_after_s: 3 }, Vendor::Anthropic, 7);
+        let header = |name: &str| refused.headers().get(name).and_then(|value| value.to_str().ok());
+        assert_eq!(header("retry-after"), Some("3"));
+        assert_eq!(header("request-id"), Some("req_0000000000000007"));
+    }
 }

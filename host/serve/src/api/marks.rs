@@ -7,26 +7,64 @@
 
 use serde_json::{Map, Value, json};
 
-/// Name of the extension.
-pub(super) const EXTENSION: &str = "cache_control";
+use crate::prompt::Span;
+use crate::request;
+
+/// Name of the extension, and of the field that is a mark.
+pub(super) const EXTENSION: &str = request::MARKS;
 /// The tools, which belong to no message.
-const TOOLS: i64 = -1;
+pub(super) const TOOLS: i32 = Span::BEFORE;
 /// Most marks that are passed on, the last ones. Anthropic's API takes 4.
 const MARKS_MAX: usize = 16;
 /// Longest ttl that is passed on, in bytes.
 const TTL_BYTES_MAX: usize = 16;
 
-/// The marks of a body, by name as extensions are; `None` if there are none.
-pub(super) fn extension<'a>(
+/// A place up to which a caller wants its prompt cached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// The message that ends there, as templates see it, or [`TOOLS`].
+    pub(super) segment: i32,
+    /// For how long, in the caller's words.
+    pub(super) ttl: Option<String>,
+}
+
+impl Mark {
+    /// The mark on something that belongs to a segment, if there is one.
+    pub(super) fn on(marked: &Value, segment: i32) -> Option<Self> {
+        mark(marked).map(|mark| Self::said(mark, segment))
+    }
+
+    /// What a mark says of a segment.
+    fn said(mark: &Map<String, Value>, segment: i32) -> Self {
+        let ttl = mark.get("ttl").and_then(Value::as_str);
+        let ttl = ttl.filter(|ttl| ttl.len() <= TTL_BYTES_MAX).map(str::to_owned);
+        Self { segment, ttl }
+    }
+
+    fn word(&self) -> Value {
+        match &self.ttl {
+            Some(ttl) => json!({"segment": self.segment, "ttl": ttl}),
+            None => json!({"segment": self.segment}),
+        }
+    }
+}
+
+/// The marks of a conversation in the shape of chat completions, in the order of the prompt.
+pub(super) fn of_conversation<'a>(
     messages: impl Iterator<Item = &'a [Map<String, Value>]>,
     tools: &'a [Map<String, Value>],
-) -> Option<(String, String)> {
-    let of_tools = tools.iter().map(|mark| (TOOLS, mark));
+) -> Vec<Mark> {
+    let of_tools = tools.iter().map(|mark| Mark::said(mark, TOOLS));
     let of_messages =
-        messages.enumerate().flat_map(|(i, marks)| marks.iter().map(move |mark| (i as i64, mark)));
-    let marks: Vec<Value> = of_tools.chain(of_messages).map(|(segment, mark)| word(segment, mark)).collect();
+        messages.enumerate().flat_map(|(i, marks)| marks.iter().map(move |mark| Mark::said(mark, i as i32)));
+    of_tools.chain(of_messages).collect()
+}
+
+/// Marks in the order of the prompt, as the extension; `None` if there are none.
+pub(super) fn written(marks: &[Mark]) -> Option<(String, String)> {
     let last = marks.len().saturating_sub(MARKS_MAX);
-    (!marks.is_empty()).then(|| (EXTENSION.to_owned(), json!(marks[last..]).to_string()))
+    let words: Vec<Value> = marks[last..].iter().map(Mark::word).collect();
+    (!words.is_empty()).then(|| (EXTENSION.to_owned(), Value::from(words).to_string()))
 }
 
 /// The marks of a message: those of its parts, and its own.
@@ -55,14 +93,6 @@ fn mark(on: &Value) -> Option<&Map<String, Value>> {
     on.get(EXTENSION)?.as_object()
 }
 
-fn word(segment: i64, mark: &Map<String, Value>) -> Value {
-    let ttl = mark.get("ttl").and_then(Value::as_str).filter(|ttl| ttl.len() <= TTL_BYTES_MAX);
-    match ttl {
-        Some(ttl) => json!({"segment": segment, "ttl": ttl}),
-        None => json!({"segment": segment}),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,7 +101,7 @@ mod tests {
         let list = |list: Value| list.as_array().cloned().unwrap_or_default();
         let of_messages: Vec<Vec<_>> = list(messages).iter().map(of_message).collect();
         let of_tools: Vec<_> = list(tools).iter().filter_map(of_tool).collect();
-        let found = extension(of_messages.iter().map(Vec::as_slice), &of_tools);
+        let found = written(&of_conversation(of_messages.iter().map(Vec::as_slice), &of_tools));
         assert_eq!(found.as_ref().map(|(_, json)| json.as_str()), expected);
     }
 

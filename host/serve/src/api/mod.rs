@@ -2,13 +2,20 @@
 //!
 //! **Invariant:** everything protocol-shaped is in this folder; the journey sees only `Request` and `Answer`.
 
+mod access;
 pub mod admin;
-mod body;
+pub mod body;
 pub mod chat;
+pub mod completions;
 mod endpoint;
 pub mod error;
 mod fields;
+mod format;
 mod marks;
+pub mod messages;
+mod models;
+mod parts;
+pub mod responses;
 pub mod sampling;
 pub mod stream;
 
@@ -17,36 +24,74 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::request::Parts;
 use axum::http::{HeaderMap, Request as HttpRequest, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde_json::json;
+use axum::routing::{get, head, post};
 
 pub use endpoint::{Endpoint, Vendor};
 
 use crate::app::App;
 use crate::journey::journey;
-use crate::middleware::Passing;
 use crate::request::Refusal;
+
+/// Paths of the vendors' APIs that are about something else than generating text.
+const FOREIGN: [&str; 17] = [
+    "/v1/assistants",
+    "/v1/audio",
+    "/v1/batches",
+    "/v1/complete",
+    "/v1/containers",
+    "/v1/embeddings",
+    "/v1/evals",
+    "/v1/files",
+    "/v1/fine_tuning",
+    "/v1/images",
+    "/v1/messages/batches",
+    "/v1/moderations",
+    "/v1/realtime",
+    "/v1/rerank",
+    "/v1/threads",
+    "/v1/vector_stores",
+    "/v1/videos",
+];
 
 /// The API's routes.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/v1/chat/completions", post(chat_completions))
-        .route("/v1/models", get(models))
-        .route("/v1/models/{*model}", get(model))
+        .route("/v1/messages", post(create_message))
+        .route("/v1/messages/count_tokens", post(count_tokens))
+        // What Anthropic's agents ask before they begin.
+        .route("/", head(|| async {}))
+        .route("/api/hello", head(|| async {}))
+        .merge(responses::router())
+        .route("/v1/completions", post(text_completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*model}", get(models::one))
         .route("/health", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .method_not_allowed_fallback(unknown_path)
         .fallback(unknown_path)
-        .with_state(app)
+        .with_state(Arc::clone(&app));
+    access::guarded(routes, &app)
 }
 
 async fn chat_completions(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
     generate(app, call, Endpoint::Chat).await
+}
+
+async fn create_message(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
+    generate(app, call, Endpoint::Messages).await
+}
+
+async fn count_tokens(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
+    let counted = messages::count_tokens(Arc::clone(&app), call).await;
+    counted.unwrap_or_else(|refusal| refused(&app, &refusal, Vendor::Anthropic))
+}
+
+async fn text_completions(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
+    generate(app, call, Endpoint::Completions).await
 }
 
 async fn generate(app: Arc<App>, call: HttpRequest<Body>, endpoint: Endpoint) -> Response {
@@ -58,45 +103,21 @@ async fn generate(app: Arc<App>, call: HttpRequest<Body>, endpoint: Endpoint) ->
 fn refused(app: &App, refusal: &Refusal, vendor: Vendor) -> Response {
     let status = error::status(refusal, vendor);
     app.metrics.request_refused(status.as_u16());
-    tracing::debug!(error = %refusal, "request refused");
+    // Its message may quote what the caller sent.
+    tracing::debug!(status = status.as_u16(), reason = error::label(refusal), "request refused");
     error::response(refusal, vendor, app.ctx.seed())
 }
 
 async fn unknown_path(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response {
-    refused(&app, &Refusal::UnknownPath(uri.path().to_owned()), Vendor::of(&uri, &headers))
+    let path = uri.path().to_owned();
+    let foreign = FOREIGN.iter().any(|start| path.strip_prefix(start).is_some_and(ends_a_name));
+    let refusal = if foreign { Refusal::OutOfScope(path) } else { Refusal::UnknownPath(path) };
+    refused(&app, &refusal, Vendor::of(&uri, &headers))
 }
 
-fn model_card(app: &App) -> serde_json::Value {
-    json!({
-        "id": app.model.name,
-        "object": "model",
-        "created": app.ctx.started_unix_s(),
-        "owned_by": "pointsman",
-        "max_model_len": app.context_max,
-        "context_length": app.context_max,
-    })
-}
-
-async fn models(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response {
-    match app.auth.tenant(&headers) {
-        Ok(_) => json_reply(&json!({ "object": "list", "data": [model_card(&app)] })),
-        Err(refusal) => refused(&app, &refusal, Vendor::of(&uri, &headers)),
-    }
-}
-
-async fn model(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Response {
-    let named = uri.path().trim_start_matches("/v1/models/");
-    let known = app.auth.tenant(&headers).and_then(|_| match named == app.model.name {
-        true => Ok(model_card(&app)),
-        false => Err(Refusal::UnknownModel {
-            model: named.chars().take(128).collect(),
-            served: app.model.name.clone(),
-        }),
-    });
-    match known {
-        Ok(card) => json_reply(&card),
-        Err(refusal) => refused(&app, &refusal, Vendor::of(&uri, &headers)),
-    }
+/// Whether a path goes on behind a name, or ends there.
+fn ends_a_name(rest: &str) -> bool {
+    rest.is_empty() || rest.starts_with('/')
 }
 
 /// Whether new requests would be taken: the model is loaded before we listen, so only a drain says no.
@@ -138,17 +159,4 @@ pub fn matches_any(name: &str, patterns: &[String]) -> bool {
         Some(start) => name.starts_with(start),
         None => name == pattern,
     })
-}
-
-/// A call with all of its body, which is within its limit.
-pub async fn read(call: HttpRequest<Body>, max: usize) -> Result<Passing, Refusal> {
-    let (parts, body) = call.into_parts();
-    match Limited::new(body, max).collect().await {
-        Ok(collected) => {
-            let Parts { method, uri, headers, .. } = parts;
-            Ok(Passing { method, uri, headers, body: collected.to_bytes() })
-        }
-        Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => Err(Refusal::TooLarge { max }),
-        Err(e) => Err(Refusal::Json(format!("the body ended early: {e}"))),
-    }
 }

@@ -14,7 +14,7 @@ use crate::prompt::Prompts;
 use crate::request::Refusal;
 
 /// Chosen: as many as fit a matcher that is looked at on each token; OpenAI allows 4.
-const STOP_STRINGS_MAX: usize = 16;
+pub(super) const STOP_STRINGS_MAX: usize = 16;
 /// Chosen: OpenAI's own limit.
 const TOP_LOGPROBS_MAX: i64 = 20;
 /// Chosen: what a hint plugin can parse within its budget.
@@ -54,6 +54,11 @@ pub(super) fn check_model(fields: &Fields<'_>, rules: &Rules<'_>) -> Result<(), 
 }
 
 pub(super) fn sampling(fields: &Fields<'_>, rules: &Rules<'_>, seed: u64) -> Result<SamplingParams, Refusal> {
+    Ok(SamplingParams { logprobs: logprobs(fields)?, ..drawing(fields, rules, seed)? })
+}
+
+/// The same without log-probabilities, which not every API asks for in the same words.
+pub(super) fn drawing(fields: &Fields<'_>, rules: &Rules<'_>, seed: u64) -> Result<SamplingParams, Refusal> {
     let default = rules.sampling;
     let real = |name, min, max, default: f32| -> Result<f32, Refusal> {
         Ok(fields.number(name, min, max)?.map_or(default, |n| n as f32))
@@ -70,7 +75,7 @@ pub(super) fn sampling(fields: &Fields<'_>, rules: &Rules<'_>, seed: u64) -> Res
         frequency_penalty: real("frequency_penalty", -2.0, 2.0, default.frequency_penalty)?,
         logit_bias: logit_bias(fields, rules.vocab)?,
         seed: fields.integer("seed", i64::MIN, i64::MAX)?.map_or(seed, |s| s as u64),
-        logprobs: logprobs(fields)?,
+        logprobs: None,
     })
 }
 
@@ -142,20 +147,100 @@ pub(super) fn hint_headers(headers: &HeaderMap, allowed: &[String]) -> Vec<(Stri
         .collect()
 }
 
+/// What of a body hint policies may read, by its path.
 pub(super) fn extensions(fields: &Fields<'_>, allowed: &[String]) -> Result<Vec<(String, String)>, Refusal> {
     let mut found = Vec::new();
     for name in allowed {
-        let Some(value) = fields.get(name) else { continue };
+        let Some(value) = at(fields, name) else { continue };
         if name == "nvext" && !value.is_object() {
             return Err(Refusal::field("nvext", format!("`nvext` must be an object, got {}", kind(value))));
         }
         let text = value.to_string();
-        if text.len() > EXTENSION_BYTES_MAX {
-            let message =
-                format!("`{name}` must be at most {EXTENSION_BYTES_MAX} bytes of JSON, got {}", text.len());
-            return Err(Refusal::field(name, message));
+        match (text.len() > EXTENSION_BYTES_MAX, name.as_str()) {
+            (false, _) => found.push((name.clone(), text)),
+            (true, "nvext") => {
+                let message = format!(
+                    "`nvext` must be at most {EXTENSION_BYTES_MAX} bytes of JSON, got {}",
+                    text.len()
+                );
+                return Err(Refusal::field(name, message));
+            }
+            // It was not written for us: as good as absent.
+            (true, _) => {}
         }
-        found.push((name.clone(), text));
     }
     Ok(found)
+}
+
+/// A field of a body, or one of an object in it: `a.b`.
+fn at<'a>(fields: &Fields<'a>, path: &str) -> Option<&'a Value> {
+    let mut names = path.split('.');
+    let top = fields.get(names.next()?)?;
+    names.try_fold(top, |object, name| object.get(name).filter(|value| !value.is_null()))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderName, HeaderValue};
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(body: Value, expected: &[(&str, &str)]) {
+        let fields = Fields::body(&body).expect("it is an object");
+        let found = extensions(&fields, &HintSources::default().extensions).expect("none is refused");
+        let found: Vec<(&str, &str)> =
+            found.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_field_of_an_object_is_read_without_the_rest_of_it() {
+        let schema = "x".repeat(EXTENSION_BYTES_MAX);
+        check(
+            json!({ "output_config": { "effort": "high", "format": { "schema": schema } } }),
+            &[("output_config.effort", "\"high\"")],
+        );
+        check(json!({ "output_config": "high", "reasoning": { "effort": null } }), &[]);
+    }
+
+    #[test]
+    fn what_is_too_long_and_was_not_written_for_us_is_left_out() {
+        let long = "x".repeat(EXTENSION_BYTES_MAX);
+        check(
+            json!({ "metadata": { "note": long }, "service_tier": "flex" }),
+            &[("service_tier", "\"flex\"")],
+        );
+        let body = json!({ "nvext": { "note": long } });
+        let fields = Fields::body(&body).expect("it is an object");
+        assert!(extensions(&fields, &HintSources::default().extensions).is_err());
+    }
+
+    #[test]
+    fn every_header_of_an_agent_is_let_through_by_default() {
+        let agents = [
+            "session-id",
+            "thread-id",
+            "x-claude-1p-request-class",
+            "x-claude-code-agent-id",
+            "x-claude-code-prev-tool-durations",
+            "x-claude-code-prompt-id",
+            "x-claude-code-request-class",
+            "x-claude-code-session-id",
+            "x-codex-parent-thread-id",
+            "x-codex-turn-metadata",
+            "x-codex-window-id",
+            "x-dynamo-session-final",
+            "x-openai-subagent",
+            "x-parent-session-id",
+            "x-session-affinity",
+            "x-session-id",
+        ];
+        let name = |name: &'static str| (HeaderName::from_static(name), HeaderValue::from_static("v"));
+        let headers: HeaderMap = agents.into_iter().chain(["x-api-key", "accept"]).map(name).collect();
+        let mut read = hint_headers(&headers, &HintSources::default().headers);
+        read.sort();
+        let read: Vec<&str> = read.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(read, agents);
+    }
 }

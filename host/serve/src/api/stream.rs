@@ -13,6 +13,7 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use crate::answer::{Answer, Delta};
 use crate::config::DEFAULT_CHAIN;
@@ -20,6 +21,8 @@ use crate::request::Refusal;
 
 /// Chosen: proxies and clients commonly give up on a silent connection after 30 s or more.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Chosen: an answer is worth more than the promise that it is stored.
+const SAVE_MAX: Duration = Duration::from_secs(5);
 /// Chosen: the events of one token fit; more grows.
 const EVENTS_BYTES: usize = 512;
 
@@ -44,6 +47,11 @@ pub trait Writer: Send {
 
     /// The whole answer as one object, after `end`.
     fn whole(&mut self, answer: &Answer) -> Value;
+
+    /// What has to be on the disk before a caller hears the end; nothing for most.
+    fn saving(&mut self) -> Option<oneshot::Receiver<()>> {
+        None
+    }
 }
 
 /// Events that leave together.
@@ -162,6 +170,7 @@ impl Pump {
                 Ok(None) => {
                     self.writer.end(&self.answer, events);
                     self.ended = true;
+                    self.save().await;
                     return true;
                 }
             }
@@ -183,7 +192,15 @@ impl Pump {
             self.write(delta?, &mut Events::sse());
         }
         self.writer.end(&self.answer, &mut Events::sse());
+        self.save().await;
         Ok(self.writer.whole(&self.answer))
+    }
+
+    async fn save(&mut self) {
+        let Some(saved) = self.writer.saving() else { return };
+        if tokio::time::timeout(SAVE_MAX, saved).await.is_err() {
+            tracing::warn!(request = %self.answer.pinned.id, "the disk is slow: an answer left before it was stored");
+        }
     }
 }
 

@@ -60,7 +60,7 @@ pub(super) enum AuthorCommand {
     },
 }
 
-pub(super) async fn run(command: AuthorCommand, admin: String) -> anyhow::Result<()> {
+pub(super) async fn run(command: AuthorCommand, admin: Client) -> anyhow::Result<()> {
     match command {
         AuthorCommand::New { name, lang, slot, dir } => {
             let root = plugin_tool::new(&NewPlugin { name: &name, lang, slot: &slot, dir: &dir })?;
@@ -68,7 +68,7 @@ pub(super) async fn run(command: AuthorCommand, admin: String) -> anyhow::Result
         }
         AuthorCommand::Build { dir } => print_built(&plugin_tool::build(&dir)?),
         AuthorCommand::Test { dir } => print!("{}", plugin_tool::test(&dir)?),
-        AuthorCommand::Dev { dir, name } => dev(&dir, &name, Client::new(admin)).await?,
+        AuthorCommand::Dev { dir, name } => dev(&dir, &name, admin).await?,
     }
     Ok(())
 }

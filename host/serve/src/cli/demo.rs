@@ -24,6 +24,13 @@ pub(super) fn demo(args: &ServeArgs) -> anyhow::Result<()> {
             // The session is what is to be read here, not the log.
             "warn".clone_into(&mut config.telemetry.log);
         }
+        let guarded = !config.auth.keys.is_empty() || !config.admin.token_sha256.is_empty();
+        let secret =
+            [&config.listen.tls_cert, &config.admin.tls_cert].iter().any(|path| !path.as_os_str().is_empty());
+        ensure!(
+            !guarded && !secret,
+            "the demo calls its own host, and shows it neither a key nor a token; run it with a configuration without `auth.keys`, `admin.token_sha256` and certificates"
+        );
         let server = run::start(config, args.config.clone()).await?;
         println!(
             "pointsman {} serves `{}` on http://{}\n",

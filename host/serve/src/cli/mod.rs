@@ -1,4 +1,4 @@
-//! The command line: `serve`, `demo`, `config`, `plugin`, `rollout`, `generations`, `record`, `replay`.
+//! The command line: `serve`, `demo`, `config`, `key`, `plugin`, `rollout`, `generations`, `record`, `replay`.
 //!
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
@@ -7,6 +7,7 @@ mod author;
 mod config;
 mod demo;
 mod examine;
+mod key;
 mod operate;
 mod record;
 mod rollout;
@@ -39,6 +40,9 @@ enum Command {
     /// Check, explain or import a configuration; print the reference one or its schema.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Make API keys.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Write and examine plugins; sign, push and pull them; list, swap and roll back those of a running host.
     Plugin(operate::PluginArgs),
     /// Try a plugin beside the active one before it decides everything.
@@ -111,6 +115,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Serve(args) => run::serve(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Config(command) => config::config(command),
+        Command::Key(command) => key::key(command),
         Command::Plugin(args) => run::block_on(operate::plugin(args))?,
         Command::Rollout(args) => run::block_on(rollout::rollout(args))?,
         Command::Generations(args) => run::block_on(operate::generations(args))?,

@@ -1,29 +1,50 @@
 //! `pointsman plugin …` and `pointsman generations`: the admin API from a terminal.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use axum::http::Method;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::author::{self, AuthorCommand};
 use super::supply::{self, SupplyCommand};
-use crate::client::{Client, Reply};
+use crate::client::{Client, Reply, Trust};
 use crate::source::{self, COMPONENT_BYTES_MAX, SCHEME};
 
-/// Which host to talk to.
+/// Which host to talk to, and what to show it.
 #[derive(Debug, Args)]
 pub(super) struct Admin {
     /// Address of the admin API.
     #[arg(long, default_value = "http://127.0.0.1:8081", global = true)]
     admin: String,
+    /// Token of the admin API; better in the environment as POINTSMAN_ADMIN_TOKEN, where others do not see it.
+    #[arg(long, global = true)]
+    token: Option<String>,
+    /// PEM file with the certificate to believe, for an `https` address that this machine does not know; or
+    /// POINTSMAN_ADMIN_CA.
+    #[arg(long, value_name = "FILE", global = true)]
+    ca: Option<PathBuf>,
 }
 
 impl Admin {
-    /// Its address.
-    pub(super) fn address(self) -> String {
-        self.admin
+    /// A client of the host that shows the token.
+    pub(super) fn client(&self) -> anyhow::Result<Client> {
+        let ca = self.ca.clone().or_else(|| std::env::var_os("POINTSMAN_ADMIN_CA").map(PathBuf::from));
+        let pem =
+            ca.map(|path| std::fs::read(&path).with_context(|| format!("cannot read {}", path.display())));
+        let pem = pem.transpose()?;
+        let trust = match &pem {
+            Some(pem) => Trust::These(pem),
+            None if self.admin.starts_with("https://") => Trust::System,
+            None => Trust::Nobody,
+        };
+        let client = Client::trusting(&self.admin, trust)?;
+        let token = self.token.clone().or_else(|| std::env::var("POINTSMAN_ADMIN_TOKEN").ok());
+        Ok(match token.filter(|token| !token.is_empty()) {
+            Some(token) => client.showing(token),
+            None => client,
+        })
     }
 }
 
@@ -81,9 +102,9 @@ enum PluginCommand {
 }
 
 pub(super) async fn plugin(args: PluginArgs) -> anyhow::Result<()> {
-    let client = Client::new(args.admin.admin.clone());
+    let client = args.admin.client()?;
     match args.command {
-        PluginCommand::Author(command) => author::run(command, args.admin.admin).await?,
+        PluginCommand::Author(command) => author::run(command, client).await?,
         PluginCommand::List => {
             let reply = client.get("/admin/v1/plugins").await?;
             list(&checked(reply)?);
@@ -129,7 +150,7 @@ pub(super) async fn generations(args: GenerationsArgs) -> anyhow::Result<()> {
         None => "/admin/v1/generations".to_owned(),
         Some(GenerationsCommand::Diff { from, to }) => format!("/admin/v1/generations/{from}/diff/{to}"),
     };
-    let reply = checked(Client::new(args.admin.admin).get(&path).await?)?;
+    let reply = checked(args.admin.client()?.get(&path).await?)?;
     println!("{}", serde_json::to_string_pretty(&reply)?);
     Ok(())
 }

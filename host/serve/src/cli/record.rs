@@ -11,7 +11,6 @@ use policy::{Replay, ReplayReport};
 use serde_json::{Value, json};
 
 use super::operate::{Admin, checked};
-use crate::client::Client;
 use crate::config::{Config, chain_spec};
 
 #[derive(Debug, Args)]
@@ -56,7 +55,7 @@ pub(super) struct ReplayArgs {
 }
 
 pub(super) async fn record(args: RecordArgs) -> anyhow::Result<()> {
-    let client = Client::new(args.admin.address());
+    let client = args.admin.client()?;
     let reply = match &args.command {
         RecordCommand::Start { folder } => {
             let body = json!({ "folder": folder }).to_string();

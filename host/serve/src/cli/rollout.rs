@@ -107,7 +107,7 @@ fn encoded(value: &str) -> String {
 }
 
 pub(super) async fn rollout(args: RolloutArgs) -> anyhow::Result<()> {
-    let client = Client::new(args.admin.address());
+    let client = args.admin.client()?;
     match args.command {
         RolloutCommand::Shadow { name, file } => {
             begin(&client, &name, &file, "rollout=shadow").await?;

@@ -34,8 +34,9 @@ pub(super) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         let signals = Signals::handled()?;
         let app = &server.app;
         println!("model   {} ({} tokens of context)", app.model.name, app.context_max);
-        println!("api     http://{}/v1", server.api);
-        println!("admin   http://{}/admin/v1", server.admin);
+        let scheme = |certificate: bool| if certificate { "https" } else { "http" };
+        println!("api     {}://{}/v1", scheme(app.certificates.api.is_some()), server.api);
+        println!("admin   {}://{}/admin/v1", scheme(app.certificates.admin.is_some()), server.admin);
         until_stopped(server, signals).await
     })?
 }

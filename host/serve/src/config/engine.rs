@@ -4,6 +4,8 @@ use kv::WORKERS_MAX;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::prompt::Family;
+
 use super::error::{ConfigError, at_least, bad};
 
 /// What is served.
@@ -20,6 +22,8 @@ pub struct Model {
     pub context_tokens_max: u32,
     /// Output limit of a request that names none.
     pub output_tokens_default: u32,
+    /// How the model writes reasoning and tool calls.
+    pub output_format: OutputFormat,
 }
 
 impl Default for Model {
@@ -30,7 +34,42 @@ impl Default for Model {
             aliases: Vec::new(),
             context_tokens_max: 65_536,
             output_tokens_default: 16_384,
+            output_format: OutputFormat::default(),
         }
+    }
+}
+
+/// How the model writes reasoning and tool calls: `auto`, or a family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct OutputFormat(Option<Family>);
+
+impl OutputFormat {
+    /// The family to use, where it is not left to the model's files.
+    pub fn family(self) -> Option<Family> {
+        self.0
+    }
+}
+
+impl TryFrom<String> for OutputFormat {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        match (word.as_str(), Family::named(&word)) {
+            ("auto", _) => Ok(Self(None)),
+            (_, Some(family)) => Ok(Self(Some(family))),
+            (_, None) => {
+                let words = Family::ALL.map(Family::as_str).join("`, `");
+                Err(format!("`output_format` is one of `auto`, `{words}`, not `{word}`"))
+            }
+        }
+    }
+}
+
+impl From<OutputFormat> for String {
+    fn from(format: OutputFormat) -> Self {
+        format.0.map_or("auto", Family::as_str).to_owned()
     }
 }
 
@@ -97,6 +136,8 @@ pub struct Kv {
     pub ttl_seconds_max: u32,
     /// Share of the pages in use from which the cache counts as full.
     pub retain_mark: f64,
+    /// Whether tenants find each other's blocks.
+    pub share_across_tenants: bool,
 }
 
 impl Default for Kv {
@@ -108,6 +149,7 @@ impl Default for Kv {
             tenant_share_max: 1.0,
             ttl_seconds_max: 3600,
             retain_mark: 0.9,
+            share_across_tenants: false,
         }
     }
 }

@@ -11,10 +11,13 @@ mod engine;
 mod error;
 pub mod explain;
 pub mod import;
+mod listen;
 mod plugin;
+mod responses;
 mod rule;
 pub mod schema;
 mod spec;
+mod speculation;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,13 +29,16 @@ use serde::{Deserialize, Serialize};
 use crate::source::Supply;
 
 pub use auth::{ApiKey, Auth, Tenants};
-pub use call::{HintSources, Limits, Listen, Middleware, Telemetry};
+pub use call::{HintSources, Limits, Middleware, Telemetry};
 pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Scorer};
-pub use engine::{Device, Engine, Kv, Model, Prompts, Schedule, Sim};
+pub use engine::{Device, Engine, Kv, Model, OutputFormat, Prompts, Schedule, Sim};
 pub use error::ConfigError;
+pub use listen::{ANY_ORIGIN, Admin, Listen};
 pub use plugin::{OnFailure, PLUGIN_KEPT_KIB_MAX, PLUGIN_MEMORY_MIB_MAX, Plugin, PluginLimits};
+pub use responses::Responses;
 pub use rule::Match;
 pub use spec::chain_spec;
+pub use speculation::{Speculation, When};
 pub use state::State;
 
 /// The reference configuration: every key with its default and a comment.
@@ -42,8 +48,10 @@ pub const REFERENCE: &str = include_str!("../../pointsman.toml");
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Addresses.
+    /// Addresses, certificates, web pages.
     pub listen: Listen,
+    /// Who may call the admin API.
+    pub admin: Admin,
     /// Keys that callers must show.
     pub auth: Auth,
     /// Where the tenant of a request is found when no key says it.
@@ -60,12 +68,16 @@ pub struct Config {
     pub prompts: Prompts,
     /// The step loop.
     pub schedule: Schedule,
+    /// Prefill ahead of need.
+    pub speculation: Speculation,
     /// What of a call reaches hint policies.
     pub hints: HintSources,
     /// What of a call reaches middleware.
     pub middleware: Middleware,
     /// What of policies outlives the process.
     pub state: State,
+    /// What of responses outlives their answer.
+    pub responses: Responses,
     /// Logs.
     pub telemetry: Telemetry,
     /// Where components come from.
@@ -109,7 +121,10 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config = Self::parse(&text)?;
         let folder = path.parent().unwrap_or(Path::new("."));
+        config.listen.relative_to(folder);
+        config.admin.relative_to(folder);
         config.state.relative_to(folder);
+        config.responses.relative_to(folder);
         config.supply.relative_to(folder);
         config.record.relative_to(folder);
         for plugin in config.plugins.values_mut() {
@@ -179,6 +194,9 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        self.listen.check()?;
+        self.admin.check()?;
+        self.admin.check_address(self.listen.admin)?;
         self.limits.check()?;
         self.auth.check()?;
         self.tenants.check()?;
@@ -187,8 +205,10 @@ impl Config {
         self.kv.check()?;
         self.prompts.check()?;
         self.schedule.check()?;
+        self.speculation.check()?;
         self.hints.check()?;
         self.middleware.check()?;
+        self.responses.check()?;
         self.supply.check()?;
         self.plugins.iter().try_for_each(|(name, plugin)| plugin.check(name, &self.supply))?;
         self.rollout.check().map_err(|(key, problem)| error::bad(key, problem))?;

@@ -51,13 +51,13 @@ pub struct Conversation(Form);
 #[derive(Clone, Debug)]
 enum Form {
     /// As a protocol gave them, in the shape of OpenAI's chat completions.
-    Plain(Vec<Value>),
+    Plain(Arc<Vec<Value>>),
     Items(Vec<Item>),
 }
 
 impl From<Vec<Value>> for Conversation {
     fn from(messages: Vec<Value>) -> Self {
-        Self(Form::Plain(messages))
+        Self(Form::Plain(Arc::new(messages)))
     }
 }
 
@@ -124,6 +124,26 @@ impl Conversation {
             Form::Plain(messages) => messages,
             Form::Items(_) => &[],
         }
+    }
+
+    /// The same conversation with messages after it, in the shape of OpenAI's chat completions.
+    ///
+    /// Errors: [`Refusal::Field`] for a message that is none.
+    pub(super) fn followed_by(self, more: Vec<Value>, keys: &Keys) -> Result<Self, Refusal> {
+        Ok(Self(match self.0 {
+            Form::Plain(messages) => {
+                let mut messages = Arc::unwrap_or_clone(messages);
+                messages.extend(more);
+                Form::Plain(messages.into())
+            }
+            Form::Items(mut items) => {
+                for message in &more {
+                    let at = items.len();
+                    items.push(Item::of(neutral_all(std::slice::from_ref(message), at)?, Vec::new(), keys));
+                }
+                Form::Items(items)
+            }
+        }))
     }
 
     /// Its messages one by one, each with its name.
@@ -207,6 +227,12 @@ struct Listed {
 impl From<Vec<Value>> for Tools {
     fn from(values: Vec<Value>) -> Self {
         Self(Arc::new(Listed { values, digest: OnceLock::new(), objects: OnceLock::new() }))
+    }
+}
+
+impl PartialEq for Tools {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.values == other.0.values
     }
 }
 

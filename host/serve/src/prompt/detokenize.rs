@@ -6,16 +6,15 @@
 
 use std::sync::Arc;
 
-use super::Tokenizer;
-use super::output::{CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN};
+use super::{Family, Tokenizer};
 
 /// What becomes of special tokens, which carry no text of the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Specials {
     /// None has text.
     Drop,
-    /// Those that structure an answer have: reasoning and calls, which the output parser needs to see.
-    Markers,
+    /// Those that structure an answer of this family have: reasoning and calls, which the output parser needs to see.
+    Markers(Family),
     /// All have, end of turn included.
     All,
 }
@@ -47,8 +46,8 @@ const WAITING_MAX: usize = 8;
 
 impl Detokenizer {
     /// For one sequence, before its first token.
-    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self::with_specials(tokenizer, Specials::Markers)
+    pub fn new(tokenizer: Arc<Tokenizer>, family: Family) -> Self {
+        Self::with_specials(tokenizer, Specials::Markers(family))
     }
 
     /// The same, with a choice of what special tokens become.
@@ -83,10 +82,9 @@ impl Detokenizer {
     }
 
     fn has_text(&self, token: u32) -> bool {
-        let markers = [THINK_OPEN, THINK_CLOSE, CALL_OPEN, CALL_CLOSE];
         match (self.specials, self.tokenizer.special(token)) {
             (Specials::All, _) | (_, None) => true,
-            (Specials::Markers, Some(text)) => markers.contains(&text),
+            (Specials::Markers(family), Some(text)) => family.is_marker(text),
             (Specials::Drop, Some(_)) => false,
         }
     }
@@ -174,7 +172,8 @@ mod tests {
     #[test]
     fn special_tokens_have_text_where_it_is_wanted() {
         check(&[3, 2], Specials::Drop, &["", "", ""]);
-        check(&[3, 2], Specials::Markers, &["<tool_call>", "", ""]);
+        check(&[3, 2], Specials::Markers(Family::Plain), &["", "", ""]);
+        check(&[3, 2], Specials::Markers(Family::Hermes), &["<tool_call>", "", ""]);
         check(&[3, 2], Specials::All, &["<tool_call>", "<|im_end|>", ""]);
         check(&[5000], Specials::All, &["", ""]);
     }

@@ -4,6 +4,7 @@
 //! body ─conversation─► messages ─canonical─► template ─► text ─tokenizer─► tokens ─► engine
 //!          └── kept: what was seen before is neither read, rendered nor tokenised again
 //! engine ─► tokens ─detokenize─► text ─stop─► text ─output─► reasoning | text | calls
+//! format, schemas ─grammar─► which tokens may come next ─► engine
 //! ```
 //!
 //! Called by the journey once a request, and for each token of an answer.
@@ -15,6 +16,7 @@ pub mod conversation;
 mod detokenize;
 mod digest;
 mod error;
+mod grammar;
 mod kept;
 mod output;
 mod segments;
@@ -26,10 +28,13 @@ mod tokenizer;
 pub use conversation::{Conversation, Dialect, Item, Tools, Translated};
 pub use detokenize::{Detokenizer, Specials};
 pub use error::PromptError;
+pub(crate) use grammar::check_schema;
+pub use grammar::{Ask, Calls, Constraint, Format, Grammar, Grammars, Guide, Next, Reasoning};
 pub(crate) use kept::{Frame, Naming};
 pub use kept::{Kept, Prompts, ReadTools};
-pub use output::{OutputEvent, OutputParser};
-pub use segments::{Role, Segment, Span, reasoning_tokens, segments};
+pub use output::{ArgumentStyle, CallSyntax, Family, NameStyle, OutputEvent, OutputParser, ReasoningMarks};
+pub use segments::{Role, Segment, Span, end_of_message, reasoning_tokens, segments};
 pub use stop::{Safe, StopMatcher};
+pub(crate) use template::strftime;
 pub use template::{ChatTemplate, RenderInput, TemplateSource};
 pub use tokenizer::{Guard, Tokenizer};

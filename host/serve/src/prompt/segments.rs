@@ -3,7 +3,7 @@
 //! Called by the journey for prompts, and by a worker for outputs, only where a policy wants to know.
 //! **Invariant:** the segments of a prompt lie one after the other and have all of its tokens.
 
-use super::{ChatTemplate, RenderInput, Tokenizer};
+use super::{ChatTemplate, Family, RenderInput, Tokenizer};
 
 /// What tokens are; the numbers are those of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,10 +83,22 @@ pub(crate) fn segments_of(tokenizer: &Tokenizer, spans: &[Span], text: &str, tok
     segments
 }
 
+/// Where the stretch of a prompt ends that holds everything up to and including a message, in tokens of `all`.
+///
+/// Messages are numbered as in [`Span`]; what stands before them is part of every stretch.
+pub fn end_of_message(segments: &[Segment], message: i32, all: u32) -> u32 {
+    let last = segments.iter().rposition(|segment| segment.message <= message);
+    match last {
+        None => 0,
+        Some(last) => segments.get(last + 1).map_or(all, |next| next.start),
+    }
+}
+
 /// How many of an output's first tokens are reasoning, the marks around it included. `begun`: the prompt ends inside
 /// a reasoning section.
-pub fn reasoning_tokens(tokenizer: &Tokenizer, output: &[u32], begun: bool) -> usize {
-    let (open, close) = (b"<think>".as_slice(), b"</think>".as_slice());
+pub fn reasoning_tokens(tokenizer: &Tokenizer, family: Family, output: &[u32], begun: bool) -> usize {
+    let Some(marks) = family.reasoning() else { return 0 };
+    let (open, close) = (marks.open.as_bytes(), marks.close.as_bytes());
     let mut text: Vec<u8> = Vec::new();
     let mut inside = begun;
     for (at, &token) in output.iter().enumerate() {

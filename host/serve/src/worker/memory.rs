@@ -48,10 +48,10 @@ impl Conversation {
         let turn = sequence.start.turn.as_deref();
         Self {
             session: hints.session,
-            parent: turn.map_or(0, |turn| turn.parent),
+            parent: hints.parent,
             class: hints.class,
             tenant: hints.tenant,
-            live: turn.is_none_or(|turn| !turn.session_final),
+            live: !hints.session_final,
             used_ms: now_ms,
             wish_priority: turn.map_or(0, |turn| turn.wishes.priority),
             attributes: turn.map(|turn| turn.attributes.clone()).unwrap_or_default(),
@@ -78,7 +78,7 @@ fn stretches(sequence: &Sequence) -> Vec<Stretch> {
         Some(turn) => {
             starts.extend(turn.segments.iter().copied().zip(turn.wishes.ttl_ms(&turn.segments)));
             let output = &sequence.history[prompt_len as usize..];
-            let thought = reasoning_tokens(&turn.tokenizer, output, turn.in_reasoning) as u32;
+            let thought = reasoning_tokens(&turn.tokenizer, turn.family, output, turn.in_reasoning) as u32;
             let part = |role, start| (Segment { role, start, message: Span::AFTER }, 0);
             if thought > 0 {
                 starts.push(part(Role::Reasoning, prompt_len));

@@ -23,8 +23,9 @@ pub(crate) use sequence::NO_SALT;
 pub use sequence::{Event, Finish, SequenceHints, Start};
 use step::StepLoop;
 
-use crate::config::{Kv, Schedule};
+use crate::config::{Kv, Schedule, Speculation};
 use crate::ctx::{Ctx, name_id};
+use crate::speculation::Counts;
 
 /// What a worker is made of.
 pub struct Parts {
@@ -42,6 +43,10 @@ pub struct Parts {
     pub schedule: Schedule,
     /// Bounds on what is kept of the cache.
     pub kv: Kv,
+    /// Bounds on what is computed ahead of need.
+    pub ahead: Speculation,
+    /// How that goes.
+    pub speculation: Arc<Counts>,
     /// Clock and seeds.
     pub ctx: Ctx,
 }
@@ -158,8 +163,10 @@ impl Worker {
         let tokens = start.tokens.len() as u64;
         let starts = self.starts.lock();
         let Some(sender) = starts.as_ref() else { return false };
-        self.load.in_transit.fetch_add(1, Ordering::Relaxed);
-        self.load.in_transit_tokens.fetch_add(tokens, Ordering::Relaxed);
+        if !start.ahead {
+            self.load.in_transit.fetch_add(1, Ordering::Relaxed);
+            self.load.in_transit_tokens.fetch_add(tokens, Ordering::Relaxed);
+        }
         sender.send(start).is_ok()
     }
 

@@ -173,7 +173,7 @@ fn sort(waiting: &mut Vec<Sequence>, order: &[u32], terms: &Terms) {
 
 fn fill(table: &mut Table, sequences: &[Sequence], now: Moment) {
     table.reset(sequences.len());
-    let numbers: [fn(&Sequence, Moment) -> f32; 9] = [
+    let numbers: [fn(&Sequence, Moment) -> f32; 10] = [
         |s, now| now.saturating_sub(s.start.arrived).as_secs_f32() * 1e3,
         |s, _| s.left() as f32,
         |s, _| s.cached_tokens.unwrap_or(0) as f32,
@@ -183,6 +183,7 @@ fn fill(table: &mut Table, sequences: &[Sequence], now: Moment) {
         |s, _| s.start.hints.strict_tier as f32,
         |s, _| s.start.hints.deadline_ms as f32,
         |s, _| s.pages.len() as f32,
+        |s, _| f32::from(u8::from(s.start.hints.session_final)),
     ];
     assert_eq!(numbers.len(), SCHEDULE_SEQUENCE.numbers.len(), "one value for each column of the contract");
     for (column, value) in numbers.iter().enumerate() {
@@ -193,8 +194,13 @@ fn fill(table: &mut Table, sequences: &[Sequence], now: Moment) {
     for (row, sequence) in sequences.iter().enumerate().filter(|(_, s)| !s.start.attributes.is_empty()) {
         table.set_attributes(row, sequence.start.attributes.clone());
     }
-    let ids: [fn(&Sequence) -> u64; 4] =
-        [|s| s.start.id, |s| s.start.hints.session, |s| s.start.hints.class, |s| s.start.hints.tenant];
+    let ids: [fn(&Sequence) -> u64; 5] = [
+        |s| s.start.id,
+        |s| s.start.hints.session,
+        |s| s.start.hints.class,
+        |s| s.start.hints.tenant,
+        |s| s.start.hints.parent,
+    ];
     for (column, value) in ids.iter().enumerate() {
         for (cell, sequence) in table.ids_mut(column).iter_mut().zip(sequences) {
             *cell = value(sequence);

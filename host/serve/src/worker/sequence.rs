@@ -9,6 +9,7 @@ use policy::Attributes;
 use tokio::sync::mpsc;
 
 use crate::ctx::Moment;
+use crate::prompt::{Constraint, Next};
 use crate::retain::Turn;
 
 /// What a worker needs to start a sequence.
@@ -20,12 +21,16 @@ pub struct Start {
     pub tokens: Arc<[u32]>,
     /// Names of the prompt's full blocks.
     pub blocks: Arc<[BlockName]>,
+    /// What those names are salted with, and the names of blocks of the output.
+    pub salt: u64,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
     /// Output limit, within the context; 0 computes the prompt and ends.
     pub output_tokens_max: u32,
     /// Tokens that end the output; they are not reported.
     pub stop_tokens: Arc<[u32]>,
+    /// What the output has to look like; `None` where any text will do.
+    pub constraint: Option<Constraint>,
     /// What scheduling wants to know.
     pub hints: SequenceHints,
     /// What its caller said that has no field there.
@@ -34,6 +39,8 @@ pub struct Start {
     pub turn: Option<Arc<Turn>>,
     /// Whether its start is told, before its first token.
     pub announced: bool,
+    /// Whether nobody waits for it: it is computed with what others leave.
+    pub ahead: bool,
     /// When the request came in.
     pub arrived: Moment,
     /// Where events go; dropping the receiver cancels the sequence.
@@ -45,6 +52,10 @@ pub struct Start {
 pub struct SequenceHints {
     /// Id of the session, or 0.
     pub session: u64,
+    /// Id of the session or agent that started it, or 0.
+    pub parent: u64,
+    /// Whether the session ends with this request.
+    pub session_final: bool,
     /// Id of the class, or 0.
     pub class: u64,
     /// Id of the tenant, or 0.
@@ -123,7 +134,7 @@ impl Sequence {
     pub(super) fn new(start: Start, fingerprint: Fingerprint, block_tokens: usize) -> Self {
         assert!(!start.tokens.is_empty(), "a prompt has at least one token");
         let names = start.blocks.to_vec();
-        let mut chain = NameChain::after(fingerprint, NO_SALT, block_tokens, names.last().copied());
+        let mut chain = NameChain::after(fingerprint, start.salt, block_tokens, names.last().copied());
         for &token in &start.tokens[names.len() * block_tokens..] {
             let full = chain.push(token);
             assert!(full.is_none(), "the prompt's full blocks all have a name");
@@ -217,6 +228,27 @@ impl Sequence {
         }
     }
 
+    /// Computes which tokens its next draw may give. Errors: why it cannot go on.
+    pub(super) fn prepare_draw(&mut self) -> Result<(), String> {
+        self.start.constraint.as_mut().map_or(Ok(()), Constraint::compute)
+    }
+
+    /// Whether that is known.
+    pub(super) fn is_prepared(&self) -> bool {
+        self.start.constraint.as_ref().is_none_or(Constraint::is_ready)
+    }
+
+    /// Tells the constraint what was drawn. Errors: why it cannot go on.
+    pub(super) fn follow(&mut self, token: u32) -> Result<Next, String> {
+        self.start.constraint.as_mut().map_or(Ok(Next::More), |constraint| constraint.advance(token))
+    }
+
+    /// Sends the end of a sequence that cannot go on.
+    pub(super) fn fail(&mut self, reason: String) {
+        self.flush();
+        let _ = self.start.events.try_send(Event::Failed(reason));
+    }
+
     /// Appends an output token, and sends it unless the last one was sent a moment ago.
     pub(super) fn push(&mut self, sampled: Sampled, now: Moment) {
         self.history.push(sampled.token);
@@ -253,5 +285,5 @@ impl Sequence {
 /// Chosen: waking a reader costs about 10 us on both sides, and nobody reads 5,000 tokens a second one by one.
 const SEND_EVERY: Duration = Duration::from_micros(200);
 
-/// Blocks are shared between all callers: this host knows no tenants.
+/// The salt of blocks that are shared between all callers who have it: those without a tenant.
 pub(crate) const NO_SALT: u64 = 0;

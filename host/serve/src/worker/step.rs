@@ -3,6 +3,9 @@
 //! **Invariant:** every sequence that came in leaves exactly once, finished, failed or cancelled, and its
 //! pages go back then.
 
+mod ahead;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
@@ -17,6 +20,8 @@ use super::retainer::{Retainer, With};
 use super::sequence::{Event, Finish, Sequence, Start};
 use super::{Load, Parts, smooth};
 use crate::ctx::{Ctx, Moment, name_id};
+use crate::prompt::{Constraint, Next};
+use crate::speculation::Cancelled;
 
 /// State of one worker's loop; it lives on that worker's thread.
 pub(super) struct StepLoop {
@@ -26,8 +31,10 @@ pub(super) struct StepLoop {
     received: Receiver<Start>,
     /// In the order in which they are to be started.
     waiting: Vec<Sequence>,
-    /// In order of admission.
+    /// In order of admission; behind them those that are computed ahead of need.
     running: Vec<Sequence>,
+    /// Those that are to be computed ahead of need.
+    ahead: VecDeque<Sequence>,
     order: Order,
     planner: Arc<dyn Planner>,
     retainer: Retainer,
@@ -51,6 +58,7 @@ impl StepLoop {
             received,
             waiting: Vec::new(),
             running: Vec::new(),
+            ahead: VecDeque::new(),
             order,
             planner,
             retainer,
@@ -72,8 +80,10 @@ impl StepLoop {
         }
         self.review_cache();
         self.drop_cancelled();
+        self.yield_ahead();
         self.plan();
-        let rows = self.admit();
+        let mut rows = self.admit();
+        self.prepare_draws(&mut rows);
         if rows.iter().any(|new| *new > 0) {
             self.flush_before_prefill(&rows);
             self.step(&rows);
@@ -84,7 +94,7 @@ impl StepLoop {
 
     /// Takes what has come in; sleeps when there is nothing to do. False at the end.
     fn receive(&mut self) -> bool {
-        if self.waiting.is_empty() && self.running.is_empty() {
+        if self.waiting.is_empty() && self.running.is_empty() && self.ahead.is_empty() {
             match self.received.recv() {
                 Ok(start) => self.enqueue(start),
                 Err(_) => return false,
@@ -97,6 +107,9 @@ impl StepLoop {
     }
 
     fn enqueue(&mut self, start: Start) {
+        if start.ahead {
+            return self.enqueue_ahead(start);
+        }
         self.load.in_transit.fetch_sub(1, Ordering::Relaxed);
         self.load.in_transit_tokens.fetch_sub(start.tokens.len() as u64, Ordering::Relaxed);
         let fingerprint = self.parts.executor.caps().fingerprint;
@@ -108,7 +121,7 @@ impl StepLoop {
     fn drop_cancelled(&mut self) {
         let before = self.waiting.len() + self.running.len();
         self.waiting.retain(|s| !s.cancelled());
-        for i in (0..self.running.len()).rev() {
+        for i in (0..self.needed()).rev() {
             if self.running[i].cancelled() {
                 self.commit(i);
             }
@@ -119,7 +132,8 @@ impl StepLoop {
     /// Asks who is next, if there are others than at the last decision.
     fn plan(&mut self) {
         let changed = std::mem::take(&mut self.changed) || self.order.is_outdated(&*self.planner);
-        if !changed || (self.waiting.is_empty() && self.running.is_empty()) {
+        let needed = self.needed();
+        if !changed || (self.waiting.is_empty() && needed == 0) {
             return;
         }
         let schedule = &self.parts.schedule;
@@ -129,10 +143,10 @@ impl StepLoop {
             frame: frame(ctx),
             tokens: schedule.step_tokens_max,
             pages: self.pool.available(),
-            rows: schedule.step_rows_max.saturating_sub(self.running.len() as u32),
+            rows: schedule.step_rows_max.saturating_sub(needed as u32),
             starvation: self.starvation(),
         };
-        self.order.decide(&*self.planner, (&mut self.waiting, &mut self.running), &terms);
+        self.order.decide(&*self.planner, (&mut self.waiting, &mut self.running[..needed]), &terms);
     }
 
     fn starvation(&self) -> Duration {
@@ -156,11 +170,12 @@ impl StepLoop {
         let now = self.parts.ctx.now();
         let mut budget = self.parts.schedule.step_tokens_max as usize;
         let mut rows = vec![0; self.running.len()];
-        for (row, s) in rows.iter_mut().zip(&self.running).filter(|(_, s)| s.left() == 1) {
+        let needed = self.needed();
+        for (row, s) in rows.iter_mut().zip(&self.running[..needed]).filter(|(_, s)| s.left() == 1) {
             *row = s.left().min(budget);
             budget -= *row;
         }
-        for (row, s) in rows.iter_mut().zip(&self.running).filter(|(_, s)| s.left() > 1) {
+        for (row, s) in rows.iter_mut().zip(&self.running[..needed]).filter(|(_, s)| s.left() > 1) {
             *row = s.left().min(budget).min(self.chunk_max(s, now));
             budget -= *row;
         }
@@ -171,6 +186,7 @@ impl StepLoop {
             budget -= tokens;
             rows.push(tokens);
         }
+        self.fill_ahead(&mut rows, budget);
         rows
     }
 
@@ -227,6 +243,9 @@ impl StepLoop {
                     self.running[i].pages.extend(pages);
                     i += 1;
                 }
+                Err(_) if self.cancel_ahead(Cancelled::Pages) => {
+                    rows.truncate(self.running.len());
+                }
                 Err(_) => {
                     let victim = self.order.victim(&self.running);
                     self.preempt(victim);
@@ -254,6 +273,35 @@ impl StepLoop {
             // One that was alone comes back too: two that computed the same prefix side by side leave a block that
             // nobody holds and that cannot go before its children; a fresh start finds it in the cache.
             self.waiting.insert(0, s);
+        }
+    }
+
+    /// Has constrained rows that draw in this step know what they may draw. When that took its time, the others sit
+    /// this step out, another one at each step. One whose grammar fails leaves alone.
+    fn prepare_draws(&mut self, rows: &mut Vec<usize>) {
+        let begun = self.parts.ctx.now();
+        let first = self.load.steps.load(Ordering::Relaxed) as usize;
+        let mut failed = Vec::new();
+        for turn in 0..rows.len() {
+            let i = (first + turn) % rows.len();
+            let s = &mut self.running[i];
+            if rows[i] == 0 || rows[i] < s.left() || s.start.constraint.is_none() {
+                continue;
+            }
+            let spent = self.parts.ctx.now().saturating_sub(begun);
+            if spent > MASKS_PER_STEP_MAX && !s.is_prepared() {
+                rows[i] = 0;
+            } else if let Err(reason) = s.prepare_draw() {
+                tracing::warn!(worker = %self.parts.name, seq = s.start.id, error = %reason, "sequence failed");
+                s.fail(reason);
+                failed.push(i);
+            }
+        }
+        failed.sort_unstable();
+        for i in failed.into_iter().rev() {
+            self.commit(i);
+            rows.remove(i);
+            self.changed = true;
         }
     }
 
@@ -294,6 +342,7 @@ impl StepLoop {
                     params: &s.start.sampling,
                     history: &s.history,
                     prompt_len: s.prompt_len() as u32,
+                    mask: s.start.constraint.as_ref().map(Constraint::mask),
                 });
                 samples.len() as u32 - 1
             });
@@ -315,11 +364,15 @@ impl StepLoop {
     fn apply(&mut self, rows: &[usize], sampled: Vec<Sampled>) {
         let mut sampled = sampled.into_iter();
         let now = self.parts.ctx.now();
+        let needed = self.needed();
         let mut gone = Vec::new();
         for (i, &new) in rows.iter().enumerate() {
             let s = &mut self.running[i];
             let draws = new > 0 && new == s.left();
             s.advance(new, &mut self.pool, self.block_tokens);
+            if s.start.ahead {
+                self.parts.speculation.tokens.fetch_add(new as u64, Ordering::Relaxed);
+            }
             if !draws {
                 continue;
             }
@@ -336,8 +389,10 @@ impl StepLoop {
                 gone.push(i);
             }
         }
-        smooth(&self.load.itl_us_ewma, now.saturating_sub(self.last_token_at).as_micros().max(1) as u64);
-        self.last_token_at = now;
+        if needed > 0 {
+            smooth(&self.load.itl_us_ewma, now.saturating_sub(self.last_token_at).as_micros().max(1) as u64);
+            self.last_token_at = now;
+        }
         for &i in gone.iter().rev() {
             self.commit(i);
             self.changed = true;
@@ -347,6 +402,10 @@ impl StepLoop {
     /// A sequence leaves: what it computed stays findable, and is worth what the `retain` slot says.
     fn commit(&mut self, running: usize) {
         let mut s = self.running.remove(running);
+        if s.start.ahead {
+            self.parts.speculation.finished.fetch_add(1, Ordering::Relaxed);
+            return s.release(&mut self.pool);
+        }
         let mut with = With {
             pool: &mut self.pool,
             generations: &self.parts.generations,
@@ -371,18 +430,23 @@ impl StepLoop {
         let set =
             |cell: &std::sync::atomic::AtomicU32, value: usize| cell.store(value as u32, Ordering::Relaxed);
         let left = |s: &Sequence| s.left().saturating_sub(1) as u64;
+        let running = &self.running[..self.needed()];
         set(&load.waiting, self.waiting.len());
-        set(&load.running, self.running.len());
+        set(&load.running, running.len());
         set(&load.pages_pinned, stats.pinned as usize);
         set(&load.pages_cached, stats.evictable as usize);
         set(&load.pages_kept, stats.kept as usize);
         let store = |cell: &AtomicU64, value: u64| cell.store(value, Ordering::Relaxed);
-        store(&load.queued_tokens, self.waiting.iter().chain(&self.running).map(left).sum());
-        store(&load.active_tokens, self.running.iter().map(|s| s.history.len() as u64).sum());
+        store(&load.queued_tokens, self.waiting.iter().chain(running).map(left).sum());
+        store(&load.active_tokens, running.iter().map(|s| s.history.len() as u64).sum());
         store(&load.evictions, stats.evictions);
         load.steps.fetch_add(1, Ordering::Relaxed);
     }
 }
+
+/// When no further masks are computed for a step. Chosen: a mask takes about 20 us, seldom some milliseconds; a step
+/// of a real model takes at least five, and rows without a grammar wait no longer than this and one mask.
+const MASKS_PER_STEP_MAX: Duration = Duration::from_millis(2);
 
 /// Takes a drawn token in and reports it. True when the sequence has ended.
 fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {
@@ -390,12 +454,16 @@ fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {
         s.finish(Finish::Stop);
         return true;
     }
+    let token = sampled.token;
     s.push(sampled, now);
     let full = s.output_len() >= s.start.output_tokens_max as usize;
-    if full {
-        s.finish(Finish::Length);
+    match s.follow(token) {
+        Ok(Next::Complete) => s.finish(Finish::Stop),
+        Ok(Next::More) if full => s.finish(Finish::Length),
+        Ok(Next::More) => return false,
+        Err(reason) => s.fail(reason),
     }
-    full
+    true
 }
 
 fn frame(ctx: &Ctx) -> Frame {

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::rollout::{self, Wish};
 use super::{component, failure, not_prepared};
-use crate::api::{json_reply, read};
+use crate::api::{Vendor, body, error, json_reply};
 use crate::app::{App, ReloadError};
 use crate::source::COMPONENT_BYTES_MAX;
 
@@ -53,9 +53,9 @@ pub(super) async fn put(
         Ok(wish) => wish,
         Err(refused) => return *refused,
     };
-    let put = match read(call, COMPONENT_BYTES_MAX).await {
+    let put = match body::receive(call, COMPONENT_BYTES_MAX, &app.config.limits).await {
         Ok(put) => put,
-        Err(e) => return failure(StatusCode::PAYLOAD_TOO_LARGE, Some("fetched"), &e.to_string()),
+        Err(e) => return failure(error::status(&e, Vendor::OpenAi), Some("fetched"), &e.to_string()),
     };
     if !app.generations.plugins().iter().any(|p| p.name == name) {
         let known: Vec<String> = app.generations.plugins().into_iter().map(|p| p.name).collect();

@@ -1,5 +1,6 @@
 //! The admin API, on its own listener: generations, plugins, swaps, rollouts, roll back.
 //!
+//! With `admin.token_sha256` nothing is answered to whoever does not show the token; without, nothing to web pages.
 //! **Invariant:** every change is one call that either is done when it returns or changed nothing.
 
 mod component;
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Request as HttpRequest, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use policy::PrepareError;
@@ -20,6 +22,7 @@ use serde_json::{Value, json};
 
 use super::json_reply;
 use crate::app::App;
+use crate::auth::{digest_from_hex, shows_token};
 
 /// The admin API's routes.
 pub fn router(app: Arc<App>) -> Router {
@@ -35,7 +38,24 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/admin/v1/record", record::routes())
         .route("/admin/v1/workers", get(workers))
         .fallback(unknown)
+        .layer(from_fn_with_state(Arc::clone(&app), check_token))
         .with_state(app)
+}
+
+async fn check_token(State(app): State<Arc<App>>, call: HttpRequest<Body>, next: Next) -> Response {
+    let wanted = digest_from_hex(&app.config.admin.token_sha256);
+    if wanted.is_none() && call.headers().contains_key(header::ORIGIN) {
+        // Any page can have the browser of somebody on this machine send such a call.
+        const MESSAGE: &str = "web pages may not call an admin API without a token; set `admin.token_sha256`";
+        return failure(StatusCode::FORBIDDEN, None, MESSAGE);
+    }
+    if wanted.is_none_or(|wanted| shows_token(call.headers(), &wanted)) {
+        return next.run(call).await;
+    }
+    const MESSAGE: &str = "the admin API wants its token: send `Authorization: Bearer TOKEN`; commands of `pointsman` take it from POINTSMAN_ADMIN_TOKEN or `--token`";
+    let mut response = failure(StatusCode::UNAUTHORIZED, None, MESSAGE);
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
 }
 
 async fn unknown(uri: Uri) -> Response {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::failure;
-use crate::api::{json_reply, read};
+use crate::api::{Vendor, body, error, json_reply};
 use crate::app::App;
 use crate::record::RecordingError;
 
@@ -40,9 +40,9 @@ async fn status(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn start(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
-    let body = match read(call, BODY_BYTES_MAX).await {
+    let body = match body::receive(call, BODY_BYTES_MAX, &app.config.limits).await {
         Ok(call) => call.body,
-        Err(error) => return failure(StatusCode::PAYLOAD_TOO_LARGE, None, &error.to_string()),
+        Err(refusal) => return failure(error::status(&refusal, Vendor::OpenAi), None, &refusal.to_string()),
     };
     let start = match body.is_empty() {
         true => Start::default(),

@@ -12,13 +12,13 @@ use serde_json::{Map, Value, json};
 
 pub use self::reply::{Reply, Style};
 
-use super::body::Body;
 use super::fields::Fields;
-use super::marks;
+use super::parts::Body;
 use super::sampling::{self, Rules};
+use super::{format, marks};
 use crate::ctx::mix;
 use crate::prompt::{Dialect, Item, ReadTools, Translated};
-use crate::request::{Format, Input, Protocol, Refusal, Request, ToolChoice};
+use crate::request::{Input, Protocol, Refusal, Request, ToolChoice};
 
 /// How a message is read.
 const DIALECT: Dialect = Dialect { kind: u64::from_be_bytes(*b"chat/msg"), translate: message };
@@ -39,8 +39,8 @@ pub fn parse(
     let tools = tools(body.tools.as_ref(), rules)?;
     let tool_choice = tool_choice(&fields, tools.tools.as_deref())?;
     let mut extensions = sampling::extensions(&fields, &rules.hints.extensions)?;
-    extensions.extend(marks::extension(messages.iter().map(Item::marks), &tools.marks));
-    refuse_structured_output(&fields)?;
+    extensions
+        .extend(marks::written(&marks::of_conversation(messages.iter().map(Item::marks), &tools.marks)));
     let request = Request {
         id: format!("chatcmpl-{:016x}{:016x}", mix(seed), seed),
         tenant: String::new(),
@@ -50,7 +50,7 @@ pub fn parse(
         tools: tools.tools.clone().filter(|_| tool_choice != ToolChoice::None),
         tool_choice,
         parallel_calls: parallel_calls(&fields)?,
-        format: Format::Text,
+        format: format::parse(&fields, &["response_format"])?,
         template_args: template_args(&fields)?,
         sampling: sampling::sampling(&fields, rules, seed)?,
         output_tokens_max: sampling::output_limit(&fields)?,
@@ -170,15 +170,6 @@ fn tool_choice(fields: &Fields<'_>, tools: Option<&[Value]>) -> Result<ToolChoic
             Err(Refusal::field("tool_choice", message))
         }
         _ => Ok(choice),
-    }
-}
-
-/// A format that we would not keep is refused rather than ignored: callers parse what they get.
-fn refuse_structured_output(fields: &Fields<'_>) -> Result<(), Refusal> {
-    let Some(format) = fields.object("response_format")? else { return Ok(()) };
-    match format.text("type")? {
-        Some("text") => Ok(()),
-        _ => Err(format.wrong("type", "\"text\"; this version has no structured output")),
     }
 }
 

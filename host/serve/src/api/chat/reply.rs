@@ -101,6 +101,8 @@ struct Message {
 }
 
 struct Call {
+    /// As the model wrote it, if its grammar has ids.
+    id: Option<String>,
     name: String,
     arguments: String,
 }
@@ -111,8 +113,8 @@ impl Message {
             match piece {
                 OutputEvent::Reasoning(text) => self.reasoning += &text,
                 OutputEvent::Text(text) => self.content += &text,
-                OutputEvent::CallStart { name, .. } => {
-                    self.calls.push(Call { name, arguments: String::new() });
+                OutputEvent::CallStart { id, name, .. } => {
+                    self.calls.push(Call { id, name, arguments: String::new() });
                 }
                 OutputEvent::CallArguments { index, delta } => self.calls[index as usize].arguments += &delta,
                 OutputEvent::CallEnd { .. } => {}
@@ -134,7 +136,7 @@ impl Message {
         if !self.calls.is_empty() {
             let calls = self.calls.iter().enumerate().map(|(i, call)| {
                 json!({
-                    "id": call_id(id, index, i),
+                    "id": call.id.clone().unwrap_or_else(|| call_id(id, index, i)),
                     "type": "function",
                     "function": { "name": call.name, "arguments": call.arguments },
                 })
@@ -188,9 +190,9 @@ fn piece_json(id: &str, choice: usize, piece: OutputEvent) -> Option<Value> {
     Some(match piece {
         OutputEvent::Text(text) => json!({ "content": text }),
         OutputEvent::Reasoning(text) => json!({ "reasoning_content": text, "reasoning": text }),
-        OutputEvent::CallStart { index, name } => json!({ "tool_calls": [{
+        OutputEvent::CallStart { index, id: own, name } => json!({ "tool_calls": [{
             "index": index,
-            "id": call_id(id, choice, index as usize),
+            "id": own.unwrap_or_else(|| call_id(id, choice, index as usize)),
             "type": "function",
             "function": { "name": name, "arguments": "" },
         }] }),

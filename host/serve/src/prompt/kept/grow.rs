@@ -285,9 +285,23 @@ fn moved(before: &[Cut], cuts: Vec<Cut>, base: Cut) -> Vec<Cut> {
 }
 
 impl Kept {
-    /// Whether the text ends inside a reasoning section.
-    pub(crate) fn in_reasoning(&self) -> bool {
-        self.0.end.trim_end().ends_with("<think>")
+    /// The end of the text.
+    pub(crate) fn end(&self) -> &str {
+        &self.0.end
+    }
+
+    /// The tokens before the last place that spells `mark`; `None` where that is not near the end, or tokens cannot be
+    /// told apart there.
+    pub(crate) fn tokens_before(&self, mark: &str, maker: &Maker<'_>) -> Option<Vec<u32>> {
+        let state = &self.0;
+        let before_end = state.text_len - state.end.len();
+        let at = state.end.rfind(mark)?;
+        let cut = state.cuts.iter().rev().find(|cut| cut.bytes <= before_end + at)?;
+        let between = state.end.get(cut.bytes.checked_sub(before_end)?..at)?;
+        let mut tokens = state.tokens.from(0, maker.naming);
+        tokens.truncate(cut.tokens);
+        tokens.extend(maker.tokenizer.encode_prompt(between));
+        Some(tokens)
     }
 
     /// What its tokens are, if the maker was to find out.

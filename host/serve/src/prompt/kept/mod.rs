@@ -22,7 +22,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
-use self::grow::State;
+use self::grow::{Grown, State};
 use self::memo::Memo;
 use self::memory::Memory;
 use super::conversation::{Conversation, Dialect, Item, Known, Tools, bytes, digests, messages};
@@ -98,6 +98,16 @@ pub(crate) struct Frame<'a> {
     pub(crate) now_unix_ms: u64,
     /// Whether it is to be found out what tokens are.
     pub(crate) segmented: bool,
+}
+
+/// Where a prompt came from.
+enum Made {
+    /// It was there.
+    Before(Arc<State>),
+    /// From a shorter one.
+    Grown(Grown),
+    /// From nothing.
+    Whole(State),
 }
 
 /// A conversation's prompt, which a longer one may grow from.
@@ -189,8 +199,38 @@ impl Prompts {
         Maker { template, tokenizer, naming, setting, root, segmented: frame.segmented }
     }
 
-    /// The prompt of a conversation.
+    /// The prompt of a conversation, kept for the next.
     pub(crate) fn prompt(&self, maker: &Maker<'_>, conversation: &Conversation) -> Result<Kept, Refusal> {
+        let (name, made) = self.made(maker, conversation)?;
+        Ok(match made {
+            Made::Before(state) => {
+                self.counts.hits.fetch_add(1, Relaxed);
+                self.counts.tokens.fetch_add(state.len() as u64, Relaxed);
+                Kept(state)
+            }
+            Made::Grown(grown) => {
+                self.counts.hits.fetch_add(1, Relaxed);
+                self.counts.tokens.fetch_add(grown.kept_tokens as u64, Relaxed);
+                self.counts.said_tokens.fetch_add(grown.said_tokens as u64, Relaxed);
+                self.keep(name, grown.state)
+            }
+            Made::Whole(state) => {
+                self.counts.misses.fetch_add(1, Relaxed);
+                self.keep(name, state)
+            }
+        })
+    }
+
+    /// The prompt of a conversation that nobody has asked about: nothing of it is kept or counted.
+    pub(crate) fn glance(&self, maker: &Maker<'_>, conversation: &Conversation) -> Result<Kept, Refusal> {
+        let (_, made) = self.made(maker, conversation)?;
+        Ok(match made {
+            Made::Before(state) => Kept(state),
+            Made::Grown(Grown { state, .. }) | Made::Whole(state) => Kept(Arc::new(state)),
+        })
+    }
+
+    fn made(&self, maker: &Maker<'_>, conversation: &Conversation) -> Result<(Digest, Made), Refusal> {
         let items = conversation.items(&self.keys)?;
         let mut name = maker.root;
         let names: Vec<Digest> = digests(&items)
@@ -203,25 +243,24 @@ impl Prompts {
         if let Some((count, state)) = &found
             && *count == names.len()
         {
-            self.counts.hits.fetch_add(1, Relaxed);
-            self.counts.tokens.fetch_add(state.len() as u64, Relaxed);
-            return Ok(Kept(Arc::clone(state)));
+            return Ok((name, Made::Before(Arc::clone(state))));
         }
         if let Some((count, state)) = found
             && let Some(grown) = maker.grown(&state, &messages(&items, count)?, &self.memory)
         {
-            self.counts.hits.fetch_add(1, Relaxed);
-            self.counts.tokens.fetch_add(grown.kept_tokens as u64, Relaxed);
-            self.counts.said_tokens.fetch_add(grown.said_tokens as u64, Relaxed);
-            return Ok(self.keep(name, grown.state));
+            return Ok((name, Made::Grown(grown)));
         }
-        self.counts.misses.fetch_add(1, Relaxed);
         let whole = || -> Result<State, Refusal> { Ok(maker.whole(&messages(&items, 0)?, &self.memory)?) };
         let state = match bytes(&items) > INLINE_BYTES_MAX {
             true => tokio::task::block_in_place(whole),
             false => whole(),
         };
-        Ok(self.keep(name, state?))
+        Ok((name, Made::Whole(state?)))
+    }
+
+    /// The same conversation with messages after it, in the shape of OpenAI's chat completions.
+    pub fn followed_by(&self, conversation: Conversation, more: Vec<Value>) -> Result<Conversation, Refusal> {
+        conversation.followed_by(more, &self.keys)
     }
 
     /// The messages of a conversation, in the form that they are known by.

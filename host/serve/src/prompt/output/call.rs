@@ -27,6 +27,9 @@ pub(super) struct CallReader {
     started: bool,
     /// Arguments before this have been passed on.
     passed: usize,
+    id: Option<String>,
+    /// Only a body of known keys, with arguments, is a call: it has no markup around it.
+    strict: bool,
 }
 
 /// What comes next.
@@ -48,6 +51,7 @@ enum At {
 enum Key {
     Name,
     Arguments,
+    Id,
     #[default]
     Other,
 }
@@ -66,6 +70,8 @@ pub(super) enum End {
 pub(super) struct Progress {
     /// The call starts.
     pub(super) name: Option<String>,
+    /// With this id.
+    pub(super) id: Option<String>,
     /// Arguments to pass on.
     pub(super) arguments: String,
     /// The body has ended.
@@ -76,6 +82,16 @@ pub(super) struct Progress {
 struct Unexpected;
 
 impl CallReader {
+    /// Of a body that has no markup around it, so that not every object is a call.
+    pub(super) fn strict() -> Self {
+        Self { strict: true, ..Self::default() }
+    }
+
+    /// The body so far, where it is not a call yet.
+    pub(super) fn unstarted(&mut self) -> Option<String> {
+        (!self.started).then(|| std::mem::take(&mut self.raw))
+    }
+
     /// Reads on.
     pub(super) fn push(&mut self, text: &str) -> Progress {
         let mut at = self.raw.len();
@@ -91,6 +107,7 @@ impl CallReader {
         }
         if self.started && !was_started {
             progress.name.clone_from(&self.name);
+            progress.id = self.id.take();
         }
         progress.arguments = self.new_arguments();
         progress
@@ -105,7 +122,9 @@ impl CallReader {
                 if self.string_ends(byte) {
                     self.key = match &self.raw[self.start..at] {
                         "name" => Key::Name,
-                        "arguments" => Key::Arguments,
+                        "arguments" | "parameters" => Key::Arguments,
+                        "id" => Key::Id,
+                        other if self.strict && other != "type" => return Err(Unexpected),
                         _ => Key::Other,
                     };
                     self.at = At::Colon;
@@ -176,6 +195,7 @@ impl CallReader {
                 self.name = Some(name);
             }
             Key::Arguments if self.arguments.is_none() => self.arguments = Some(value),
+            Key::Id => self.id = serde_json::from_str(&self.raw[value]).ok(),
             Key::Name | Key::Arguments | Key::Other => {}
         }
         if let (Some(arguments), Some(_), false) = (&self.arguments, &self.name, self.started) {
@@ -195,7 +215,7 @@ impl CallReader {
     /// The body's last bracket came.
     fn closed(&mut self, end: usize) -> End {
         let rest = self.raw.split_off(end);
-        if self.name.is_none() {
+        if self.name.is_none() || self.strict && !self.started {
             return End::Malformed { body: std::mem::take(&mut self.raw), rest };
         }
         if !self.started {

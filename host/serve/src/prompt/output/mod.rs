@@ -1,24 +1,46 @@
 //! What a model wrote, taken apart: reasoning, text and tool calls, in order, while it arrives.
 //!
-//! ```text
-//! <think>\n reasoning \n</think>\n\n text \n<tool_call>\n{"name": …, "arguments": …}\n</tool_call> …
-//! ```
+//! | family | a call | reasoning |
+//! |---|---|---|
+//! | `hermes` | `<tool_call>{"name": …, "arguments": …}</tool_call>` | `<think>` |
+//! | `qwen-coder` | `<tool_call><function=N><parameter=K>V</parameter></function></tool_call>` | `<think>` |
+//! | `llama`, `llama-pythonic` | `{"name": …, "parameters": …}`; `[f(a=1), g()]` | `<think>` |
+//! | `mistral`, `mistral-json` | `[TOOL_CALLS]N[ARGS]{…}`; `[TOOL_CALLS][{…}]` | `[THINK]` |
+//! | `deepseek`, `deepseek-v3.1`, `deepseek-dsml` | `<｜tool▁call▁begin｜>N<｜tool▁sep｜>{…}`; `<｜DSML｜invoke name="N">` | `<think>` |
+//! | `glm` | `<tool_call>N<arg_key>K</arg_key><arg_value>V</arg_value></tool_call>` | `<think>` |
+//! | `kimi` | `<\|tool_call_begin\|>functions.N:0<\|tool_call_argument_begin\|>{…}<\|tool_call_end\|>` | `<think>` |
+//! | `harmony` | `<\|channel\|>commentary to=functions.N<\|message\|>{…}<\|call\|>` | the analysis channel |
+//! | `minimax` | `<minimax:tool_call><invoke name="N"><parameter name="K">V</parameter></invoke>…` | `<think>` |
+//! | `gemma` | `<\|tool_call>call:N{k:<\|"\|>v<\|"\|>}<tool_call\|>` | `<\|channel>thought` |
+//! | `plain` | – | – |
 //!
-//! The format of Hermes and of Qwen 2.5 and 3. Reasoning opens at the start of an answer only; later the
-//! same letters are text. Calls are looked for only where the request has tools, and not inside reasoning.
-//! Newlines that the template puts around the markup belong to it. A body that is no call becomes text,
-//! without the markup around it: nothing that a model wrote is lost without a trace.
+//! Reasoning opens where no text has begun; later the same letters are text. Calls are looked for only where
+//! the request has tools. Newlines around markup belong to it. A body that is no call becomes text, without markup.
 //! **Invariant:** the events depend on the text alone, not on how it was cut into pieces, save that one
 //! delta may come as several.
 
 mod call;
+mod family;
+mod gemma;
+mod harmony;
+mod json_call;
+mod marked;
+mod mistral;
+mod python;
+mod scan;
+mod schema;
+mod sink;
+mod syntax;
+mod xml;
+mod xml_dialects;
 
-use self::call::{CallReader, End};
+use serde_json::Value;
 
-pub(super) const THINK_OPEN: &str = "<think>";
-pub(super) const THINK_CLOSE: &str = "</think>";
-pub(super) const CALL_OPEN: &str = "<tool_call>";
-pub(super) const CALL_CLOSE: &str = "</tool_call>";
+pub use self::family::{Family, ReasoningMarks};
+use self::scan::{Lexeme, leading_space, lexeme};
+use self::schema::Schemas;
+use self::sink::Sink;
+pub use self::syntax::{ArgumentStyle, CallSyntax, NameStyle};
 
 /// A part of an answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,10 +53,12 @@ pub enum OutputEvent {
     CallStart {
         /// Which call of the answer, from 0.
         index: u32,
+        /// The id that the model gave it, where its grammar has ids.
+        id: Option<String>,
         /// The tool.
         name: String,
     },
-    /// More of a call's arguments: JSON, to the byte as written.
+    /// More of a call's arguments: JSON, to the byte as written where the model writes JSON.
     CallArguments {
         /// Which call.
         index: u32,
@@ -48,62 +72,115 @@ pub enum OutputEvent {
     },
 }
 
+/// Reads from the marker that opens calls to where they end.
+trait Body: std::fmt::Debug + Send {
+    /// What is looked for from here on.
+    fn markers(&self) -> &'static [&'static str];
+    /// One of them came.
+    fn marker(&mut self, marker: &'static str, sink: &mut Sink) -> Step;
+    /// Text without one of them; how many bytes were read. The rest is offered again.
+    fn text(&mut self, text: &str, sink: &mut Sink) -> (usize, Step);
+    /// No text follows.
+    fn finish(&mut self, sink: &mut Sink) -> Ending;
+    /// Whether what comes is reasoning.
+    fn in_reasoning(&self) -> bool {
+        false
+    }
+}
+
+/// What follows a part of a body.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// More of it.
+    More,
+    /// Text: the calls are complete.
+    Done,
+    /// It is no call; this was read of it, and the rest up to the end marker is text, too.
+    Malformed(String),
+    /// It is no call and has no markup: this is text, and text follows.
+    Verbatim(String),
+}
+
+/// How a body ends where the answer does.
+#[derive(Debug, PartialEq, Eq)]
+enum Ending {
+    Complete,
+    Truncated,
+    Verbatim(String),
+}
+
 /// Takes the text of one sequence apart.
 #[derive(Debug)]
 pub struct OutputParser {
-    tools: bool,
+    family: Family,
+    tools: Option<Schemas>,
     state: State,
     /// Text that is not decided yet.
     held: String,
-    calls: u32,
+    sink: Sink,
     truncated: bool,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Nothing but white space yet.
-    Start,
-    /// `begun` once something was given out.
-    Reasoning { begun: bool },
+    /// `begun` once something was given out; `newlines` wait.
+    Reasoning { begun: bool, newlines: usize },
     /// Newlines after reasoning.
     Gap,
-    /// `begun` once something was given out.
-    Text { begun: bool },
-    /// In a call.
-    Call(Box<CallReader>),
+    /// `begun` once something was given out; `space` waits. Reasoning may open `first` of all.
+    Text { first: bool, begun: bool, space: String },
+    /// In calls, before which `space` stands.
+    Call { body: Box<dyn Body>, space: String },
     /// In a body that is no call, up to its end marker.
     Malformed { body: String },
-    /// After a call's last bracket, up to its end marker.
-    Tail,
 }
 
-/// What may stand between a call and its end marker: brackets too many, mostly.
-const TAIL_NOISE: &[char] = &['}', ']', ')', '"', ',', ';'];
-
-/// Whether a state goes on at once or waits for text.
-type Ready = bool;
+impl State {
+    const TEXT: Self = Self::Text { first: false, begun: false, space: String::new() };
+}
 
 impl OutputParser {
-    /// For one sequence. `tools`: the request has some, otherwise `<tool_call>` is text. `in_reasoning`: the
-    /// prompt ends inside `<think>`, so the answer begins with reasoning.
-    pub fn new(tools: bool, in_reasoning: bool) -> Self {
-        let state = if in_reasoning { State::Reasoning { begun: false } } else { State::Start };
-        Self { tools, state, held: String::new(), calls: 0, truncated: false }
+    /// For one sequence. `tools`: those of the request; without any, what would be a call is text.
+    /// `in_reasoning`: the prompt ends inside reasoning, so the answer begins with it.
+    pub fn new(family: Family, tools: Option<&[Value]>, in_reasoning: bool) -> Self {
+        let state = match family.whole(in_reasoning) {
+            Some(body) => State::Call { body, space: String::new() },
+            None if in_reasoning => State::Reasoning { begun: false, newlines: 0 },
+            None => State::Text { first: true, begun: false, space: String::new() },
+        };
+        let tools = tools.map(Schemas::new);
+        Self { family, tools, state, held: String::new(), sink: Sink::default(), truncated: false }
     }
 
     /// Adds text; what it decides.
     ///
     /// Cost: linear in the text.
     pub fn push(&mut self, text: &str) -> Vec<OutputEvent> {
-        let mut out = Vec::new();
-        self.held.push_str(text);
-        while self.advance(&mut out) {}
-        out
+        let mut held = std::mem::take(&mut self.held);
+        held.push_str(text);
+        let mut at = 0;
+        while at < held.len() {
+            match lexeme(&held[at..], self.markers()) {
+                Lexeme::Wait => break,
+                Lexeme::Marker(marker) => {
+                    at += marker.len();
+                    self.marker(marker);
+                }
+                Lexeme::Text(len) => at += self.text(&held[at..at + len]),
+            }
+        }
+        held.drain(..at);
+        self.held = held;
+        std::mem::take(&mut self.sink.events)
     }
 
     /// Whether the text so far ends inside reasoning.
     pub fn in_reasoning(&self) -> bool {
-        matches!(self.state, State::Reasoning { .. })
+        match &self.state {
+            State::Reasoning { .. } => true,
+            State::Call { body, .. } => body.in_reasoning(),
+            _ => false,
+        }
     }
 
     /// Whether the answer ended inside a call. If that call was started, no `CallEnd` was given for it.
@@ -113,177 +190,152 @@ impl OutputParser {
 
     /// What waited, when no text follows.
     pub fn finish(&mut self) -> Vec<OutputEvent> {
-        let mut events = Vec::new();
-        let out = &mut events;
+        // What may have become a marker is text.
         let rest = std::mem::take(&mut self.held);
+        let mut at = 0;
+        while at < rest.len() {
+            at += self.text(&rest[at..]);
+        }
         match std::mem::replace(&mut self.state, State::Gap) {
-            State::Start if self.tools && rest.trim().is_empty() => {}
-            State::Start => text(&rest, out),
-            State::Reasoning { .. } => reasoning(rest.trim_end_matches('\n'), out),
             // White space alone is what stands between calls, not an answer.
-            State::Text { begun: false } if self.tools && rest.trim().is_empty() => {}
-            State::Text { .. } => text(&rest, out),
-            State::Malformed { body } => text((body + &rest).trim(), out),
-            State::Call(_) => self.truncated = true,
-            State::Gap | State::Tail => {}
+            State::Text { begun: false, .. } if self.tools.is_some() => {}
+            State::Text { space, .. } => self.sink.text(&space),
+            State::Malformed { body } => self.sink.text(body.trim()),
+            State::Call { mut body, space } => match body.finish(&mut self.sink) {
+                Ending::Complete => {}
+                Ending::Truncated => self.truncated = true,
+                Ending::Verbatim(text) => self.sink.text(&(space + &text)),
+            },
+            State::Reasoning { .. } | State::Gap => {}
         }
-        events
+        std::mem::take(&mut self.sink.events)
     }
 
-    /// Does what the held text decides in this state.
-    fn advance(&mut self, out: &mut Vec<OutputEvent>) -> Ready {
-        match std::mem::replace(&mut self.state, State::Start) {
-            State::Start => self.start(),
-            State::Reasoning { begun } => self.reasoning(begun, out),
-            State::Gap => self.gap(),
-            State::Text { begun } => self.text(begun, out),
-            State::Call(call) => self.call(call, out),
-            State::Malformed { body } => self.malformed(body, out),
-            State::Tail => self.tail(),
+    /// What is looked for in this state.
+    fn markers(&self) -> &'static [&'static str] {
+        match &self.state {
+            State::Reasoning { .. } => self.family.ends_reasoning(self.tools.is_some()),
+            State::Gap => &[],
+            State::Text { first, begun, .. } => self.family.in_text(self.tools.is_some(), *first && !*begun),
+            State::Call { body, .. } => body.markers(),
+            State::Malformed { .. } => self.family.closers(),
         }
     }
 
-    fn become_state(&mut self, state: State, ready: Ready) -> Ready {
-        self.state = state;
-        ready
-    }
-
-    fn start(&mut self) -> Ready {
-        let begun = self.held.trim_start();
-        if let Some(rest) = begun.strip_prefix(THINK_OPEN) {
-            self.held = rest.to_owned();
-            return self.become_state(State::Reasoning { begun: false }, true);
-        }
-        if THINK_OPEN.starts_with(begun) {
-            return self.become_state(State::Start, false);
-        }
-        self.become_state(State::Text { begun: false }, true)
-    }
-
-    fn reasoning(&mut self, mut begun: bool, out: &mut Vec<OutputEvent>) -> Ready {
-        if !begun {
-            drop_leading(&mut self.held, '\n');
-        }
-        let closed = self.held.find(THINK_CLOSE);
-        let end = closed.unwrap_or_else(|| self.held.len() - beginning_of(THINK_CLOSE, &self.held));
-        let certain = self.held[..end].trim_end_matches('\n').len();
-        reasoning(&self.held[..certain], out);
-        begun |= certain > 0;
-        match closed {
-            Some(at) => {
-                self.held.drain(..at + THINK_CLOSE.len());
-                self.become_state(State::Gap, true)
+    fn marker(&mut self, marker: &'static str) {
+        let reasoning = self.family.reasoning();
+        let is =
+            |side: fn(&ReasoningMarks) -> &'static str| reasoning.as_ref().is_some_and(|r| side(r) == marker);
+        match std::mem::replace(&mut self.state, State::Gap) {
+            State::Reasoning { .. } if is(|r| r.close) => {}
+            State::Reasoning { .. } => self.opened(marker, String::new()),
+            State::Text { .. } if is(|r| r.open) => {
+                self.state = State::Reasoning { begun: false, newlines: 0 };
             }
-            None => {
-                self.held.drain(..certain);
-                self.become_state(State::Reasoning { begun }, false)
+            state @ State::Text { .. } if self.family.is_stray(marker) => self.state = state,
+            State::Text { begun, space, .. } => {
+                self.opened(marker, if begun { String::new() } else { space });
             }
+            State::Call { mut body, space } => {
+                let step = body.marker(marker, &mut self.sink);
+                self.stepped(step, body, space);
+            }
+            State::Malformed { body } => {
+                self.sink.text(body.trim());
+                self.state = State::TEXT;
+            }
+            State::Gap => {}
         }
     }
 
-    fn gap(&mut self) -> Ready {
-        drop_leading(&mut self.held, '\n');
-        if self.held.is_empty() {
-            return self.become_state(State::Gap, false);
-        }
-        self.become_state(State::Text { begun: false }, true)
+    fn opened(&mut self, marker: &'static str, space: String) {
+        let schemas = self.tools.as_ref().expect("calls are looked for only where there are tools");
+        let body = self.family.body(marker, schemas);
+        self.state = State::Call { body, space };
     }
 
-    fn text(&mut self, begun: bool, out: &mut Vec<OutputEvent>) -> Ready {
-        if !self.tools {
-            text(&std::mem::take(&mut self.held), out);
-            return self.become_state(State::Text { begun: true }, false);
-        }
-        let opened = self.held.find(CALL_OPEN);
-        let end = opened.unwrap_or_else(|| self.held.len() - beginning_of(CALL_OPEN, &self.held));
-        // One newline before a call is the template's.
-        let certain = self.held[..end].strip_suffix('\n').map_or(end, str::len);
-        let begun = begun || !self.held[..certain].trim().is_empty();
-        if begun {
-            text(&self.held[..certain], out);
-        }
-        match opened {
-            Some(at) => {
-                self.held.drain(..at + CALL_OPEN.len());
-                self.become_state(State::Call(Box::default()), true)
+    fn stepped(&mut self, step: Step, body: Box<dyn Body>, space: String) {
+        self.state = match step {
+            Step::More => State::Call { body, space },
+            // Models that think between calls open their reasoning again.
+            Step::Done => State::Text { first: true, begun: false, space: String::new() },
+            Step::Malformed(body) => State::Malformed { body },
+            Step::Verbatim(text) => {
+                self.sink.text(&(space + &text));
+                State::Text { first: false, begun: true, space: String::new() }
             }
-            None => {
-                self.held.drain(..if begun { certain } else { 0 });
-                self.become_state(State::Text { begun }, false)
-            }
-        }
+        };
     }
 
-    fn call(&mut self, mut call: Box<CallReader>, out: &mut Vec<OutputEvent>) -> Ready {
-        let index = self.calls;
-        let progress = call.push(&std::mem::take(&mut self.held));
-        if let Some(name) = progress.name {
-            out.push(OutputEvent::CallStart { index, name });
-        }
-        if !progress.arguments.is_empty() {
-            out.push(OutputEvent::CallArguments { index, delta: progress.arguments });
-        }
-        match progress.end {
-            None => self.become_state(State::Call(call), false),
-            Some(End::Call { rest }) => {
-                out.push(OutputEvent::CallEnd { index });
-                self.calls += 1;
-                self.held = rest;
-                self.become_state(State::Tail, true)
+    /// Reads text; how many bytes of it.
+    fn text(&mut self, text: &str) -> usize {
+        match std::mem::replace(&mut self.state, State::Gap) {
+            State::Reasoning { begun, newlines } => self.reason(text, begun, newlines),
+            State::Gap => {
+                let kept = text.trim_start_matches('\n').len();
+                if kept > 0 {
+                    self.state = State::Text { first: false, begun: false, space: String::new() };
+                }
+                text.len() - kept
             }
-            Some(End::Malformed { body, rest }) => {
-                self.held = rest;
-                self.become_state(State::Malformed { body }, true)
+            State::Text { first, begun: false, space } => self.begin(text, first, space),
+            State::Text { begun: true, space, .. } => {
+                self.say(text, space);
+                text.len()
+            }
+            State::Call { mut body, space } => {
+                let (read, step) = body.text(text, &mut self.sink);
+                self.stepped(step, body, space);
+                read
+            }
+            State::Malformed { mut body } => {
+                body.push_str(text);
+                self.state = State::Malformed { body };
+                text.len()
             }
         }
     }
 
-    fn malformed(&mut self, mut body: String, out: &mut Vec<OutputEvent>) -> Ready {
-        let closed = self.held.find(CALL_CLOSE);
-        let end = closed.unwrap_or_else(|| self.held.len() - beginning_of(CALL_CLOSE, &self.held));
-        body.push_str(&self.held[..end]);
-        self.held.drain(..end);
-        if closed.is_none() {
-            return self.become_state(State::Malformed { body }, false);
+    fn reason(&mut self, text: &str, begun: bool, newlines: usize) -> usize {
+        let said = if begun { text } else { text.trim_start_matches('\n') };
+        let kept = said.trim_end_matches('\n');
+        if kept.is_empty() {
+            self.state = State::Reasoning { begun, newlines: newlines + said.len() };
+            return text.len();
         }
-        text(body.trim(), out);
-        self.held.drain(..CALL_CLOSE.len());
-        self.become_state(State::Text { begun: false }, true)
+        self.sink.reasoning(&("\n".repeat(newlines) + kept));
+        self.state = State::Reasoning { begun: true, newlines: said.len() - kept.len() };
+        text.len()
     }
 
-    fn tail(&mut self) -> Ready {
-        let noise = |c: char| c.is_whitespace() || TAIL_NOISE.contains(&c);
-        let rest = self.held.trim_start_matches(noise);
-        if rest.is_empty() || CALL_CLOSE.starts_with(rest) && rest != CALL_CLOSE {
-            return self.become_state(State::Tail, false);
+    /// Text before anything has been said.
+    fn begin(&mut self, text: &str, first: bool, mut space: String) -> usize {
+        let blank = leading_space(text);
+        space.push_str(&text[..blank]);
+        let rest = &text[blank..];
+        if rest.is_empty() {
+            self.state = State::Text { first, begun: false, space };
+            return blank;
         }
-        // Where the end marker is missing, what follows is text or the next call.
-        self.held = rest.strip_prefix(CALL_CLOSE).unwrap_or(rest).to_owned();
-        self.become_state(State::Text { begun: false }, true)
+        if self.tools.is_some()
+            && let Some(body) = self.family.bare(rest)
+        {
+            self.state = State::Call { body, space };
+            return blank;
+        }
+        self.say(rest, space);
+        text.len()
     }
-}
 
-fn text(delta: &str, out: &mut Vec<OutputEvent>) {
-    if !delta.is_empty() {
-        out.push(OutputEvent::Text(delta.to_owned()));
+    /// Text goes out, save newlines that may belong to the markup of a call.
+    fn say(&mut self, text: &str, mut space: String) {
+        space.push_str(text);
+        let most = if self.tools.is_some() { self.family.newlines() } else { 0 };
+        let newlines = (space.len() - space.trim_end_matches('\n').len()).min(most);
+        let waiting = space.split_off(space.len() - newlines);
+        self.sink.text(&space);
+        self.state = State::Text { first: false, begun: true, space: waiting };
     }
-}
-
-fn reasoning(delta: &str, out: &mut Vec<OutputEvent>) {
-    if !delta.is_empty() {
-        out.push(OutputEvent::Reasoning(delta.to_owned()));
-    }
-}
-
-fn drop_leading(text: &mut String, c: char) {
-    let kept = text.trim_start_matches(c).len();
-    text.drain(..text.len() - kept);
-}
-
-/// Bytes at the end of `text` that may be the beginning of `marker`.
-fn beginning_of(marker: &str, text: &str) -> usize {
-    let most = (marker.len() - 1).min(text.len());
-    (1..=most).rev().find(|&len| text.as_bytes().ends_with(&marker.as_bytes()[..len])).unwrap_or(0)
 }
 
 #[cfg(test)]

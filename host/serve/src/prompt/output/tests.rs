@@ -5,7 +5,16 @@ use super::*;
 
 /// All events of an answer given in pieces, deltas of one kind joined.
 fn run((tools, in_reasoning): Format, pieces: &[&str]) -> (Vec<OutputEvent>, bool) {
-    let mut parser = OutputParser::new(tools, in_reasoning);
+    run_family(Family::Hermes, tools.then_some(&[]), in_reasoning, pieces)
+}
+
+fn run_family(
+    family: Family,
+    tools: Option<&[Value]>,
+    in_reasoning: bool,
+    pieces: &[&str],
+) -> (Vec<OutputEvent>, bool) {
+    let mut parser = OutputParser::new(family, tools, in_reasoning);
     let mut events: Vec<_> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
     events.extend(parser.finish());
     let mut joined: Vec<OutputEvent> = Vec::new();
@@ -30,7 +39,8 @@ fn show((events, truncated): &(Vec<OutputEvent>, bool)) -> String {
     let line = |event: &OutputEvent| match event {
         OutputEvent::Reasoning(text) => format!("r {text:?}"),
         OutputEvent::Text(text) => format!("t {text:?}"),
-        OutputEvent::CallStart { index, name } => format!("c{index} {name}"),
+        OutputEvent::CallStart { index, id: Some(id), name } => format!("c{index} {name} {id}"),
+        OutputEvent::CallStart { index, id: None, name } => format!("c{index} {name}"),
         OutputEvent::CallArguments { index, delta } => format!("a{index} {delta}"),
         OutputEvent::CallEnd { index } => format!("e{index}"),
     };
@@ -84,7 +94,7 @@ fn a_template_may_open_the_reasoning() {
 
 #[test]
 fn a_caller_can_tell_reasoning_while_it_lasts() {
-    let mut parser = OutputParser::new(false, false);
+    let mut parser = OutputParser::new(Family::Hermes, None, false);
     let told = ["<th", "ink>", "a", "</think", ">", "b"].map(|piece| {
         parser.push(piece);
         parser.in_reasoning()
@@ -114,10 +124,10 @@ fn calls_follow_each_other() {
 
 #[test]
 fn arguments_stream_when_the_name_came_first() {
-    let mut parser = OutputParser::new(true, false);
+    let mut parser = OutputParser::new(Family::Hermes, Some(&[]), false);
     let events = parser.push(r#"<tool_call>{"name": "f", "arguments": {"a": "#);
     let delta = |delta: &str| OutputEvent::CallArguments { index: 0, delta: delta.into() };
-    assert_eq!(events, [OutputEvent::CallStart { index: 0, name: "f".into() }, delta(r#"{"a": "#)]);
+    assert_eq!(events, [OutputEvent::CallStart { index: 0, id: None, name: "f".into() }, delta(r#"{"a": "#)]);
     assert_eq!(parser.push("1"), [delta("1")]);
 }
 
@@ -259,3 +269,5 @@ proptest! {
         prop_assert!(started - ended <= u32::from(truncated));
     }
 }
+
+mod families;

@@ -216,11 +216,28 @@ fn long_conversations_are_cut_in_time_that_grows_with_them() {
     assert!(found[..401].iter().enumerate().all(|(i, (_, message, _))| *message == i as i32));
 }
 
+#[test]
+fn a_stretch_ends_where_the_next_message_begins() {
+    let segment = |(role, start, message)| Segment { role, start, message };
+    let segments = [
+        (Role::System, 0, 0),
+        (Role::Tools, 40, Span::BEFORE),
+        (Role::History, 100, 1),
+        (Role::Reasoning, 150, 1),
+        (Role::Output, 300, Span::AFTER),
+    ]
+    .map(segment);
+    let ends = [Span::BEFORE, 0, 1, 2].map(|message| end_of_message(&segments, message, 400));
+    assert_eq!(ends, [100, 100, 300, 300]);
+    assert_eq!(end_of_message(&segments[..3], 1, 400), 400);
+    assert_eq!(end_of_message(&[], 1, 400), 0);
+}
+
 /// Tokens of an output that are reasoning, as text.
 fn check_reasoning(output: &str, begun: bool, expected: &str) {
     let tokenizer = tokenizer();
     let tokens = tokenizer.encode(output);
-    let thought = reasoning_tokens(&tokenizer, &tokens, begun);
+    let thought = reasoning_tokens(&tokenizer, Family::Hermes, &tokens, begun);
     let bytes: Vec<u8> =
         tokens[..thought].iter().flat_map(|&t| tokenizer.token_bytes(t).into_owned()).collect();
     assert_eq!(String::from_utf8_lossy(&bytes), expected);

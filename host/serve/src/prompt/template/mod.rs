@@ -23,7 +23,8 @@ use parking_lot::Mutex;
 use serde_json::{Map, json};
 
 use self::layout::Layout;
-use self::python::{dumps, strftime, tojson};
+pub(crate) use self::python::strftime;
+use self::python::{dumps, tojson};
 #[cfg(test)]
 pub(crate) use self::reach::By;
 pub(crate) use self::reach::{Change, Reaches, Turn, Window, is_end_of};

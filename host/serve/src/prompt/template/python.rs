@@ -170,7 +170,7 @@ fn float(value: f64) -> String {
 /// `strftime` of a moment in UTC, for the directives that templates use; others stay as they are.
 ///
 /// Source: civil-from-days, howardhinnant.github.io/date_algorithms.html.
-pub(super) fn strftime(format: &str, unix_s: i64) -> String {
+pub(crate) fn strftime(format: &str, unix_s: i64) -> String {
     let (days, second) = (unix_s.div_euclid(86_400), unix_s.rem_euclid(86_400));
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);

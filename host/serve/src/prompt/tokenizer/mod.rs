@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use tokenizers::{NormalizedString, Normalizer};
+use tokenizers::{ModelWrapper, NormalizedString, Normalizer};
 
 use self::added::{AddedTokens, LITERAL, Piece, unguarded};
 use self::bpe::Bpe;
@@ -218,6 +218,25 @@ impl Tokenizer {
         self.added.values().filter(|added| added.special).map(|added| (added.id, added.content.as_str()))
     }
 
+    /// All added tokens: id, text, and whether the model's files call it special.
+    pub(super) fn added(&self) -> impl Iterator<Item = (u32, &str, bool)> {
+        self.added.values().map(|added| (added.id, added.content.as_str(), added.special))
+    }
+
+    /// Bytes that a token adds to a text; empty for an unknown one. `None` where that depends on the tokens around it.
+    pub(super) fn raw_bytes(&self, token: u32) -> Option<Vec<u8>> {
+        match &self.encoder {
+            _ if self.spelling.is_some() => self.spelled(token).map(<[u8]>::to_vec),
+            Encoder::Fast(_) => None,
+            Encoder::Reference(reference) => match reference.get_model() {
+                ModelWrapper::BPE(_) | ModelWrapper::Unigram(_) => {
+                    Some(reference.id_to_token(token).map(|piece| piece_bytes(&piece)).unwrap_or_default())
+                }
+                ModelWrapper::WordPiece(_) | ModelWrapper::WordLevel(_) => None,
+            },
+        }
+    }
+
     /// The text of a token that is one of [`Tokenizer::specials`].
     pub fn special(&self, token: u32) -> Option<&str> {
         self.added.get(&token).filter(|added| added.special).map(|added| added.content.as_str())
@@ -369,6 +388,15 @@ fn reference(json: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
 fn encode_by_reference(reference: &tokenizers::Tokenizer, text: &str) -> Vec<u32> {
     // The only failures are of models that lack both the text's pieces and an unknown token.
     reference.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default()
+}
+
+/// Bytes of a piece of a SentencePiece vocabulary, which writes a space as U+2581 and single bytes as `<0x0A>`.
+fn piece_bytes(piece: &str) -> Vec<u8> {
+    let byte = piece.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    match byte.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+        Some(byte) => vec![byte],
+        None => piece.replace('\u{2581}', " ").into_bytes(),
+    }
 }
 
 /// Bytes of all tokens, one after the other.

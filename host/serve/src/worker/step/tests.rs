@@ -1,5 +1,7 @@
 //! The step loop under plans of every kind, on a simulated device whose tokens tell a mixed-up page.
 
+mod ahead;
+
 use std::collections::VecDeque;
 use std::sync::LazyLock;
 use std::sync::atomic::Ordering::Relaxed;
@@ -93,6 +95,8 @@ fn bench(pages: u32, schedule: Schedule, planner: Option<Arc<dyn Planner>>) -> B
         generations: Arc::clone(&GENERATIONS),
         kv: crate::config::Kv::default(),
         schedule,
+        ahead: crate::config::Speculation::default(),
+        speculation: Arc::default(),
         ctx: ctx.clone(),
     };
     let (starts, received) = channel();
@@ -111,6 +115,21 @@ fn schedule(step_tokens_max: u32, step_rows_max: u32, starvation_ms_max: u64) ->
 impl Bench {
     /// Hands over a sequence whose prompt is made from `root`: equal roots share a prefix.
     fn start(&mut self, id: u64, root: u32, prompt: usize, output: u32) -> mpsc::Receiver<Event> {
+        self.hand_over((id, root), prompt, output, None)
+    }
+
+    /// Hands over a sequence that follows a grammar.
+    fn begin(&mut self, root: u32, guide: &crate::prompt::Guide) -> mpsc::Receiver<Event> {
+        self.hand_over((u64::from(root) + 1, root), 20, 60, Some(guide.begin()))
+    }
+
+    fn hand_over(
+        &mut self,
+        (id, root): (u64, u32),
+        prompt: usize,
+        output: u32,
+        constraint: Option<Constraint>,
+    ) -> mpsc::Receiver<Event> {
         let (events, received) = mpsc::channel(output as usize + 1);
         let tokens: Vec<u32> = (0..prompt as u32).map(|at| 1000 + (root * 500 + at) % 30_000).collect();
         let fingerprint = self.step_loop.parts.executor.caps().fingerprint;
@@ -121,10 +140,13 @@ impl Bench {
             id,
             tokens: tokens.into(),
             blocks: blocks.into(),
+            salt: super::super::NO_SALT,
             sampling: SamplingParams::default(),
             output_tokens_max: output,
             announced: false,
+            ahead: false,
             stop_tokens: Arc::new([]),
+            constraint,
             hints: SequenceHints::default(),
             attributes: Default::default(),
             turn: None,
@@ -136,7 +158,8 @@ impl Bench {
     }
 
     fn is_idle(&self) -> bool {
-        self.step_loop.waiting.is_empty() && self.step_loop.running.is_empty()
+        let left = &self.step_loop;
+        left.waiting.is_empty() && left.running.is_empty() && left.ahead.is_empty()
     }
 
     /// Turns until everybody has left.
@@ -361,4 +384,54 @@ proptest! {
     ) {
         simulate(&wanted, pages, schedule(tokens, rows, starvation_ms), seed);
     }
+}
+
+/// Grammars over the embedded model's tokens.
+fn grammars() -> (Arc<crate::prompt::Tokenizer>, crate::prompt::Grammars) {
+    let json = include_bytes!("../../../../../examples/models/tiny-agent/tokenizer.json");
+    let tokenizer =
+        crate::prompt::Tokenizer::from_bytes(std::path::Path::new("tiny"), json).expect("a tokenizer");
+    let tokenizer = Arc::new(tokenizer);
+    (Arc::clone(&tokenizer), crate::prompt::Grammars::new(tokenizer, Arc::new([2])))
+}
+
+/// Three constrained sequences where two have room, chunk by chunk: each says what it would say alone.
+#[test]
+fn a_preempted_sequence_keeps_to_its_grammar() {
+    use crate::prompt::{Ask, Calls, Format, Guide, Reasoning};
+    let (tokenizer, grammars) = grammars();
+    let schema = serde_json::json!({"type": "array", "items": {"enum": ["ab", "cd", 17, false]}, "minItems": 4, "maxItems": 4});
+    let format = Format::JsonSchema { schema, strict: true, param: "schema".into() };
+    let ask = Ask { format: &format, calls: Calls::None, syntax: None };
+    let grammar = grammars.grammar(&ask, |work| work()).expect("it compiles").expect("it constrains");
+    let guide = Guide { grammar, reasoning: Reasoning::None };
+    let run = |roots: &[u32], pages: u32, tokens: u32| -> (Vec<String>, u64) {
+        let mut bench = bench(pages, schedule(tokens, 8, 30_000), None);
+        let mut events: Vec<_> = roots.iter().map(|&root| bench.begin(root, &guide)).collect();
+        bench.finish();
+        let texts = events.iter_mut().map(|events| text(events, &tokenizer)).collect();
+        (texts, bench.step_loop.load.preemptions.load(Relaxed))
+    };
+    let alone: Vec<String> = (0..3).flat_map(|root| run(&[root], 64, 64).0).collect();
+    let (together, preemptions) = run(&[0, 1, 2], 14, 5);
+    assert_eq!(together, alone);
+    assert!(preemptions > 0, "somebody had to give way");
+    for text in alone {
+        let values: Vec<serde_json::Value> = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(values.len(), 4, "{text}");
+    }
+}
+
+fn text(events: &mut mpsc::Receiver<Event>, tokenizer: &crate::prompt::Tokenizer) -> String {
+    let mut bytes = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        match event {
+            Event::Tokens { sampled, .. } => {
+                sampled.iter().for_each(|s| bytes.extend_from_slice(&tokenizer.token_bytes(s.token)));
+            }
+            Event::Finished { finish, .. } => assert_eq!(finish, Finish::Stop),
+            other => panic!("{other:?}"),
+        }
+    }
+    String::from_utf8(bytes).expect("whole characters")
 }
