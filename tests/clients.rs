@@ -81,6 +81,33 @@ async fn with_notes() -> (Host, tempfile::TempDir) {
     (Host::start(&chain).await, folder)
 }
 
+/// Runs a script of an agent framework against a model that is a dependable agent.
+async fn agrees(program: PathBuf, name: &str, more: &[PathBuf]) {
+    let (host, _folder) = with_notes().await;
+    let mut command = bounded(&program);
+    command.arg(script(name)).arg(format!("http://{}", host.server.api)).args(more);
+    eprintln!("{}", succeeded(&run(command).await));
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the openai-agents package"]
+async fn agents_of_the_agents_sdk_call_a_tool_and_answer() {
+    agrees(clients().join("frameworks/bin/python"), "agents_sdk.py", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the langgraph package"]
+async fn agents_of_langgraph_call_a_tool_and_answer() {
+    agrees(clients().join("frameworks/bin/python"), "langgraph_agent.py", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the ai package"]
+async fn agents_of_the_ai_sdk_call_a_tool_and_answer() {
+    agrees(PathBuf::from("node"), "ai_sdk.mjs", &[clients().join("npm")]).await;
+}
+
 /// An agent of npm, at home in a folder of its own.
 fn agent(name: &str, folder: &Path) -> Command {
     let mut command = bounded(&clients().join("npm/node_modules/.bin").join(name));
@@ -144,4 +171,30 @@ async fn codex_calls_a_tool_and_answers() {
 #[ignore = "needs Codex"]
 async fn codex_does_so_over_a_websocket() {
     codex(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs opencode"]
+async fn opencode_calls_a_tool_and_answers() {
+    let (host, folder) = with_notes().await;
+    let url = format!("http://{}/v1", host.server.api);
+    let config = serde_json::json!({
+        "provider": { "pointsman": {
+            "npm": "@ai-sdk/openai-compatible",
+            "options": { "baseURL": url, "apiKey": "any" },
+            "models": { "tiny-agent": { "tool_call": true, "limit": { "context": 65536, "output": 4096 } } },
+        } },
+        "model": "pointsman/tiny-agent",
+        "small_model": "pointsman/tiny-agent",
+        "autoupdate": false,
+        "share": "disabled",
+    });
+    std::fs::write(folder.path().join("opencode.json"), config.to_string()).expect("it can be written");
+    let mut command = agent("opencode", folder.path());
+    command.args(["run", "what do the notes say?"]);
+    for switch in ["MODELS_FETCH", "AUTOUPDATE", "LSP_DOWNLOAD"] {
+        command.env(format!("OPENCODE_DISABLE_{switch}"), "1");
+    }
+    let output = run(command).await;
+    completed_a_turn(host, &output).await;
 }

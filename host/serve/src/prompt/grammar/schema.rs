@@ -3,6 +3,7 @@
 //! The grammar compiler tells what it does not take without saying where. Schemas are walked first: what is no schema
 //! is refused by its path; what is one but cannot be enforced is refused if the caller wants strictness, and left
 //! out of the copy that is compiled if not.
+//! Objects that name their properties get no others.
 //! **Invariant:** a schema that passed is small enough to be compiled, and its references stay within it.
 
 use serde_json::{Map, Value, json};
@@ -64,7 +65,9 @@ pub(super) fn prepare(schema: &Value, param: &str, strict: bool) -> Result<Map<S
         Value::Bool(false) => return Err(refused(param, format!("`{param}` is a schema that nothing fits"))),
         _ => return Err(refused(param, format!("`{param}` must be a JSON schema: an object"))),
     };
-    Walk { root: schema, strict, nodes: 0 }.schema(&mut prepared, param)?;
+    // A part of an `allOf` must stay open for what the other parts have.
+    let closes = find(schema, param, "allOf").is_none();
+    Walk { root: schema, strict, closes, nodes: 0 }.schema(&mut prepared, param)?;
     match prepared {
         Value::Object(object) => Ok(object),
         _ => Ok(Map::new()),
@@ -118,6 +121,8 @@ fn find(schema: &Value, path: &str, keyword: &str) -> Option<String> {
 struct Walk<'a> {
     root: &'a Value,
     strict: bool,
+    /// Whether objects have the properties that they name and no others.
+    closes: bool,
     nodes: usize,
 }
 
@@ -142,6 +147,9 @@ impl Walk<'_> {
         }
         for key in left_out {
             object.shift_remove(&key);
+        }
+        if self.closes && is_open(object) {
+            object.insert("additionalProperties".to_owned(), false.into());
         }
         Ok(())
     }
@@ -250,6 +258,17 @@ impl Walk<'_> {
             true => Err(refused(path, format!("`{path}`: {why}; leave it out or set `strict` to false"))),
         }
     }
+}
+
+/// Whether an object names all that it needs and says nothing of other properties. A model that may invent some does not
+/// know when to stop, and what fits the closed schema fits the open one.
+fn is_open(object: &Map<String, Value>) -> bool {
+    const OTHERS: [&str; 6] =
+        ["additionalProperties", "patternProperties", "anyOf", "oneOf", "$ref", "minProperties"];
+    let Some(named) = object.get("properties").and_then(Value::as_object) else { return false };
+    let required = object.get("required").and_then(Value::as_array);
+    let is_named = |name: &Value| name.as_str().is_some_and(|name| named.contains_key(name));
+    !OTHERS.iter().any(|key| object.contains_key(*key)) && required.into_iter().flatten().all(is_named)
 }
 
 fn types(value: &Value, path: &str) -> Result<(), PromptError> {

@@ -436,3 +436,19 @@ proptest! {
         prop_assert!(schemas.validate(&value, index).is_ok(), "{text} does not fit {schema_of}");
     }
 }
+
+#[test]
+fn objects_have_the_properties_that_they_name_and_no_others() {
+    let check = |schema: Value, closed: bool| {
+        let prepared = super::schema::prepare(&schema, "s", false).expect("a schema");
+        assert_eq!(prepared.get("additionalProperties") == Some(&Value::Bool(false)), closed, "{schema}");
+    };
+    let one = json!({"a": {"type": "integer"}});
+    check(json!({"properties": one, "required": ["a"]}), true);
+    check(json!({"type": "object", "properties": {}}), true);
+    check(json!({"type": "object"}), false);
+    check(json!({"properties": one, "additionalProperties": {"type": "string"}}), false);
+    check(json!({"properties": one, "required": ["b"]}), false);
+    check(json!({"properties": one, "anyOf": [{"required": ["a"]}]}), false);
+    check(json!({"properties": {"b": {"allOf": [{"properties": one}]}}}), false);
+}
