@@ -86,12 +86,17 @@ pub fn interpret(pin: &Pin, request: &Request, prompt: &Prompt, frame: Frame) ->
 
 /// Hints and the tenant as the numbers that later slots see.
 fn numbers(hints: &Hints, tenant: &str) -> SequenceHints {
-    let id = |name: &Option<String>| name.as_deref().map_or(0, name_id);
+    // Sessions are their tenant's: nobody ends another's by a name that can be guessed.
+    let session = |name: &Option<String>| match name.as_deref() {
+        None => 0,
+        Some(name) if tenant.is_empty() => name_id(name),
+        Some(name) => name_id(&format!("{tenant}\0{name}")),
+    };
     SequenceHints {
-        session: id(&hints.session),
-        parent: id(&hints.parent),
+        session: session(&hints.session),
+        parent: session(&hints.parent),
         session_final: hints.session_final.unwrap_or(false),
-        class: id(&hints.class),
+        class: hints.class.as_deref().map_or(0, name_id),
         tenant: name_id(tenant),
         priority: hints.priority.unwrap_or(0.0),
         strict_tier: hints.strict_tier.unwrap_or(0),

@@ -67,7 +67,7 @@ pub(super) fn request(
     sampling::check_model(fields, rules)?;
     let tools = Tools::parse(fields)?;
     let (tool_choice, parallel_calls) = tools::choice(fields, &tools)?;
-    let (messages, marks) = conversation::parse(fields, &tools)?;
+    let (messages, marks) = conversation::parse(fields, &tools, rules)?;
     let mut extensions = sampling::extensions(fields, &rules.hints.extensions)?;
     extensions.extend(marks::written(&marks));
     let streamed = fields.flag("stream")?;

@@ -19,16 +19,21 @@ use super::signature;
 use super::tools::{self, Tools};
 use crate::api::fields::Fields;
 use crate::api::marks::Mark;
+use crate::api::sampling::Rules;
 use crate::request::Refusal;
 
 /// The system prompt and the messages as templates read them, and the marks on them and on the tools.
-pub(super) fn parse(fields: &Fields<'_>, tools: &Tools) -> Result<(Vec<Value>, Vec<Mark>), Refusal> {
+pub(super) fn parse(
+    fields: &Fields<'_>,
+    tools: &Tools,
+    rules: &Rules<'_>,
+) -> Result<(Vec<Value>, Vec<Mark>), Refusal> {
     let list = fields.list("messages")?.ok_or_else(|| fields.wrong("messages", "a list of messages"))?;
     if list.is_empty() {
         return Err(Refusal::field("messages", "`messages`: at least one message is required"));
     }
-    let mut out =
-        Translation { tools, messages: Vec::new(), marks: tools.marks.clone(), calls: FxHashMap::default() };
+    let (marks, calls) = (tools.marks.clone(), FxHashMap::default());
+    let mut out = Translation { tools, rules, messages: Vec::new(), marks, calls };
     out.system_prompt(fields)?;
     let last_user = list.iter().rposition(|message| message["role"] == "user");
     for (i, message) in list.iter().enumerate() {
@@ -61,6 +66,7 @@ fn is_cleared(message: &Fields<'_>, is_over: bool) -> Result<bool, Refusal> {
 
 struct Translation<'a> {
     tools: &'a Tools,
+    rules: &'a Rules<'a>,
     messages: Vec<Value>,
     marks: Vec<Mark>,
     /// Tools by the ids of their calls.
@@ -164,7 +170,13 @@ impl<'a> Translation<'a> {
         let (id, name) = (blocks::required(block, "id")?, blocks::required(block, "name")?);
         block.object("input")?.ok_or_else(|| block.wrong("input", "an object"))?;
         self.calls.insert(id, name);
-        let function = json!({"name": name, "arguments": block.get("input")});
+        let input = block.get("input");
+        // The protocol's object says what the model wrote, and not how.
+        let written = input.and_then(|input| self.rules.prompts.written_call(self.rules.tenant, id, input));
+        let function = match written {
+            Some(text) => json!({"name": name, "arguments": *text}),
+            None => json!({"name": name, "arguments": input}),
+        };
         Ok(json!({"id": id, "type": "function", "function": function}))
     }
 

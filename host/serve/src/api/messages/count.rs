@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 use super::body;
 use crate::api::body::read;
 use crate::api::fields::Fields;
+use crate::api::sampling::Rules;
 use crate::api::{json_reply, rules};
 use crate::app::App;
+use crate::ctx::name_id;
 use crate::render;
 use crate::request::{Refusal, Request};
 
@@ -21,7 +23,8 @@ pub async fn count_tokens(app: Arc<App>, call: HttpRequest<Body>) -> Result<Resp
     let _seat = app.enter(&caller)?;
     let call = read(call, &app.config.limits).await?;
     let value: Value = serde_json::from_slice(&call.body).map_err(|e| Refusal::Json(e.to_string()))?;
-    let (request, _) = body::request(&Fields::body(&value)?, &call.headers, &rules(&app), app.ctx.seed())?;
+    let rules = Rules { tenant: name_id(&caller.tenant), ..rules(&app) };
+    let (request, _) = body::request(&Fields::body(&value)?, &call.headers, &rules, app.ctx.seed())?;
     let request = request.of_tenant(caller.tenant);
     let mut response = json_reply(&json!({ "input_tokens": tokens(&app, &request)? }));
     let id = HeaderValue::from_str(&request.id).expect("ids are letters and digits");

@@ -31,7 +31,9 @@ use serde_json::Value;
 
 pub use self::count::count_tokens;
 pub use self::reply::Reply;
+use super::sampling::Rules;
 use crate::app::App;
+use crate::ctx::name_id;
 use crate::request::{Refusal, Request};
 
 /// Parses and checks a body; also who writes the answer.
@@ -43,7 +45,8 @@ pub fn parse(
 ) -> Result<(Request, Reply), Refusal> {
     let mut value: Value = serde_json::from_slice(body).map_err(|e| Refusal::Json(e.to_string()))?;
     let turn = thread::join(&mut value, &app.threads, tenant)?;
-    let (request, style) = body::parse(&value, headers, &super::rules(app), app.ctx.seed())?;
+    let rules = Rules { tenant: name_id(tenant), ..super::rules(app) };
+    let (request, style) = body::parse(&value, headers, &rules, app.ctx.seed())?;
     let reply = Reply::new(&request, tenant, style, turn);
     Ok((request, reply))
 }

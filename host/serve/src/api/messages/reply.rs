@@ -16,6 +16,7 @@ use super::usage::Input;
 use crate::answer::{self, Answer, FinishReason};
 use crate::api::stream::{Events, Writer};
 use crate::api::{Vendor, error};
+use crate::ctx::name_id;
 use crate::prompt::OutputEvent;
 use crate::request::{Refusal, Request};
 use crate::threads::Turn;
@@ -38,6 +39,8 @@ pub struct Reply {
     keeps: bool,
     /// The conversation that the answer belongs to, where the host holds it.
     turn: Option<Turn>,
+    /// Ids and arguments of complete calls, until they are handed on.
+    written: Vec<(String, String)>,
     finish: Option<FinishReason>,
 }
 
@@ -65,6 +68,7 @@ impl Reply {
             content: Vec::new(),
             keeps: !request.streamed || turn.is_some(),
             turn,
+            written: Vec::new(),
             finish: None,
         }
     }
@@ -143,7 +147,9 @@ impl Reply {
                 json!({"type": "thinking", "thinking": text, "signature": signature})
             }
             Open::ToolUse { id, name, input } => {
-                json!({"type": "tool_use", "id": id, "name": name, "input": object(&input)})
+                let block = json!({"type": "tool_use", "id": &id, "name": name, "input": object(&input)});
+                self.written.push((id, input));
+                block
             }
         };
         send(&Event::ContentBlockStop { index: self.blocks - 1 }, events);
@@ -192,13 +198,16 @@ impl Writer for Reply {
         send(&Event::MessageStart { message: &self.message(answer, &[], None) }, events);
     }
 
-    fn delta(&mut self, _: &Answer, delta: answer::Delta, events: &mut Events) {
+    fn delta(&mut self, answer: &Answer, delta: answer::Delta, events: &mut Events) {
         self.finish = delta.finish.or(self.finish);
         for piece in delta.joined() {
             self.piece(piece, events);
         }
         if self.finish.is_some() {
             self.close(events);
+        }
+        for (id, arguments) in self.written.drain(..) {
+            answer.pinned.app.prompts.remember_call(name_id(&self.tenant), &id, &arguments);
         }
     }
 

@@ -27,7 +27,7 @@ use self::memo::Memo;
 use self::memory::Memory;
 use super::conversation::{Conversation, Dialect, Item, Known, Tools, bytes, digests, messages};
 use super::digest::{Digest, Keys};
-use super::template::{ChatTemplate, Setting};
+use super::template::{ChatTemplate, Setting, python_json};
 use super::{PromptError, Tokenizer};
 use crate::request::Refusal;
 
@@ -39,17 +39,22 @@ const INLINE_BYTES_MAX: usize = 64 << 10;
 const TENANT: u64 = 3;
 const ARGUMENTS: u64 = 4;
 const CLOCK: u64 = 5;
+const CALL: u64 = 6;
 /// Share of the memory that the names of messages may take, and bytes of one about.
 const MEMO_SHARE: usize = 8;
 const KNOWN_BYTES: usize = 192;
 /// Share of the memory that lists of tools may take.
 const TOOLS_SHARE: usize = 8;
+/// Share of the memory that arguments of calls may take.
+const CALLS_SHARE: usize = 32;
 
 /// All that is kept of prompts.
 pub struct Prompts {
     keys: Keys,
     known: Memo<Known>,
     tools: Memo<ReadTools>,
+    /// Arguments of calls whose text no writer of JSON would give back.
+    calls: Memo<String>,
     states: Mutex<LruCache<Digest, Arc<State>>>,
     memory: Memory,
     bytes_max: usize,
@@ -127,9 +132,10 @@ impl Prompts {
             keys: Keys::new(draw),
             known: Memo::new(bytes_max / MEMO_SHARE / KNOWN_BYTES / 2),
             tools: Memo::new(bytes_max / TOOLS_SHARE / 2),
+            calls: Memo::new(bytes_max / CALLS_SHARE / 2),
             states: Mutex::new(LruCache::unbounded()),
             memory: Memory::default(),
-            bytes_max: bytes_max - bytes_max / MEMO_SHARE - bytes_max / TOOLS_SHARE,
+            bytes_max: bytes_max - bytes_max / MEMO_SHARE - bytes_max / TOOLS_SHARE - bytes_max / CALLS_SHARE,
             counts: Counts::default(),
         }
     }
@@ -172,6 +178,23 @@ impl Prompts {
         // Parsed JSON takes a few times its text.
         self.tools.keep(name, Arc::clone(&tools), json.len() * 8 + KNOWN_BYTES);
         Ok(tools)
+    }
+
+    /// Remembers how the model wrote the arguments of a call, for protocols that send them back as an object. Those that
+    /// are written alike anyway need no memory. `tenant`: whose call it is.
+    pub fn remember_call(&self, tenant: u64, id: &str, arguments: &str) {
+        let parsed = serde_json::from_str::<Value>(arguments);
+        if parsed.is_ok_and(|value| python_json(&value) != arguments) {
+            let name = self.keys.digest(CALL ^ tenant, id.as_bytes());
+            self.calls.keep(name, Arc::new(arguments.to_owned()), arguments.len() + KNOWN_BYTES);
+        }
+    }
+
+    /// The arguments of a call as the model wrote them, if they are these.
+    pub fn written_call(&self, tenant: u64, id: &str, arguments: &Value) -> Option<Arc<String>> {
+        let written = self.calls.get(self.keys.digest(CALL ^ tenant, id.as_bytes()))?;
+        let same = serde_json::from_str::<Value>(&written).is_ok_and(|value| value == *arguments);
+        same.then_some(written)
     }
 
     /// What makes the prompts of one conversation.

@@ -438,3 +438,17 @@ fn what_was_learned_of_templates_is_what_they_do() {
         .collect();
     insta::assert_snapshot!(learned.join("\n"));
 }
+
+#[test]
+fn arguments_of_a_call_come_back_as_the_model_wrote_them() {
+    let prompts = prompts(1 << 20);
+    let written = |id: &str, arguments: serde_json::Value| {
+        prompts.written_call(7, id, &arguments).map(|text| text.as_str().to_owned())
+    };
+    prompts.remember_call(7, "a", "{\"x\":1,\"y\":[2]}");
+    prompts.remember_call(7, "b", "{\"x\": 1}");
+    assert_eq!(written("a", json!({"y": [2], "x": 1})).as_deref(), Some("{\"x\":1,\"y\":[2]}"));
+    assert_eq!(written("a", json!({"x": 2, "y": [2]})), None, "another call under the same id");
+    assert_eq!(written("b", json!({"x": 1})), None, "whatever writes JSON writes it so");
+    assert!(prompts.written_call(8, "a", &json!({"x": 1, "y": [2]})).is_none(), "another tenant's");
+}
