@@ -111,7 +111,7 @@ async fn agents_of_the_ai_sdk_call_a_tool_and_answer() {
 /// An agent of npm, at home in a folder of its own.
 fn agent(name: &str, folder: &Path) -> Command {
     let mut command = bounded(&clients().join("npm/node_modules/.bin").join(name));
-    command.current_dir(folder).env("HOME", folder).stdin(std::process::Stdio::null());
+    command.current_dir(folder).env("HOME", folder).env("PWD", folder).stdin(std::process::Stdio::null());
     command
 }
 
