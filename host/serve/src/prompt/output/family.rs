@@ -225,24 +225,39 @@ impl Family {
 
     /// How a call is written where a grammar makes the model write one.
     pub fn call_syntax(self) -> Option<CallSyntax> {
-        let json = CallSyntax::HERMES;
+        match self {
+            Self::Hermes => Some(CallSyntax::HERMES),
+            Self::Llama | Self::MistralJson | Self::Mistral => self.syntax_of_json(),
+            Self::Deepseek | Self::DeepseekV31 | Self::Kimi => self.syntax_of_tokens(),
+            Self::QwenCoder => Some(parameters(
+                ("<tool_call>\n<function=", ">\n", "</function>\n</tool_call>"),
+                ("<parameter=", ">\n", "\n</parameter>\n"),
+            )),
+            Self::Glm => Some(parameters(
+                ("<tool_call>", "\n", "</tool_call>"),
+                ("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
+            )),
+            Self::Minimax => Some(CallSyntax {
+                section_open: "<minimax:tool_call>\n",
+                section_close: "\n</minimax:tool_call>",
+                ..parameters(
+                    ("<invoke name=\"", "\">\n", "</invoke>"),
+                    ("<parameter name=\"", "\">", "</parameter>\n"),
+                )
+            }),
+            // Python, values whose markup tells their type, bare keys, and an end that is a stop token.
+            Self::LlamaPythonic | Self::DeepseekDsml | Self::Gemma | Self::Harmony | Self::Plain => None,
+        }
+    }
+
+    /// Of families whose calls are JSON with little around it.
+    fn syntax_of_json(self) -> Option<CallSyntax> {
+        let json = CallSyntax { begin: "{\"name\": \"", end: "}", ..CallSyntax::HERMES };
         Some(match self {
-            Self::Hermes => json,
-            Self::Llama => CallSyntax {
-                begin: "{\"name\": \"",
-                after_name: "\", \"parameters\": ",
-                end: "}",
-                between: "; ",
-                ..json
-            },
-            Self::MistralJson => CallSyntax {
-                section_open: "[TOOL_CALLS][",
-                begin: "{\"name\": \"",
-                end: "}",
-                between: ", ",
-                section_close: "]",
-                ..json
-            },
+            Self::Llama => CallSyntax { after_name: "\", \"parameters\": ", between: "; ", ..json },
+            Self::MistralJson => {
+                CallSyntax { section_open: "[TOOL_CALLS][", between: ", ", section_close: "]", ..json }
+            }
             Self::Mistral => plain_name(CallSyntax {
                 begin: "[TOOL_CALLS]",
                 after_name: "[ARGS]",
@@ -250,24 +265,30 @@ impl Family {
                 between: "",
                 ..json
             }),
-            Self::Deepseek => plain_name(CallSyntax {
-                section_open: "<｜tool▁calls▁begin｜>",
+            _ => return None,
+        })
+    }
+
+    /// Of families whose calls stand between tokens of their own.
+    fn syntax_of_tokens(self) -> Option<CallSyntax> {
+        let deepseek = plain_name(CallSyntax {
+            section_open: "<｜tool▁calls▁begin｜>",
+            begin: "<｜tool▁call▁begin｜>",
+            after_name: "<｜tool▁sep｜>",
+            end: "<｜tool▁call▁end｜>",
+            between: "",
+            section_close: "<｜tool▁calls▁end｜>",
+            ..CallSyntax::HERMES
+        });
+        Some(match self {
+            Self::Deepseek => CallSyntax {
                 begin: "<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
                 after_name: "\n```json\n",
                 end: "\n```<｜tool▁call▁end｜>",
                 between: "\n",
-                section_close: "<｜tool▁calls▁end｜>",
-                ..json
-            }),
-            Self::DeepseekV31 => plain_name(CallSyntax {
-                section_open: "<｜tool▁calls▁begin｜>",
-                begin: "<｜tool▁call▁begin｜>",
-                after_name: "<｜tool▁sep｜>",
-                end: "<｜tool▁call▁end｜>",
-                between: "",
-                section_close: "<｜tool▁calls▁end｜>",
-                ..json
-            }),
+                ..deepseek
+            },
+            Self::DeepseekV31 => deepseek,
             Self::Kimi => plain_name(CallSyntax {
                 section_open: "<|tool_calls_section_begin|>",
                 begin: "<|tool_call_begin|>functions.",
@@ -276,28 +297,9 @@ impl Family {
                 end: "<|tool_call_end|>",
                 between: "",
                 section_close: "<|tool_calls_section_end|>",
-                ..json
+                ..CallSyntax::HERMES
             }),
-            Self::QwenCoder => parameters(
-                ("<tool_call>\n<function=", ">\n", "</function>\n</tool_call>"),
-                ("<parameter=", ">\n", "\n</parameter>\n"),
-            ),
-            Self::Glm => parameters(
-                ("<tool_call>", "\n", "</tool_call>"),
-                ("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
-            ),
-            Self::Minimax => CallSyntax {
-                section_open: "<minimax:tool_call>\n",
-                section_close: "\n</minimax:tool_call>",
-                ..parameters(
-                    ("<invoke name=\"", "\">\n", "</invoke>"),
-                    ("<parameter name=\"", "\">", "</parameter>\n"),
-                )
-            },
-            // Python, values whose markup tells their type, bare keys, and an end that is a stop token.
-            Self::LlamaPythonic | Self::DeepseekDsml | Self::Gemma | Self::Harmony | Self::Plain => {
-                return None;
-            }
+            _ => return None,
         })
     }
 
