@@ -536,14 +536,16 @@ async fn errors_have_the_shape_that_sdks_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_house_is_overloaded() {
     let host = Host::simulated("[limits]\nrequests_max = 1\n[engine.sim]\nstep_us = 1000000.0\n").await;
-    let running = host.api.clone();
-    let first =
-        tokio::spawn(async move { running.post("/v1/messages", &body(json!({ "max_tokens": 3 }))).await });
-    host.until("it runs", async || host.workers("running").await == 1).await;
-    let reply = send(&host, "/v1/messages", &body(json!({}))).await;
+    let first = body(json!({ "max_tokens": 3 }));
+    let first = host.api.post("/v1/messages", &first);
+    let second = async {
+        host.until("it runs", async || host.workers("running").await == 1).await;
+        send(&host, "/v1/messages", &body(json!({}))).await
+    };
+    let (first, reply) = tokio::join!(first, second);
     assert_eq!((reply.status.as_u16(), &reply.json["error"]["type"]), (529, &json!("overloaded_error")));
     assert!(reply.header("retry-after").parse::<u32>().is_ok());
-    first.await.expect("no panic").expect("the first is served");
+    first.expect("the first is served");
     host.stop().await;
 }
 

@@ -243,11 +243,11 @@ const RIGHT: [&str; 9] = [
 #[test]
 fn the_checker_takes_the_right_order_and_no_other() {
     finished(&made(&RIGHT));
-    for left_out in 0..RIGHT.len() {
+    for (left_out, event) in RIGHT.iter().enumerate() {
         let mut wrong = RIGHT.to_vec();
         wrong.remove(left_out);
         // A message may have no delta, but then it has no text either.
-        assert!(std::panic::catch_unwind(|| finished(&made(&wrong))).is_err(), "without {}", RIGHT[left_out]);
+        assert!(std::panic::catch_unwind(|| finished(&made(&wrong))).is_err(), "without {event}");
     }
     for at in 0..RIGHT.len() - 1 {
         let mut wrong = RIGHT.to_vec();

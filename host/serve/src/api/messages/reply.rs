@@ -85,7 +85,7 @@ impl Reply {
                 self.open = Open::ToolUse { id, name, input: String::new() };
             }
             OutputEvent::CallArguments { delta, .. } => {
-                self.more(Delta::InputJsonDelta { partial_json: &delta }, events);
+                self.more(Delta::InputJson { partial_json: &delta }, events);
                 if let Open::ToolUse { input, .. } = &mut self.open {
                     *input += &delta;
                 }
@@ -100,7 +100,7 @@ impl Reply {
             self.start(Block::Text { text: "" }, events);
             self.open = Open::Text(String::new());
         }
-        self.more(Delta::TextDelta { text }, events);
+        self.more(Delta::Text { text }, events);
         self.keep(text);
     }
 
@@ -111,7 +111,7 @@ impl Reply {
             self.open = Open::Thinking(String::new());
         }
         if !self.style.thinking_omitted {
-            self.more(Delta::ThinkingDelta { thinking: text }, events);
+            self.more(Delta::Thinking { thinking: text }, events);
         }
         self.keep(text);
     }
@@ -142,7 +142,7 @@ impl Reply {
             Open::Thinking(text) => {
                 let omitted = self.style.thinking_omitted;
                 let signature = if omitted { signature::holding(&text) } else { signature::of_shown(&text) };
-                self.more(Delta::SignatureDelta { signature: &signature }, events);
+                self.more(Delta::Signature { signature: &signature }, events);
                 let text = if omitted { String::new() } else { text };
                 json!({"type": "thinking", "thinking": text, "signature": signature})
             }

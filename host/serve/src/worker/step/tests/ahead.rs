@@ -46,9 +46,8 @@ fn what_was_prepared_is_found() {
     let mut answer = bench.start(2, 1, 48, 2);
     bench.finish();
     let cached = loop {
-        match answer.try_recv().expect("it came to its end") {
-            Event::Finished { cached_tokens, .. } => break cached_tokens,
-            _ => {}
+        if let Event::Finished { cached_tokens, .. } = answer.try_recv().expect("it came to its end") {
+            break cached_tokens;
         }
     };
     assert_eq!(cached, 40);
