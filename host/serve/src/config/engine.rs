@@ -251,3 +251,27 @@ impl Schedule {
         at_least("schedule.step_rows_max", self.step_rows_max.into(), 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_format_is_auto_or_a_family() {
+        for family in Family::ALL {
+            let format = OutputFormat::try_from(family.as_str().to_owned()).expect("a family");
+            assert_eq!((format.family(), String::from(format).as_str()), (Some(family), family.as_str()));
+        }
+        let auto = OutputFormat::try_from("auto".to_owned()).expect("the default");
+        assert_eq!((auto, auto.family()), (OutputFormat::default(), None));
+        let error =
+            toml::from_str::<Model>("output_format = \"qwen\"").expect_err("no such family").to_string();
+        for family in Family::ALL {
+            assert!(error.contains(&format!("`{}`", family.as_str())), "{error}");
+        }
+        assert!(
+            error.contains("`output_format` is one of `auto`") && error.contains("not `qwen`"),
+            "{error}"
+        );
+    }
+}

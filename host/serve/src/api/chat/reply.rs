@@ -3,7 +3,7 @@
 use engine::Sampled;
 use serde_json::{Map, Value, json};
 
-use crate::answer::{Answer, Delta, FinishReason, Usage};
+use crate::answer::{Answer, Delta, FinishReason, Pinned, Usage};
 use crate::api::stream::{Events, Writer};
 use crate::api::{Vendor, error};
 use crate::app::App;
@@ -134,9 +134,10 @@ impl Message {
             message.insert("reasoning".into(), self.reasoning.as_str().into());
         }
         if !self.calls.is_empty() {
+            let family = app.model.family;
             let calls = self.calls.iter().enumerate().map(|(i, call)| {
                 json!({
-                    "id": call.id.clone().unwrap_or_else(|| call_id(id, index, i)),
+                    "id": call.id.clone().unwrap_or_else(|| family.call_id(call_id(id, index, i))),
                     "type": "function",
                     "function": { "name": call.name, "arguments": call.arguments },
                 })
@@ -161,7 +162,7 @@ impl Reply {
         for piece in delta.joined() {
             let is_text = matches!(piece, OutputEvent::Text(_));
             let logprobs = if is_text { std::mem::take(&mut logprobs) } else { Value::Null };
-            if let Some(body) = piece_json(&answer.pinned.id, choice, piece) {
+            if let Some(body) = piece_json(&answer.pinned, choice, piece) {
                 self.chunk(choice, &body, (None, &logprobs), out);
             }
         }
@@ -186,13 +187,13 @@ impl Reply {
     }
 }
 
-fn piece_json(id: &str, choice: usize, piece: OutputEvent) -> Option<Value> {
+fn piece_json(pinned: &Pinned, choice: usize, piece: OutputEvent) -> Option<Value> {
     Some(match piece {
         OutputEvent::Text(text) => json!({ "content": text }),
         OutputEvent::Reasoning(text) => json!({ "reasoning_content": text, "reasoning": text }),
         OutputEvent::CallStart { index, id: own, name } => json!({ "tool_calls": [{
             "index": index,
-            "id": own.unwrap_or_else(|| call_id(id, choice, index as usize)),
+            "id": own.unwrap_or_else(|| pinned.app.model.family.call_id(call_id(&pinned.id, choice, index as usize))),
             "type": "function",
             "function": { "name": name, "arguments": "" },
         }] }),

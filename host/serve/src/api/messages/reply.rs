@@ -17,7 +17,7 @@ use crate::answer::{self, Answer, FinishReason};
 use crate::api::stream::{Events, Writer};
 use crate::api::{Vendor, error};
 use crate::ctx::name_id;
-use crate::prompt::OutputEvent;
+use crate::prompt::{Family, OutputEvent};
 use crate::request::{Refusal, Request};
 use crate::threads::Turn;
 
@@ -26,6 +26,8 @@ pub struct Reply {
     id: String,
     tenant: String,
     style: Style,
+    /// Whose templates read the ids of calls, once the answer has begun.
+    family: Family,
     diagnosis: Option<Diagnosis>,
     /// Cached tokens and marks, once they are known.
     input: Input,
@@ -61,6 +63,7 @@ impl Reply {
             tenant: tenant.to_owned(),
             diagnosis: style.diagnosis.take(),
             style,
+            family: Family::Plain,
             input: Input::default(),
             diagnostics: Value::Null,
             open: Open::Nothing,
@@ -79,7 +82,7 @@ impl Reply {
             OutputEvent::Text(text) => self.text(&text, events),
             OutputEvent::CallStart { index, id, name } => {
                 self.close(events);
-                let id = id.unwrap_or_else(|| call_id(&self.id, index));
+                let id = id.unwrap_or_else(|| self.family.call_id(call_id(&self.id, index)));
                 let block = Block::ToolUse { id: &id, name: &name, input: nothing() };
                 self.start(block, events);
                 self.open = Open::ToolUse { id, name, input: String::new() };
@@ -191,6 +194,7 @@ impl Reply {
 
 impl Writer for Reply {
     fn begin(&mut self, answer: &Answer, events: &mut Events) {
+        self.family = answer.pinned.app.model.family;
         self.input = Input::of(answer.usage(), &answer.pinned.prompt, &self.style.marks);
         if let Some(diagnosis) = self.diagnosis.take() {
             self.diagnostics = diagnosis.tell(answer, &self.tenant);

@@ -22,7 +22,7 @@ use super::tools::Tools;
 use crate::answer::{Answer, Delta, FinishReason};
 use crate::api::stream::{Events, Writer};
 use crate::api::{Vendor, error};
-use crate::prompt::OutputEvent;
+use crate::prompt::{Family, OutputEvent};
 use crate::request::Refusal;
 
 /// What of an answer outlives it.
@@ -59,6 +59,8 @@ pub struct Reply {
     tools: Tools,
     style: Style,
     keeping: Keeping,
+    /// Whose templates read the ids of calls, once the answer has begun.
+    family: Family,
     sequence: u64,
     begun: bool,
     calls: usize,
@@ -78,6 +80,7 @@ impl Reply {
             tools,
             style,
             keeping,
+            family: Family::Plain,
             sequence: 0,
             begun: false,
             calls: 0,
@@ -118,7 +121,7 @@ impl Reply {
             OutputEvent::CallStart { id: own, name, .. } => {
                 let called = self.tools.called(&name);
                 let id = self.ids.output(if called.custom { "ctc" } else { "fc" }, self.next_index(true));
-                let call_id = own.unwrap_or_else(|| self.ids.call(self.calls));
+                let call_id = own.unwrap_or_else(|| self.family.call_id(self.ids.call(self.calls)));
                 self.calls += 1;
                 self.begin_item(Item::call(id, call_id, called), events);
             }
@@ -196,7 +199,8 @@ impl Reply {
 }
 
 impl Writer for Reply {
-    fn begin(&mut self, _: &Answer, events: &mut Events) {
+    fn begin(&mut self, answer: &Answer, events: &mut Events) {
+        self.family = answer.pinned.app.model.family;
         self.begun = true;
         let object = self.head.object(Status::InProgress, &[], vec![]);
         self.emit("response.created", json!({ "response": object }), events);

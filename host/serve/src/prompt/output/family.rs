@@ -223,6 +223,15 @@ impl Family {
         seen.iter().any(|markers| markers.contains(&text))
     }
 
+    /// The id of a call to which the model gave none: `minted`, or what the family's templates take instead.
+    /// Mistral's refuse all but nine letters and digits.
+    pub fn call_id(self, minted: String) -> String {
+        match self {
+            Self::Mistral | Self::MistralJson => nine(&minted),
+            _ => minted,
+        }
+    }
+
     /// How a call is written where a grammar makes the model write one.
     pub fn call_syntax(self) -> Option<CallSyntax> {
         match self {
@@ -393,6 +402,24 @@ impl Family {
             Self::Hermes | Self::Harmony | Self::Plain => Box::new(JsonCall::between(self.closers())),
         }
     }
+}
+
+/// Nine letters and digits that depend on all of an id (FNV-1a): two ids share them once in 10^14.
+fn nine(id: &str) -> String {
+    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // The last bytes reach only the low bits: spread them.
+    hash = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^= hash >> 29;
+    (0..9)
+        .map(|_| {
+            let digit = DIGITS[(hash % 36) as usize];
+            hash /= 36;
+            char::from(digit)
+        })
+        .collect()
 }
 
 const fn plain_name(syntax: CallSyntax) -> CallSyntax {

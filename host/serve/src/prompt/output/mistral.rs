@@ -4,6 +4,7 @@
 //! [TOOL_CALLS][{"name": …, "arguments": …, "id": …}, …]      [TOOL_CALLS]NAME[CALL_ID]ID[ARGS]{…}[TOOL_CALLS]…
 //! ```
 //!
+//! In a list, an id that stands behind the arguments is dropped: the call has gone out by then, with a minted one.
 //! **Invariant:** arguments are passed on as they stand, while they arrive.
 
 use super::json_call::JsonCall;

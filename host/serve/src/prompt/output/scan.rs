@@ -13,9 +13,14 @@ pub(super) enum Lexeme {
     Wait,
 }
 
+/// Chosen: what is read may be offered again and looked through again, so a text is looked through in parts of
+/// this many bytes.
+const TEXT_MAX: usize = 256;
+
 /// Reads one lexeme off a text that is not empty. No marker begins with another.
 pub(super) fn lexeme(text: &str, markers: &[&'static str]) -> Lexeme {
-    for (at, byte) in text.bytes().enumerate() {
+    let most = text.floor_char_boundary(TEXT_MAX);
+    for (at, byte) in text.bytes().enumerate().take(most) {
         let mut waits = false;
         for marker in markers.iter().filter(|marker| marker.as_bytes()[0] == byte) {
             let rest = &text.as_bytes()[at..];
@@ -32,7 +37,7 @@ pub(super) fn lexeme(text: &str, markers: &[&'static str]) -> Lexeme {
             return if at == 0 { Lexeme::Wait } else { Lexeme::Text(at) };
         }
     }
-    Lexeme::Text(text.len())
+    Lexeme::Text(most)
 }
 
 /// Finds the end of one JSON object or array, byte by byte.

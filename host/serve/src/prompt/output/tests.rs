@@ -270,4 +270,5 @@ proptest! {
     }
 }
 
+mod detect;
 mod families;

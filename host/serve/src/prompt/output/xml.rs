@@ -215,8 +215,8 @@ impl Xml {
             return (blank, Step::More);
         }
         // What stands between parameters is no part of a call that has begun.
-        let skipped = text[blank..].chars().next().map_or(0, char::len_utf8);
-        (blank + skipped, Step::More)
+        let object = text.find('{').filter(|_| self.parameters == 0);
+        (object.unwrap_or(text.len()), Step::More)
     }
 
     fn object(&mut self, text: &str, sink: &mut Sink) -> (usize, Step) {

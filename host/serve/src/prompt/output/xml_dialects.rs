@@ -28,7 +28,7 @@ pub(super) const MINIMAX: Dialect = Dialect {
     elements: &["<parameter name=", "</invoke>", "</minimax:tool_call>"],
     after_key: &[">"],
     close: &["</parameter>"],
-    newlines: true,
+    newlines: false,
     unknown: Types::TEXT,
     json: None,
 };

@@ -241,12 +241,117 @@ proptest! {
     /// However an answer of any family is cut, the events are the same.
     #[test]
     fn no_family_minds_the_cut(
-        answer in any_output(), family in prop::sample::select(Family::ALL.to_vec()), size in 1usize..9, open in any::<bool>(),
+        answer in any_output(), family in prop::sample::select(Family::ALL.to_vec()),
+        size in 1usize..9, open in any::<bool>(),
     ) {
         let tools = tools();
         let chars: Vec<char> = answer.chars().collect();
         let pieces: Vec<String> = chars.chunks(size).map(|piece| piece.iter().collect()).collect();
         let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
         prop_assert_eq!(run_family(family, Some(&tools), open, &pieces), run_family(family, Some(&tools), open, &[&answer]));
+    }
+}
+
+/// Calls as a grammar of these pieces makes the model write them: arguments are a text and a number.
+fn written(syntax: &CallSyntax, calls: &[(String, String, i32)]) -> String {
+    let call = |(name, text, number): &(String, String, i32)| {
+        let name = match syntax.name {
+            NameStyle::Plain => name.clone(),
+            NameStyle::JsonString => json!(name).to_string().trim_matches('"').to_owned(),
+        };
+        let arguments = match syntax.arguments {
+            ArgumentStyle::Json => json!({"s": text, "n": number}).to_string(),
+            ArgumentStyle::Parameters { open, after_key, close } => {
+                format!("{open}s{after_key}{text}{close}{open}n{after_key}{number}{close}")
+            }
+        };
+        format!("{}{name}{}{arguments}{}", syntax.begin, syntax.after_name, syntax.end)
+    };
+    let calls: Vec<String> = calls.iter().map(call).collect();
+    format!("{}{}{}", syntax.section_open, calls.join(syntax.between), syntax.section_close)
+}
+
+/// Name and arguments of every complete call; anything else is a failure.
+fn read(family: Family, text: &str) -> Vec<(String, Value)> {
+    let (events, truncated) = run_family(family, Some(&tools()), false, &[text]);
+    assert!(!truncated, "{} is cut off: {text}", family.as_str());
+    let mut calls: Vec<(String, String)> = Vec::new();
+    for event in events {
+        match event {
+            OutputEvent::CallStart { name, .. } => calls.push((name, String::new())),
+            OutputEvent::CallArguments { delta, .. } => calls.last_mut().expect("a call").1 += &delta,
+            OutputEvent::CallEnd { .. } => {}
+            other => panic!("{} reads {other:?} in {text}", family.as_str()),
+        }
+    }
+    calls.into_iter().map(|(name, text)| (name, serde_json::from_str(&text).expect("arguments"))).collect()
+}
+
+/// Text that a parser may take for something else.
+fn any_text() -> impl Strategy<Value = String> {
+    let piece = prop::sample::select(vec![
+        "\n",
+        " ",
+        "a",
+        "é",
+        "\"",
+        "\\",
+        "{",
+        "}",
+        "]",
+        ",",
+        "7",
+        "true",
+        "```",
+        "<",
+        ">",
+        "</tool_call>",
+        "<think>",
+        "[TOOL_CALLS]",
+        "[ARGS]",
+        "<｜tool▁call▁end｜>",
+        "<|tool_call_end|>",
+        "<function=f>",
+        "</invoke>",
+        ";",
+    ]);
+    vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    /// What a grammar makes a model write is read as the same calls.
+    #[test]
+    fn calls_of_a_grammar_are_read_back(
+        calls in vec((any_text(), any::<i32>()), 1..4),
+        family in prop::sample::select(Family::ALL.to_vec()),
+    ) {
+        let Some(syntax) = family.call_syntax() else { return Ok(()) };
+        // One tool of known types: without them, a number may be meant as text.
+        let calls: Vec<_> = calls.into_iter().map(|(text, number)| ("f".to_owned(), text, number)).collect();
+        let expected: Vec<_> =
+            calls.iter().map(|(name, text, n)| (name.clone(), json!({"s": text, "n": n}))).collect();
+        prop_assert_eq!(read(family, &written(&syntax, &calls)), expected);
+    }
+
+    /// Names are read as they are written.
+    #[test]
+    fn names_of_a_grammar_are_read_back(
+        name in "[a-zA-Z_][a-zA-Z0-9_-]{0,24}", family in prop::sample::select(Family::ALL.to_vec()),
+    ) {
+        let Some(syntax) = family.call_syntax() else { return Ok(()) };
+        let read = read(family, &written(&syntax, &[(name.clone(), "x".into(), 1)]));
+        prop_assert_eq!(read.into_iter().map(|(name, _)| name).collect::<Vec<_>>(), [name]);
+    }
+}
+
+#[test]
+fn an_id_that_the_host_mints_is_one_that_the_family_takes() {
+    assert_eq!(Family::Hermes.call_id("call_1".into()), "call_1");
+    for family in [Family::Mistral, Family::MistralJson] {
+        let ids: std::collections::BTreeSet<String> =
+            (0..10_000).map(|call| family.call_id(format!("call_7f{call}"))).collect();
+        assert_eq!(ids.len(), 10_000, "each its own");
+        assert!(ids.iter().all(|id| id.len() == 9 && id.bytes().all(|b| b.is_ascii_alphanumeric())));
+        assert_eq!(family.call_id("call_1".into()), family.call_id("call_1".into()));
     }
 }
