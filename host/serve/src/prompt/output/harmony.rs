@@ -8,7 +8,7 @@
 //! `<|call|>` and `<|return|>` end the output, so a call is complete with its last bracket.
 //! **Invariant:** no header and no marker comes out; a call's arguments are passed on as they stand.
 
-use super::scan::{JsonSpan, Span, leading_space};
+use super::scan::{JsonSpan, leading_space};
 use super::sink::Sink;
 use super::{Body, Ending, Step};
 
@@ -123,13 +123,8 @@ impl Body for Harmony {
             At::Code => sink.arguments(text),
             At::Lead => return self.lead(text),
             At::Arguments(span) => {
-                let (len, ended) = match span.scan(text) {
-                    Span::Open => (text.len(), false),
-                    Span::Ended(len) | Span::Broken(len) => (len, true),
-                };
-                sink.arguments(&text[..len]);
+                let (len, ended) = span.pass(text, sink);
                 if ended {
-                    sink.end();
                     self.at = At::Between;
                 }
                 return (len, Step::More);

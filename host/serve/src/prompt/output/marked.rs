@@ -7,7 +7,7 @@
 //! The name is in the head, or in DeepSeek's first form in the lead: `function<sep>NAME\n` and a fence.
 //! **Invariant:** arguments are passed on as they stand, while they arrive.
 
-use super::scan::{JsonSpan, Span, leading_noise, leading_space};
+use super::scan::{JsonSpan, leading_noise, leading_space};
 use super::sink::Sink;
 use super::{Body, Ending, Step};
 
@@ -164,17 +164,13 @@ impl Body for Marked {
                 (len, Step::More)
             }
             At::Arguments(span) => {
-                let found = span.scan(text);
-                let (Span::Ended(len) | Span::Broken(len)) = found else {
-                    sink.arguments(text);
-                    return (text.len(), Step::More);
-                };
-                sink.arguments(&text[..len]);
-                sink.end();
-                self.calls = true;
-                self.head.clear();
-                self.lead.clear();
-                self.at = At::Between;
+                let (len, ended) = span.pass(text, sink);
+                if ended {
+                    self.calls = true;
+                    self.head.clear();
+                    self.lead.clear();
+                    self.at = At::Between;
+                }
                 (len, Step::More)
             }
         }

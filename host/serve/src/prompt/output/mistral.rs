@@ -8,7 +8,7 @@
 //! **Invariant:** arguments are passed on as they stand, while they arrive.
 
 use super::json_call::JsonCall;
-use super::scan::{JsonSpan, Span, leading_space};
+use super::scan::{JsonSpan, leading_space};
 use super::sink::Sink;
 use super::{Body, Ending, Step};
 
@@ -43,17 +43,8 @@ impl Mistral {
 
     fn arguments(&mut self, text: &str, sink: &mut Sink) -> (usize, Step) {
         let At::Arguments(span) = &mut self.at else { return (0, Step::Done) };
-        match span.scan(text) {
-            Span::Open => {
-                sink.arguments(text);
-                (text.len(), Step::More)
-            }
-            Span::Ended(len) | Span::Broken(len) => {
-                sink.arguments(&text[..len]);
-                sink.end();
-                (len, Step::Done)
-            }
-        }
+        let (len, ended) = span.pass(text, sink);
+        (len, if ended { Step::Done } else { Step::More })
     }
 }
 

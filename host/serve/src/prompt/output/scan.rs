@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** what is found depends on the text alone: text that may yet become a marker waits.
 
+use super::sink::Sink;
+
 /// What stands at the beginning of a text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Lexeme {
@@ -81,6 +83,20 @@ impl JsonSpan {
             }
         }
         Span::Open
+    }
+
+    /// Passes on what of a text belongs to the arguments of the open call, and ends the call with them. How many bytes
+    /// that was, and whether they have ended.
+    pub(super) fn pass(&mut self, text: &str, sink: &mut Sink) -> (usize, bool) {
+        let (len, ended) = match self.scan(text) {
+            Span::Open => (text.len(), false),
+            Span::Ended(len) | Span::Broken(len) => (len, true),
+        };
+        sink.arguments(&text[..len]);
+        if ended {
+            sink.end();
+        }
+        (len, ended)
     }
 }
 

@@ -10,7 +10,7 @@
 //! **Invariant:** a value of text is passed on while it arrives; any other once it is complete.
 
 use super::json_call::JsonCall;
-use super::scan::{JsonSpan, Span, leading_space};
+use super::scan::{JsonSpan, leading_space};
 use super::schema::{Schemas, Types, escaped, quoted};
 use super::sink::Sink;
 use super::{Body, Ending, Step};
@@ -221,13 +221,8 @@ impl Xml {
 
     fn object(&mut self, text: &str, sink: &mut Sink) -> (usize, Step) {
         let At::Object(span) = &mut self.at else { return (0, Step::More) };
-        let (len, ended) = match span.scan(text) {
-            Span::Open => (text.len(), false),
-            Span::Ended(len) | Span::Broken(len) => (len, true),
-        };
-        sink.arguments(&text[..len]);
+        let (len, ended) = span.pass(text, sink);
         if ended {
-            sink.end();
             self.name.clear();
             self.calls += 1;
             self.at = At::Between;
