@@ -6,6 +6,7 @@ mod access;
 pub mod admin;
 pub mod body;
 pub mod chat;
+mod chunks;
 pub mod completions;
 mod endpoint;
 pub mod error;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 pub use self::reply::{Reply, Style};
 
-use super::fields::Fields;
+use super::fields::{self, Fields};
 use super::parts::Body;
 use super::sampling::{self, Rules};
 use super::{format, marks};
@@ -75,7 +75,7 @@ fn messages(fields: &Fields<'_>, list: Option<Vec<Bytes>>, rules: &Rules<'_>) ->
 
 /// Reads and checks one message.
 fn message(json: &str, index: usize) -> Result<Translated, Refusal> {
-    let value: Value = serde_json::from_str(json).map_err(|e| Refusal::Json(e.to_string()))?;
+    let value = fields::json(json.as_bytes())?;
     let message = Fields::at(&value, &format!("messages[{index}]"))?;
     let role = message.text("role")?.ok_or_else(|| message.wrong("role", "a role"))?;
     const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
@@ -109,7 +109,7 @@ fn check_calls(message: &Fields<'_>) -> Result<(), Refusal> {
 fn tools(json: Option<&Bytes>, rules: &Rules<'_>) -> Result<Arc<ReadTools>, Refusal> {
     let Some(json) = json else { return Ok(Arc::default()) };
     rules.prompts.tools(TOOLS ^ rules.tenant, json, || {
-        let list: Value = serde_json::from_slice(json).map_err(|e| Refusal::Json(e.to_string()))?;
+        let list = fields::json(json)?;
         let body = json!({ "tools": list });
         read_tools(Fields::body(&body)?.list("tools")?.map(Vec::as_slice).unwrap_or_default())
     })

@@ -4,8 +4,8 @@ use engine::Sampled;
 use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, Delta, FinishReason, Pinned, Usage};
+use crate::api::chunks::Chunks;
 use crate::api::stream::{Events, Writer};
-use crate::api::{Vendor, error};
 use crate::app::App;
 use crate::prompt::OutputEvent;
 use crate::request::{Refusal, Request};
@@ -19,10 +19,8 @@ pub struct Style {
 
 /// An answer as it is written.
 pub struct Reply {
-    /// The part of every chunk that stays the same, written once.
-    head: String,
+    chunks: Chunks,
     streamed: bool,
-    usage: bool,
     begun: Vec<bool>,
     messages: Vec<Message>,
 }
@@ -30,18 +28,12 @@ pub struct Reply {
 impl Reply {
     /// Nothing is written yet.
     pub fn new(app: &App, request: &Request, style: Style) -> Self {
-        let head = format!(
-            "{{\"id\":{},\"object\":\"chat.completion.chunk\",\"created\":{},\"model\":{},",
-            Value::from(request.id.as_str()),
-            app.ctx.unix_ms() / 1000,
-            Value::from(app.model.name.as_str()),
-        );
+        let chunks = Chunks::new(app, request, "chat.completion.chunk", style.usage);
         let choices = request.choices as usize;
         let messages = if request.streamed { 0 } else { choices };
         Self {
-            head,
+            chunks,
             streamed: request.streamed,
-            usage: style.usage,
             begun: vec![false; choices],
             messages: (0..messages).map(|_| Message::default()).collect(),
         }
@@ -59,19 +51,15 @@ impl Writer for Reply {
     }
 
     fn heartbeat(&mut self, events: &mut Events) {
-        events.comment("still computing");
+        self.chunks.heartbeat(events);
     }
 
     fn fail(&mut self, _: &Answer, refusal: &Refusal, events: &mut Events) {
-        events.data(&error::object(refusal, Vendor::OpenAi));
+        self.chunks.fail(refusal, events);
     }
 
     fn end(&mut self, answer: &Answer, events: &mut Events) {
-        if self.usage {
-            let usage = usage_json(answer.usage());
-            events.raw(format_args!("{}\"choices\":[],\"usage\":{usage}}}", self.head));
-        }
-        events.raw(format_args!("[DONE]"));
+        self.chunks.end(|| usage_json(answer.usage()), events);
     }
 
     fn whole(&mut self, answer: &Answer) -> Value {
@@ -178,12 +166,11 @@ impl Reply {
         (finish, logprobs): (Option<FinishReason>, &Value),
         out: &mut Events,
     ) {
-        let usage = if self.usage { ",\"usage\":null" } else { "" };
         let finish = finish_json(finish);
-        out.raw(format_args!(
-            "{}\"choices\":[{{\"index\":{choice},\"delta\":{delta},\"logprobs\":{logprobs},\"finish_reason\":{finish}}}]{usage}}}",
-            self.head,
-        ));
+        let fields = format_args!(
+            "\"index\":{choice},\"delta\":{delta},\"logprobs\":{logprobs},\"finish_reason\":{finish}"
+        );
+        self.chunks.choice(fields, out);
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 pub use self::reply::{Reply, Style};
 
-use super::fields::Fields;
+use super::fields::{self, Fields};
 use super::sampling::{self, Rules};
 use crate::ctx::mix;
 use crate::request::{Format, Input, Protocol, Refusal, Request, ToolChoice};
@@ -27,7 +27,7 @@ pub fn parse(
     rules: &Rules<'_>,
     seed: u64,
 ) -> Result<(Request, Style), Refusal> {
-    let value: Value = serde_json::from_slice(body).map_err(|e| Refusal::Json(e.to_string()))?;
+    let value = fields::json(body)?;
     let fields = Fields::body(&value)?;
     sampling::check_model(&fields, rules)?;
     let mut prompts = prompts(&fields, rules)?;

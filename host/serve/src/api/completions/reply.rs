@@ -4,8 +4,8 @@ use engine::Sampled;
 use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, Delta, FinishReason, Usage};
+use crate::api::chunks::Chunks;
 use crate::api::stream::{Events, Writer};
-use crate::api::{Vendor, error};
 use crate::app::App;
 use crate::prompt::{OutputEvent, Tokenizer};
 use crate::request::{Input, Refusal, Request};
@@ -21,10 +21,8 @@ pub struct Style {
 
 /// An answer as it is written.
 pub struct Reply {
-    /// The part of every chunk that stays the same, written once.
-    head: String,
+    chunks: Chunks,
     streamed: bool,
-    usage: bool,
     choices: Vec<Text>,
 }
 
@@ -43,12 +41,7 @@ struct Text {
 impl Reply {
     /// Nothing is written yet.
     pub fn new(app: &App, request: &Request, style: &Style) -> Self {
-        let head = format!(
-            "{{\"id\":{},\"object\":\"text_completion\",\"created\":{},\"model\":{},",
-            Value::from(request.id.as_str()),
-            app.ctx.unix_ms() / 1000,
-            Value::from(app.model.name.as_str()),
-        );
+        let chunks = Chunks::new(app, request, "text_completion", style.usage);
         let prompts = match &request.input {
             Input::Batch(prompts) => prompts.len(),
             _ => 1,
@@ -59,16 +52,15 @@ impl Reply {
             Text { offset: echo.chars().count(), echo, ..Text::default() }
         };
         let choices = (0..prompts * request.choices as usize).map(choice).collect();
-        Self { head, streamed: request.streamed, usage: style.usage, choices }
+        Self { chunks, streamed: request.streamed, choices }
     }
 
     fn chunk(&self, choice: usize, (text, logprobs): (&str, &Value), finish: &Value, events: &mut Events) {
-        let usage = if self.usage { ",\"usage\":null" } else { "" };
-        events.raw(format_args!(
-            "{}\"choices\":[{{\"index\":{choice},\"text\":{},\"logprobs\":{logprobs},\"finish_reason\":{finish}}}]{usage}}}",
-            self.head,
-            Value::from(text),
-        ));
+        let text = Value::from(text);
+        let fields = format_args!(
+            "\"index\":{choice},\"text\":{text},\"logprobs\":{logprobs},\"finish_reason\":{finish}"
+        );
+        self.chunks.choice(fields, events);
     }
 }
 
@@ -114,19 +106,15 @@ impl Writer for Reply {
     }
 
     fn heartbeat(&mut self, events: &mut Events) {
-        events.comment("still computing");
+        self.chunks.heartbeat(events);
     }
 
     fn fail(&mut self, _: &Answer, refusal: &Refusal, events: &mut Events) {
-        events.data(&error::object(refusal, Vendor::OpenAi));
+        self.chunks.fail(refusal, events);
     }
 
     fn end(&mut self, answer: &Answer, events: &mut Events) {
-        if self.usage {
-            let usage = usage_json(answer.usage());
-            events.raw(format_args!("{}\"choices\":[],\"usage\":{usage}}}", self.head));
-        }
-        events.raw(format_args!("[DONE]"));
+        self.chunks.end(|| usage_json(answer.usage()), events);
     }
 
     fn whole(&mut self, answer: &Answer) -> Value {
