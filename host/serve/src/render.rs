@@ -7,11 +7,8 @@ use std::sync::Arc;
 use kv::BlockName;
 
 use crate::app::App;
-use crate::prompt::{Ask, Calls, Frame, Guide, Kept, Naming, Reasoning, Segment};
+use crate::prompt::{Ask, Calls, Frame, Guide, INLINE_BYTES_MAX, Kept, Naming, Reasoning, Segment};
 use crate::request::{Input, Prompt, Refusal, Request, ToolChoice};
-
-/// Chosen: longer texts would hold up other requests of this thread for more than a millisecond.
-const INLINE_BYTES_MAX: usize = 64 << 10;
 
 /// Tokens, and the names of their full blocks.
 type Named = (Arc<[u32]>, Arc<[BlockName]>);
@@ -58,6 +55,15 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     let wanted = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default);
     let output_tokens_max = wanted.min(room);
     Ok(Prompt { tokens, blocks, salt, guide, in_reasoning, segments, kept, output_tokens_max })
+}
+
+/// Tokens of a prompt, also of one that does not fit: who counts wants to know by how much.
+pub fn count(app: &App, request: &Request) -> Result<usize, Refusal> {
+    match prompt(app, request) {
+        Ok(prompt) => Ok(prompt.tokens.len()),
+        Err(Refusal::TooLong { tokens, .. }) => Ok(tokens),
+        Err(refusal) => Err(refusal),
+    }
 }
 
 /// The whole blocks of a conversation before a mark, which is the content of its last message: what is sure of a prompt
@@ -111,7 +117,7 @@ fn conversation(app: &App, request: &Request) -> Result<Rendered, Refusal> {
     let frame = frame(app, request);
     let maker = app.prompts.maker(&app.model.template, &app.model.tokenizer, naming(app, request), &frame);
     let kept = app.prompts.prompt(&maker, &request.messages)?;
-    let tokens = maker.tokens(&kept, "");
+    let tokens = maker.tokens(&kept);
     let segments = frame.segmented.then(|| kept.segments().map(<[Segment]>::to_vec)).flatten();
     Ok(Rendered { tokens: Some(tokens), segments, kept: Some(kept) })
 }

@@ -4,6 +4,11 @@ use serde_json::{Map, Value};
 
 use crate::request::Refusal;
 
+/// The JSON value of some bytes.
+pub(super) fn json(bytes: &[u8]) -> Result<Value, Refusal> {
+    serde_json::from_slice(bytes).map_err(|error| Refusal::Json(error.to_string()))
+}
+
 /// A JSON object on its way to becoming a request. Unknown fields are left alone; null is absence.
 pub(super) struct Fields<'a> {
     path: String,

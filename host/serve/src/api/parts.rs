@@ -11,7 +11,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::fields::Fields;
+use super::fields::{self, Fields};
 use crate::request::Refusal;
 
 /// A body in parts.
@@ -35,7 +35,7 @@ impl Body {
         let read = split.deserialize(&mut json).and_then(|read| json.end().map(|()| read));
         read.or_else(|_| {
             // The words of an error are those of a whole reading.
-            let value: Value = serde_json::from_slice(body).map_err(|e| Refusal::Json(e.to_string()))?;
+            let value = fields::json(body)?;
             Err(match Fields::body(&value) {
                 Err(refusal) => refusal,
                 Ok(_) => Refusal::Json("the body has a number or a text that cannot be read".into()),

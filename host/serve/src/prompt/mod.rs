@@ -30,7 +30,7 @@ pub use detokenize::{Detokenizer, Specials};
 pub use error::PromptError;
 pub(crate) use grammar::check_schema;
 pub use grammar::{Ask, Calls, Constraint, Format, Grammar, Grammars, Guide, Next, Reasoning};
-pub(crate) use kept::{Frame, Naming};
+pub(crate) use kept::{Frame, INLINE_BYTES_MAX, Naming};
 pub use kept::{Kept, Prompts, ReadTools};
 pub use output::{ArgumentStyle, CallSyntax, Family, NameStyle, OutputEvent, OutputParser, ReasoningMarks};
 pub use segments::{Role, Segment, Span, end_of_message, reasoning_tokens, segments};

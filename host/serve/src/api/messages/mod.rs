@@ -27,10 +27,10 @@ mod tests;
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
-use serde_json::Value;
 
 pub use self::count::count_tokens;
 pub use self::reply::Reply;
+use super::fields;
 use super::sampling::Rules;
 use crate::app::App;
 use crate::ctx::name_id;
@@ -43,7 +43,7 @@ pub fn parse(
     headers: &HeaderMap,
     tenant: &str,
 ) -> Result<(Request, Reply), Refusal> {
-    let mut value: Value = serde_json::from_slice(body).map_err(|e| Refusal::Json(e.to_string()))?;
+    let mut value = fields::json(body)?;
     let turn = thread::join(&mut value, &app.threads, tenant)?;
     let rules = Rules { tenant: name_id(tenant), ..super::rules(app) };
     let (request, style) = body::parse(&value, headers, &rules, app.ctx.seed())?;

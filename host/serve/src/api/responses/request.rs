@@ -19,7 +19,7 @@ use super::object::{Facts, Head};
 use super::reply::{Keeping, Reply, Style};
 use super::tools::Tools;
 use super::truncate;
-use crate::api::fields::Fields;
+use crate::api::fields::{self, Fields};
 use crate::api::{format, rules, sampling};
 use crate::app::App;
 use crate::request::{Input, Protocol, Refusal, Request, ToolChoice};
@@ -60,10 +60,11 @@ pub(super) struct Asked {
 
 /// Parses and checks a body.
 pub async fn parse(app: &Arc<App>, body: &[u8], caller: Caller<'_>) -> Result<(Request, Reply), Refusal> {
-    let value: Value = serde_json::from_slice(body).map_err(|e| Refusal::Json(e.to_string()))?;
+    let value = fields::json(body)?;
     let fields = Fields::body(&value)?;
     let asked = asked(app, &fields, caller.tenant, caller.latest).await?;
-    let mut request = request(app, &fields, caller.headers, &asked)?;
+    // Before anything is rendered: what is kept of prompts is their tenant's.
+    let mut request = request(app, &fields, caller.headers, &asked)?.of_tenant(caller.tenant.to_owned());
     if fields.text("truncation")? == Some("auto") {
         truncate::to_fit(app, &mut request)?;
     }

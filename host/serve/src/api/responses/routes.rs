@@ -12,10 +12,11 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
+use super::request::Asked;
 use super::store::{ChainError, Record};
 use super::{compact, history, object, request, socket};
 use crate::api::body::read;
-use crate::api::fields::Fields;
+use crate::api::fields::{self, Fields};
 use crate::api::{Endpoint, Vendor, json_reply, refused};
 use crate::app::{App, Seat};
 use crate::render;
@@ -135,22 +136,16 @@ fn page(mut items: Vec<Value>, query: &[(String, String)]) -> Result<Value, Refu
 
 async fn input_tokens(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
     let counted = async {
-        let (_seat, tenant, headers, body) = opened(&app, call).await?;
-        let fields = Fields::body(&body)?;
-        let asked = request::asked(&app, &fields, &tenant, None).await?;
-        let request = request::request(&app, &fields, &headers, &asked)?;
-        Ok(json!({ "object": "response.input_tokens", "input_tokens": prompt_tokens(&app, &request)? }))
+        let (_seat, _, request) = opened(&app, call).await?;
+        Ok(json!({ "object": "response.input_tokens", "input_tokens": render::count(&app, &request)? }))
     };
     answered(&app, counted.await)
 }
 
 async fn compacted(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
     let compacted = async {
-        let (_seat, tenant, headers, body) = opened(&app, call).await?;
-        let fields = Fields::body(&body)?;
-        let asked = request::asked(&app, &fields, &tenant, None).await?;
-        let request = request::request(&app, &fields, &headers, &asked)?;
-        let input_tokens = prompt_tokens(&app, &request)?;
+        let (_seat, asked, request) = opened(&app, call).await?;
+        let input_tokens = render::count(&app, &request)? as u32;
         let items: Vec<Value> = asked.history.items.iter().chain(&asked.input).cloned().collect();
         let (output, digest) = compact::compacted(&items, &asked.ids);
         let digest_tokens = app.model.tokenizer.encode_prompt(&digest).len();
@@ -165,25 +160,16 @@ async fn compacted(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Resp
     answered(&app, compacted.await)
 }
 
-/// A call that renders takes a seat, as one that generates does.
-async fn opened(
-    app: &Arc<App>,
-    call: HttpRequest<Body>,
-) -> Result<(Seat, String, HeaderMap, Value), Refusal> {
+/// A call that renders takes a seat, as one that generates does. What it asks, as a request of its tenant.
+async fn opened(app: &Arc<App>, call: HttpRequest<Body>) -> Result<(Seat, Asked, Request), Refusal> {
     let caller = app.auth.caller(call.headers())?;
     let seat = app.enter(&caller)?;
     let call = read(call, &app.config.limits).await?;
-    let body = serde_json::from_slice(&call.body).map_err(|e| Refusal::Json(e.to_string()))?;
-    Ok((seat, caller.tenant, call.headers, body))
-}
-
-/// Tokens of a prompt, also of one that does not fit: who counts wants to know by how much.
-fn prompt_tokens(app: &App, request: &Request) -> Result<u32, Refusal> {
-    match render::prompt(app, request) {
-        Ok(prompt) => Ok(prompt.tokens.len() as u32),
-        Err(Refusal::TooLong { tokens, .. }) => Ok(tokens as u32),
-        Err(refusal) => Err(refusal),
-    }
+    let body = fields::json(&call.body)?;
+    let fields = Fields::body(&body)?;
+    let asked = request::asked(app, &fields, &caller.tenant, None).await?;
+    let request = request::request(app, &fields, &call.headers, &asked)?;
+    Ok((seat, asked, request.of_tenant(caller.tenant)))
 }
 
 async fn stored(app: &App, tenant: &str, id: &str) -> Result<Record, Refusal> {

@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::history::Latest;
 use super::request::{self, Caller};
-use crate::api::fields::Fields;
+use crate::api::fields::{self, Fields};
 use crate::api::stream::{Events, Pump};
 use crate::api::{Vendor, body, error, refused};
 use crate::app::App;
@@ -113,6 +113,8 @@ struct Peer {
 struct Create {
     body: Bytes,
     lane: Option<String>,
+    /// The response that it continues.
+    previous: Option<String>,
 }
 
 type Turn = Pin<Box<dyn Future<Output = Option<Latest>> + Send>>;
@@ -249,7 +251,7 @@ impl Session {
             return Err(Refusal::TooLarge { max });
         }
         body::check(&body, &self.peer.app.config.limits)?;
-        let value: Value = serde_json::from_slice(&body).map_err(|e| Refusal::Json(e.to_string()))?;
+        let value = fields::json(&body)?;
         let fields = Fields::body(&value)?;
         if fields.text("type")? != Some("response.create") {
             return Err(fields.wrong("type", "\"response.create\""));
@@ -261,7 +263,8 @@ impl Session {
         if self.waiting.len() >= WAITING_MAX || held + body.len() > max {
             return Err(Refusal::Overloaded { running: self.waiting.len(), retry_after_s: 1 });
         }
-        self.waiting.push_back(Create { body, lane });
+        let previous = value["previous_response_id"].as_str().map(str::to_owned);
+        self.waiting.push_back(Create { body, lane, previous });
         Ok(())
     }
 
@@ -295,15 +298,14 @@ async fn take_turn(
     create: Create,
     out: mpsc::Sender<String>,
 ) -> Option<Latest> {
-    let previous = serde_json::from_slice(&create.body)
-        .ok()
-        .and_then(|body: Value| Some(body.get("previous_response_id")?.as_str()?.to_owned()));
-    let continues = latest.as_ref().is_some_and(|latest| previous.as_ref() == Some(&latest.record.id));
+    let previous = create.previous.as_deref();
+    let continues = latest.as_ref().is_some_and(|latest| previous == Some(latest.record.id.as_str()));
     let kept = match answer(&peer, latest.as_ref(), &create, &out).await {
         Ok(told) => told.await.ok(),
         Err(refusal) => {
             peer.app.metrics.request_refused(error::status(&refusal, Vendor::OpenAi).as_u16());
-            tracing::debug!(error = %refusal, "request on a connection refused");
+            // Its message may quote what the caller sent.
+            tracing::debug!(reason = error::label(&refusal), "request on a connection refused");
             // Whoever does not read any more does not need it.
             let _ = out.send(error_frame(&refusal, create.lane.as_deref())).await;
             None

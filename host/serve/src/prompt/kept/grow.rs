@@ -254,22 +254,9 @@ impl Maker<'_> {
         Some(Segments { all: kept.iter().copied().chain(own).collect(), turn })
     }
 
-    /// The tokens of a prompt and the names of its blocks, with a text behind it that is written on the model's behalf.
-    pub(crate) fn tokens(&self, kept: &Kept, forced: &str) -> (Arc<[u32]>, Arc<[BlockName]>) {
-        let state = &kept.0;
-        if forced.is_empty() {
-            return state.tokens.joined(state.len(), &[], self.naming);
-        }
-        let cut = state.cut(0, self.tokenizer.longest_added());
-        let text = cut.and_then(|cut| Some((cut, state.text_from(cut, 0)?)));
-        match text {
-            Some((cut, text)) => {
-                let added = self.tokenizer.encode_prompt(&(text.to_owned() + forced));
-                state.tokens.joined(cut.tokens, &added, self.naming)
-            }
-            // A text without added tokens, or one that the reference library encodes: what is forced is apart.
-            None => state.tokens.joined(state.len(), &self.tokenizer.encode_prompt(forced), self.naming),
-        }
+    /// The tokens of a prompt and the names of its blocks.
+    pub(crate) fn tokens(&self, kept: &Kept) -> (Arc<[u32]>, Arc<[BlockName]>) {
+        kept.0.tokens.joined(self.naming)
     }
 }
 

@@ -34,7 +34,7 @@ use crate::request::Refusal;
 pub(crate) use self::tokens::Naming;
 
 /// Chosen: longer texts would hold up other requests of this thread for more than a millisecond.
-const INLINE_BYTES_MAX: usize = 64 << 10;
+pub(crate) const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Kinds of what is named, beside protocols.
 const TENANT: u64 = 3;
 const ARGUMENTS: u64 = 4;

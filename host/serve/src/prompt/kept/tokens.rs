@@ -91,30 +91,21 @@ impl Tokens {
         later.skip(first - whole * size).copied().collect()
     }
 
-    /// The first `keep` tokens and others after them in one piece, with the names of all full blocks.
+    /// All of them in one piece, with the names of all full blocks.
     ///
     /// Cost: that of a copy.
-    pub(super) fn joined(
-        &self,
-        keep: usize,
-        added: &[u32],
-        naming: Naming,
-    ) -> (Arc<[u32]>, Arc<[BlockName]>) {
-        let whole = self.chunks.iter().take(keep / naming.chunk_tokens());
-        let mut tokens: Arc<[u32]> = std::iter::repeat_n(0, keep + added.len()).collect();
+    pub(super) fn joined(&self, naming: Naming) -> (Arc<[u32]>, Arc<[BlockName]>) {
+        let mut tokens: Arc<[u32]> = std::iter::repeat_n(0, self.len()).collect();
         let mut names = Vec::with_capacity(tokens.len() / naming.block_tokens);
         let mut at = 0;
         let out = Arc::get_mut(&mut tokens).expect("nobody else has it yet");
-        for chunk in whole {
+        for chunk in &self.chunks {
             out[at..at + chunk.tokens.len()].copy_from_slice(&chunk.tokens);
             names.extend_from_slice(&chunk.names);
             at += chunk.tokens.len();
         }
-        let partly =
-            self.chunks.get(at / naming.chunk_tokens()).map_or(&self.rest[..], |chunk| &chunk.tokens);
-        out[at..keep].copy_from_slice(&partly[..keep - at]);
-        out[keep..].copy_from_slice(added);
-        let rest = naming.names(names.last().copied(), &out[at..]);
+        out[at..].copy_from_slice(&self.rest);
+        let rest = naming.names(names.last().copied(), &self.rest);
         names.extend(rest);
         (tokens, names.into())
     }
@@ -142,10 +133,10 @@ mod tests {
                 let added: Vec<u32> = (0..count as u32).map(|i| i * 7 + step as u32).collect();
                 let next: Vec<u32> = flat[..keep].iter().chain(&added).copied().collect();
                 let names = BlockName::names(naming.fingerprint, naming.salt, &next, block_tokens);
-                let (tokens, found) = kept.joined(keep, &added, naming);
+                kept = kept.then(keep, &added, naming, &memory);
+                let (tokens, found) = kept.joined(naming);
                 prop_assert_eq!(&*tokens, &*next);
                 prop_assert_eq!(&*found, &*names);
-                kept = kept.then(keep, &added, naming, &memory);
                 flat = next;
                 prop_assert_eq!(kept.len(), flat.len());
             }
