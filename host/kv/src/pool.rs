@@ -17,6 +17,7 @@ mod keep;
 
 use std::collections::BTreeSet;
 
+use hashbrown::HashTable;
 use rustc_hash::FxHashMap;
 
 use crate::page::{Page, State};
@@ -84,14 +85,15 @@ pub struct PoolStats {
 
 /// The pages of one worker.
 ///
-/// Cost: O(log pages) for each page touched, O(1) where nothing becomes evictable.
+/// Cost: O(1) for each page, O(log pages) for each leaf that becomes evictable or stops being so; about 80 bytes a page.
 #[derive(Debug)]
 pub struct BlockPool {
     pages: Vec<Page>,
     block_tokens: u32,
     /// Free pages; the last is handed out next.
     free: Vec<u32>,
-    resident: FxHashMap<BlockName, u32>,
+    /// Pages that have a name, found by it.
+    resident: HashTable<u32>,
     /// Pages that may be evicted now by rank, the first to leave first.
     leaves: BTreeSet<(u64, u32)>,
     /// Pages that are kept for a time, by when that ends.
@@ -116,10 +118,10 @@ impl BlockPool {
     pub fn new(pages: u32, block_tokens: u32) -> Self {
         assert!(block_tokens > 0, "a block holds at least one token");
         Self {
-            pages: vec![Page::free(); pages as usize],
+            pages: vec![Page::FREE; pages as usize],
             block_tokens,
             free: (0..pages).rev().collect(),
-            resident: FxHashMap::default(),
+            resident: HashTable::new(),
             leaves: BTreeSet::new(),
             kept: BTreeSet::new(),
             kept_by_tenant: FxHashMap::default(),
@@ -141,26 +143,35 @@ impl BlockPool {
     ///
     /// Cost: O(log names), since residents form prefixes.
     pub fn resident_prefix(&self, names: &[BlockName]) -> usize {
-        names.partition_point(|name| self.resident.contains_key(name))
+        names.partition_point(|name| self.find(name).is_some())
     }
 
-    /// Pins the leading resident blocks, and gives their pages in order. Each is released once.
+    /// Pins the leading resident blocks, and gives their pages in order. The last one holds all before it: it alone is
+    /// released, once.
+    ///
+    /// Cost: O(log names) look-ups, then one visit of each page.
     pub fn pin_prefix(&mut self, names: &[BlockName]) -> Vec<PageIdx> {
         self.clock += 1;
-        let leading = names.iter().map_while(|name| self.resident.get(name).copied());
-        let pages: Vec<u32> = leading.collect();
-        for &page in &pages {
-            // Hold first: the eviction order finds a page by its rank, which follows the time it was used.
-            self.hold(page);
-            let clock = self.clock;
-            let page = self.page_mut(page);
-            page.used = clock;
-            if page.retention.drop {
-                // Somebody came for it after all.
-                page.retention = Retention::ORDINARY;
-            }
+        let count = self.resident_prefix(names);
+        let Some(last) = names[..count].last() else { return Vec::new() };
+        let mut this = self.find(last);
+        if let Some(last) = this {
+            // Hold first: the eviction order finds a page by its rank, which follows what it is worth.
+            self.hold(last);
         }
-        pages.into_iter().map(PageIdx).collect()
+        let mut pages = vec![PageIdx(0); count];
+        for place in pages.iter_mut().rev() {
+            let found = this.expect("a resident block's ancestors are resident");
+            *place = PageIdx(found);
+            let page = self.page_mut(found);
+            if page.retention().drop {
+                // Somebody came for it after all.
+                page.set_retention(Retention::ORDINARY);
+            }
+            this = page.parent();
+        }
+        assert!(this.is_none(), "a prefix begins with a first block");
+        pages
     }
 
     /// Takes `count` pages to write, each with one reference; evicts as needed.
@@ -179,7 +190,7 @@ impl BlockPool {
             let page = self.page_mut(page);
             assert!(page.state == State::Free, "a page of the free list is free");
             assert!(!page.held(), "a free page is held by nobody");
-            *page = Page { state: State::Writing, refs: 1, ..Page::free() };
+            page.take();
         }
         Ok(taken.into_iter().rev().map(PageIdx).collect())
     }
@@ -190,24 +201,24 @@ impl BlockPool {
         assert!(self.page(this).state == State::Writing, "a page is sealed once, after it was written");
         assert!(self.page(this).refs > 0, "a page is sealed by a sequence that has it");
         assert!(parent != Some(name), "a block is not its own parent");
-        if let Some(&other) = self.resident.get(&name) {
+        if let Some(other) = self.find(&name) {
             return Sealed::Duplicate(PageIdx(other));
         }
         let parent_page = match parent {
             None => None,
-            Some(parent) => match self.resident.get(&parent) {
-                Some(&found) => Some(found),
+            Some(parent) => match self.find(&parent) {
+                Some(found) => Some(found),
                 None => return Sealed::Orphan,
             },
         };
-        let clock = self.clock;
-        let entry = self.page_mut(this);
-        entry.state = State::Sealed(name);
-        entry.parent = parent_page;
-        entry.used = clock;
-        self.resident.insert(name, this);
+        self.page_mut(this).seal(name, parent_page);
+        let pages = &self.pages;
+        self.resident.insert_unique(hash(&name), this, |&other| hash(&pages[other as usize].name));
         if let Some(up) = parent_page {
-            self.leaves.remove(&(self.page(up).rank(), up));
+            let page = self.page(up);
+            if page.evictable_leaf() {
+                self.leaves.remove(&(page.rank(), up));
+            }
             self.page_mut(up).children += 1;
             self.hold_for_child(up);
         }
@@ -218,7 +229,6 @@ impl BlockPool {
     /// Drops one reference of each page. Named blocks become evictable with the last one, others are freed.
     pub fn release(&mut self, pages: &[PageIdx]) {
         self.clock += 1;
-        let clock = self.clock;
         for &PageIdx(this) in pages {
             let page = self.page_mut(this);
             assert!(page.refs > 0, "a page is released once for each pin or allocation");
@@ -226,16 +236,12 @@ impl BlockPool {
             match page.state {
                 State::Free => unreachable!("a free page has no reference"),
                 State::Writing if page.refs == 0 => {
-                    *page = Page::free();
+                    *page = Page::FREE;
                     self.free.push(this);
                 }
                 State::Writing => {}
-                State::Sealed(_) => {
-                    page.used = clock;
-                    if !page.held() {
-                        self.let_go(this);
-                    }
-                }
+                State::Sealed if page.held() => {}
+                State::Sealed => self.let_go(this),
             }
         }
     }
@@ -288,12 +294,17 @@ impl BlockPool {
         let mut this = first;
         loop {
             let page = self.page(this);
-            let (rank, parent) = (page.rank(), page.parent);
+            let parent = page.parent();
+            // One with children is no leaf, and few have none.
+            if page.children == 0 {
+                let rank = page.rank();
+                self.leaves.remove(&(rank, this));
+            }
             self.evictable -= 1;
-            self.leaves.remove(&(rank, this));
             let Some(up) = parent else { return };
-            let was_held = self.page(up).held();
-            self.page_mut(up).held_children += 1;
+            let page = self.page_mut(up);
+            let was_held = page.held();
+            page.held_children += 1;
             if was_held {
                 return;
             }
@@ -304,9 +315,11 @@ impl BlockPool {
     /// A sealed page lost its last holder: it, and ancestors held by nobody else, become evictable.
     fn let_go(&mut self, first: u32) {
         let mut this = first;
+        let clock = self.clock;
         loop {
-            let page = self.page(this);
-            let (rank, parent, leaf) = (page.rank(), page.parent, page.evictable_leaf());
+            let page = self.page_mut(this);
+            page.used = clock;
+            let (rank, parent, leaf) = (page.rank(), page.parent(), page.evictable_leaf());
             self.evictable += 1;
             if leaf {
                 self.leaves.insert((rank, this));
@@ -324,16 +337,16 @@ impl BlockPool {
     /// Frees the leaf of the lowest rank; its parent may become one.
     fn evict_one(&mut self) {
         let (_, this) = self.leaves.pop_first().expect("evictable pages always end in a leaf");
-        let page = std::mem::replace(self.page_mut(this), Page::free());
+        let page = std::mem::replace(self.page_mut(this), Page::FREE);
         assert!(page.evictable_leaf(), "a page in the eviction order is an evictable leaf");
-        let State::Sealed(name) = page.state else { unreachable!("an evictable page is sealed") };
-        let removed = self.resident.remove(&name);
-        assert!(removed == Some(this), "a sealed page is resident under its name");
+        let name = page.name;
+        let entry = self.resident.find_entry(hash(&name), |&other| other == this);
+        entry.expect("a sealed page is resident under its name").remove();
         self.let_expire(this, &page);
         self.evictable -= 1;
         self.evictions += 1;
         self.free.push(this);
-        if let Some(up) = page.parent {
+        if let Some(up) = page.parent() {
             let parent = self.page_mut(up);
             parent.children -= 1;
             let rank = parent.rank();
@@ -349,6 +362,11 @@ impl BlockPool {
         self.events.push(event);
     }
 
+    /// The page that holds a block.
+    fn find(&self, name: &BlockName) -> Option<u32> {
+        self.resident.find(hash(name), |&page| self.page(page).name == *name).copied()
+    }
+
     fn page(&self, page: u32) -> &Page {
         &self.pages[page as usize]
     }
@@ -356,6 +374,11 @@ impl BlockPool {
     fn page_mut(&mut self, page: u32) -> &mut Page {
         &mut self.pages[page as usize]
     }
+}
+
+/// A name is a hash already.
+fn hash(name: &BlockName) -> u64 {
+    name.0 as u64
 }
 
 #[cfg(test)]

@@ -21,9 +21,9 @@ impl BlockPool {
     /// Cost: one look-up where nothing changes; else O(log pages).
     pub fn retain(&mut self, name: BlockName, wanted: Retention, tenant: u64) -> Retained {
         assert!(wanted.priority <= Retention::PRIORITY_MAX, "a priority is 0 to 100");
-        let Some(&this) = self.resident.get(&name) else { return Retained::Absent };
+        let Some(this) = self.find(&name) else { return Retained::Absent };
         let mut wanted = if wanted.drop { Retention::DROPPED } else { wanted };
-        let met = match wanted.is_kept() && !self.page(this).retention.is_kept() {
+        let met = match wanted.is_kept() && !self.page(this).retention().is_kept() {
             true => self.bound_of(tenant),
             false => None,
         };
@@ -36,7 +36,7 @@ impl BlockPool {
 
     /// What a resident block is worth.
     pub fn retention(&self, name: &BlockName) -> Option<Retention> {
-        self.resident.get(name).map(|&page| self.page(page).retention)
+        self.find(name).map(|page| self.page(page).retention())
     }
 
     /// Ends what was to be kept until now.
@@ -46,7 +46,7 @@ impl BlockPool {
         while let Some(&(until_ms, this)) = self.kept.first()
             && until_ms <= now_ms
         {
-            let retention = Retention { until_ms: 0, ..self.page(this).retention };
+            let retention = Retention { until_ms: 0, ..self.page(this).retention() };
             self.set_retention(this, retention, 0);
         }
     }
@@ -55,7 +55,7 @@ impl BlockPool {
     ///
     /// Cost: O(pages).
     pub fn forget_retention(&mut self) {
-        let named: Vec<u32> = self.resident.values().copied().collect();
+        let named: Vec<u32> = self.resident.iter().copied().collect();
         for page in named {
             self.set_retention(page, Retention::ORDINARY, 0);
         }
@@ -64,7 +64,7 @@ impl BlockPool {
     /// Notes that these blocks were found again.
     pub fn count_hits(&mut self, names: &[BlockName]) {
         for name in names {
-            if let Some(&page) = self.resident.get(name) {
+            if let Some(page) = self.find(name) {
                 let page = self.page_mut(page);
                 page.hits = page.hits.saturating_add(1);
             }
@@ -73,7 +73,7 @@ impl BlockPool {
 
     /// How often a block was found again since it became resident.
     pub fn hits(&self, name: &BlockName) -> u32 {
-        self.resident.get(name).map_or(0, |&page| self.page(page).hits)
+        self.find(name).map_or(0, |page| u32::from(self.page(page).hits))
     }
 
     /// The bound that one more page for a tenant would break.
@@ -87,7 +87,7 @@ impl BlockPool {
 
     fn set_retention(&mut self, this: u32, retention: Retention, tenant: u64) {
         let page = self.page(this);
-        let before = page.retention;
+        let before = page.retention();
         if before == retention {
             return;
         }
@@ -103,7 +103,7 @@ impl BlockPool {
             self.page_mut(this).tenant = charged;
         }
         let page = self.page_mut(this);
-        page.retention = retention;
+        page.set_retention(retention);
         let rank = page.rank();
         if leaf && rank != old_rank {
             self.leaves.remove(&(old_rank, this));
@@ -113,8 +113,8 @@ impl BlockPool {
 
     /// A page leaves, and with it what was wished for its block.
     pub(super) fn let_expire(&mut self, this: u32, page: &Page) {
-        if page.retention.is_kept() {
-            self.kept.remove(&(page.retention.until_ms, this));
+        if page.retention().is_kept() {
+            self.kept.remove(&(page.retention().until_ms, this));
             self.charge(page.tenant, true, false);
         }
     }

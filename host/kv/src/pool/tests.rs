@@ -18,6 +18,15 @@ struct Seq {
     names: Vec<BlockName>,
     pages: Vec<PageIdx>,
     sealed: usize,
+    /// Leading pages that others hold for it.
+    lent: usize,
+}
+
+impl Seq {
+    /// The pages that it has a reference of.
+    fn own(&self) -> &[PageIdx] {
+        &self.pages[self.lent..]
+    }
 }
 
 /// Pins what is resident and allocates the rest; nothing is held when that fails.
@@ -28,11 +37,11 @@ fn start(pool: &mut BlockPool, tokens: &[u32]) -> Option<Seq> {
     match pool.allocate(tokens.len().div_ceil(BLOCK) as u32 - sealed as u32) {
         Ok(rest) => pages.extend(rest),
         Err(_) => {
-            pool.release(&pages);
+            pool.release(&pages[sealed.saturating_sub(1)..]);
             return None;
         }
     }
-    Some(Seq { names, pages, sealed })
+    Some(Seq { names, pages, sealed, lent: sealed.saturating_sub(1) })
 }
 
 fn seal_next(pool: &mut BlockPool, seq: &mut Seq) -> Option<Sealed> {
@@ -53,7 +62,7 @@ fn check(pages: u32, prompts: &[&[u32]], resident: &[usize]) {
     let mut pool = BlockPool::new(pages, BLOCK as u32);
     for prompt in prompts {
         let seq = run(&mut pool, prompt);
-        pool.release(&seq.pages);
+        pool.release(seq.own());
     }
     let left: Vec<_> = prompts.iter().map(|p| pool.resident_prefix(&names(p))).collect();
     assert_eq!(left, resident);
@@ -80,7 +89,7 @@ fn evicting_a_pinned_block_is_refused() {
     let seq = run(&mut pool, &[1, 1, 2, 2]);
     assert_eq!(pool.allocate(1), Err(KvError::OutOfPages { wanted: 1, available: 0 }));
     assert_eq!(pool.stats().evictions, 0);
-    pool.release(&seq.pages);
+    pool.release(seq.own());
     assert_eq!(pool.allocate(2).expect("all are evictable").len(), 2);
 }
 
@@ -88,7 +97,7 @@ fn evicting_a_pinned_block_is_refused() {
 fn a_failed_allocation_evicts_nothing() {
     let mut pool = BlockPool::new(3, BLOCK as u32);
     let seq = run(&mut pool, &[1, 1, 2, 2]);
-    pool.release(&seq.pages);
+    pool.release(seq.own());
     assert_eq!(pool.allocate(4), Err(KvError::OutOfPages { wanted: 4, available: 3 }));
     assert_eq!(pool.resident_prefix(&seq.names), 2);
 }
@@ -100,7 +109,7 @@ fn a_duplicate_stays_private_and_is_freed() {
     let mut two = start(&mut pool, &[1, 1]).expect("pages");
     assert_eq!(seal_next(&mut pool, &mut one), Some(Sealed::Named));
     assert_eq!(seal_next(&mut pool, &mut two), Some(Sealed::Duplicate(one.pages[0])));
-    pool.release(&two.pages);
+    pool.release(two.own());
     assert_eq!((pool.stats().free, pool.stats().pinned), (3, 1));
 }
 
@@ -112,10 +121,10 @@ fn a_pinned_child_holds_a_parent_that_nobody_else_uses() {
     seal_next(&mut pool, &mut one);
     seal_next(&mut pool, &mut two);
     assert_eq!(seal_next(&mut pool, &mut two), Some(Sealed::Named));
-    pool.release(&one.pages);
+    pool.release(one.own());
     assert_eq!(pool.available(), 0);
     assert_eq!(pool.resident_prefix(&two.names), 2);
-    pool.release(&two.pages);
+    pool.release(two.own());
     assert_eq!(
         pool.stats(),
         PoolStats { pages: 3, free: 1, evictable: 2, pinned: 0, resident: 2, kept: 0, evictions: 0 }
@@ -129,10 +138,10 @@ fn a_block_whose_parent_was_evicted_stays_private() {
     let mut two = start(&mut pool, &[1, 1, 2, 2]).expect("pages");
     seal_next(&mut pool, &mut one);
     seal_next(&mut pool, &mut two);
-    pool.release(&one.pages);
+    pool.release(one.own());
     let other = pool.allocate(2).expect("one free, one evictable");
     assert_eq!(seal_next(&mut pool, &mut two), Some(Sealed::Orphan));
-    pool.release(&two.pages);
+    pool.release(two.own());
     pool.release(&other);
     assert_eq!(pool.stats().free, 4);
 }
@@ -156,7 +165,7 @@ fn check_order(said: &[(u32, Retention)], expected: &[u32]) {
     let prompts: Vec<Vec<u32>> = (0..6).map(|i| vec![i, i]).collect();
     for prompt in &prompts {
         let seq = run(&mut pool, prompt);
-        pool.release(&seq.pages);
+        pool.release(seq.own());
     }
     for &(i, retention) in said {
         assert_eq!(pool.retain(names(&prompts[i as usize])[0], retention, 0), Retained::Granted);
@@ -186,11 +195,11 @@ fn among_the_kept_the_lower_priority_leaves_first_and_no_request_fails() {
 fn a_prefix_stays_for_the_sake_of_what_is_kept_after_it() {
     let mut pool = BlockPool::new(4, BLOCK as u32);
     let long = run(&mut pool, &[1, 1, 2, 2]);
-    pool.release(&long.pages);
+    pool.release(long.own());
     pool.retain(long.names[0], Retention::DROPPED, 0);
     pool.retain(long.names[1], worth(50, 9), 0);
     let other = run(&mut pool, &[3, 3]);
-    pool.release(&other.pages);
+    pool.release(other.own());
     assert_eq!(pool.allocate(2).expect("two").len(), 2);
     assert_eq!(pool.resident_prefix(&long.names), 2, "the other one left, though used last");
 }
@@ -199,10 +208,10 @@ fn a_prefix_stays_for_the_sake_of_what_is_kept_after_it() {
 fn what_was_dropped_and_is_found_again_is_ordinary() {
     let mut pool = BlockPool::new(2, BLOCK as u32);
     let seq = run(&mut pool, &[1, 1]);
-    pool.release(&seq.pages);
+    pool.release(seq.own());
     pool.retain(seq.names[0], Retention::DROPPED, 0);
     let pinned = pool.pin_prefix(&seq.names);
-    pool.release(&pinned);
+    pool.release(&pinned[pinned.len() - 1..]);
     assert_eq!(pool.retention(&seq.names[0]), Some(Retention::ORDINARY));
 }
 
@@ -211,7 +220,7 @@ fn a_share_that_is_kept_is_bounded_and_freed_as_time_goes_by() {
     let bounds = KeepBounds { pages_max: 2, tenant_pages_max: 1 };
     let mut pool = BlockPool::new(4, BLOCK as u32).with_keep_bounds(bounds);
     let seq = run(&mut pool, &[1, 1, 2, 2, 3, 3]);
-    pool.release(&seq.pages);
+    pool.release(seq.own());
     let keep = |pool: &mut BlockPool, i: usize, until_ms, tenant| {
         pool.retain(seq.names[i], worth(70, until_ms), tenant)
     };
@@ -235,7 +244,7 @@ fn hits_count_what_was_found_again() {
     pool.count_hits(&seq.names[..1]);
     pool.count_hits(&seq.names);
     assert_eq!(seq.names.iter().map(|name| pool.hits(name)).collect::<Vec<_>>(), [2, 1]);
-    pool.release(&seq.pages);
+    pool.release(seq.own());
     pool.allocate(3).expect("all are evictable");
     assert_eq!(pool.hits(&seq.names[0]), 0);
 }
@@ -365,13 +374,9 @@ impl Model {
         evicted
     }
 
-    fn touch(&mut self, pages: &[PageIdx]) {
-        let clock = self.clock;
-        self.named.values_mut().filter(|at| pages.contains(&at.0)).for_each(|at| at.2 = clock);
-    }
-
     fn released(&mut self, pages: &[PageIdx]) {
         self.clock += 1;
+        let before = self.evictable();
         for page in pages {
             let refs = self.refs.get_mut(page).expect("a reference");
             *refs -= 1;
@@ -379,7 +384,12 @@ impl Model {
                 self.refs.remove(page);
             }
         }
-        self.touch(pages);
+        // What nobody holds any more was used until now.
+        for name in self.evictable() {
+            if !before.contains(&name) {
+                self.named.get_mut(&name).expect("named").2 = self.clock;
+            }
+        }
     }
 }
 
@@ -399,8 +409,8 @@ fn step(pool: &mut BlockPool, model: &mut Model, live: &mut Vec<Seq>, op: &Op) -
                     model.worth.remove(name);
                 }
             }
-            pinned.iter().for_each(|&page| *model.refs.entry(page).or_default() += 1);
-            model.touch(&pinned);
+            let lent = pinned.len().saturating_sub(1);
+            pinned[lent..].iter().for_each(|&page| *model.refs.entry(page).or_default() += 1);
             let wanted = (tokens.len().div_ceil(BLOCK) - pinned.len()) as u32;
             let mut pages = pinned;
             match pool.allocate(wanted) {
@@ -409,12 +419,12 @@ fn step(pool: &mut BlockPool, model: &mut Model, live: &mut Vec<Seq>, op: &Op) -
                     evicted = model.allocated(&rest);
                     let sealed = pages.len();
                     pages.extend(rest);
-                    live.push(Seq { names, pages, sealed });
+                    live.push(Seq { names, pages, sealed, lent });
                 }
                 Err(error) => {
                     assert_eq!(error, KvError::OutOfPages { wanted, available: model.available() });
-                    pool.release(&pages);
-                    model.released(&pages);
+                    pool.release(&pages[lent..]);
+                    model.released(&pages[lent..]);
                 }
             }
         }
@@ -436,14 +446,14 @@ fn step(pool: &mut BlockPool, model: &mut Model, live: &mut Vec<Seq>, op: &Op) -
         }
         Op::Finish(at) if !live.is_empty() => {
             let seq = live.swap_remove(at.index(live.len()));
-            pool.release(&seq.pages);
-            model.released(&seq.pages);
+            pool.release(seq.own());
+            model.released(seq.own());
         }
         Op::Allocate(count) => match pool.allocate(*count) {
             Ok(pages) => {
                 assert!(*count <= model.available());
                 evicted = model.allocated(&pages);
-                live.push(Seq { names: Vec::new(), pages, sealed: 0 });
+                live.push(Seq { names: Vec::new(), pages, sealed: 0, lent: 0 });
             }
             Err(error) => {
                 assert_eq!(error, KvError::OutOfPages { wanted: *count, available: model.available() });
@@ -525,7 +535,7 @@ proptest! {
             check_laws(&pool, &model);
         }
         for seq in live {
-            pool.release(&seq.pages);
+            pool.release(seq.own());
         }
         prop_assert_eq!(pool.available(), pages);
     }

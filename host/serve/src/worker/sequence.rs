@@ -113,6 +113,8 @@ pub(super) struct Sequence {
     /// Leading tokens whose KV is in `pages`.
     pub(super) computed: usize,
     pub(super) pages: Vec<PageIdx>,
+    /// Leading pages that are held through the one after them.
+    lent: usize,
     /// Prompt tokens found in the cache when the sequence was first started.
     pub(super) cached_tokens: Option<u32>,
     /// Most prompt tokens of a step that the last plan gives it; `None` leaves them to the host.
@@ -144,6 +146,7 @@ impl Sequence {
             start,
             computed: 0,
             pages: Vec::new(),
+            lent: 0,
             cached_tokens: None,
             chunk_tokens: None,
             preemptions_planned: 0,
@@ -189,6 +192,7 @@ impl Sequence {
         let usable = ((self.history.len() - 1) / block_tokens).min(self.names.len());
         self.pages = pool.pin_prefix(&self.names[..usable]);
         self.sealed = self.pages.len();
+        self.lent = self.sealed.saturating_sub(1);
         self.computed = self.sealed * block_tokens;
         if self.cached_tokens.is_none() {
             self.cached_tokens = Some(self.computed as u32);
@@ -210,8 +214,9 @@ impl Sequence {
 
     /// Gives all pages back; whatever was sealed stays findable.
     pub(super) fn release(&mut self, pool: &mut BlockPool) {
-        pool.release(&self.pages);
+        pool.release(&self.pages[self.lent..]);
         self.pages.clear();
+        self.lent = 0;
         self.computed = 0;
         self.sealed = 0;
     }

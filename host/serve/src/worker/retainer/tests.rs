@@ -12,12 +12,13 @@ fn pool(pages: u32, bounds: KeepBounds, prompts: &[&[u32]]) -> BlockPool {
     for prompt in prompts {
         let names = names(prompt);
         let mut held = pool.pin_prefix(&names);
+        let lent = held.len().saturating_sub(1);
         for at in held.len()..names.len() {
             let page = pool.allocate(1).expect("room");
             pool.seal(page[0], names[at], at.checked_sub(1).map(|up| names[up]));
             held.extend(page);
         }
-        pool.release(&held);
+        pool.release(&held[lent..]);
     }
     pool
 }
