@@ -15,6 +15,9 @@ use crate::config::Limits;
 use crate::middleware::Passing;
 use crate::request::Refusal;
 
+/// Most bytes that are set aside for a body before they come. Chosen: prompts of a long conversation take as much.
+const ROOM_BYTES_MAX: u64 = 4 << 20;
+
 /// A call whose body is JSON.
 pub async fn read(call: HttpRequest<Body>, limits: &Limits) -> Result<Passing, Refusal> {
     let call = receive(call, limits.body_bytes_max, limits).await?;
@@ -41,7 +44,9 @@ pub async fn receive(call: HttpRequest<Body>, bytes_max: usize, limits: &Limits)
 }
 
 async fn collect(mut body: Limited<Body>, bytes_max: usize, idle: Duration) -> Result<Bytes, Refusal> {
-    let mut all = BytesMut::new();
+    // What a caller says of its size is believed as far as it costs little.
+    let said = HttpBody::size_hint(&body).lower().min(ROOM_BYTES_MAX) as usize;
+    let mut all = BytesMut::with_capacity(said);
     loop {
         let Ok(frame) = tokio::time::timeout(idle, body.frame()).await else {
             return Err(Refusal::SlowBody(format!("nothing came for {} s", idle.as_secs())));
@@ -80,14 +85,15 @@ pub fn check(body: &[u8], limits: &Limits) -> Result<(), Refusal> {
 }
 
 /// Whether more than `max` brackets are open anywhere. One pass without recursion, right for all that is JSON.
+///
+/// Cost: strings, which most of a prompt is, are passed over many bytes at a time.
 fn is_deeper(json: &[u8], max: usize) -> bool {
-    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
-    for byte in json {
+    let mut depth = 0usize;
+    let mut at = 0;
+    while let Some(&byte) = json.get(at) {
+        at += 1;
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            _ if in_string => {}
+            b'"' => at += string_len(&json[at..]),
             b'[' | b'{' => {
                 depth += 1;
                 if depth > max {
@@ -99,6 +105,20 @@ fn is_deeper(json: &[u8], max: usize) -> bool {
         }
     }
     false
+}
+
+/// Bytes of a string behind its opening quote, the closing one included.
+fn string_len(rest: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(next) = rest.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += next + 1;
+        if rest[at - 1] == b'"' {
+            return at;
+        }
+        // Whatever is escaped ends nothing.
+        at += 1;
+    }
+    rest.len()
 }
 
 #[cfg(test)]
@@ -118,6 +138,8 @@ mod tests {
             ("{\"a\":[{\"b\":1}],\"c\":2}", 3),
             ("[\"[[[[\",[]]", 2),
             ("[\"a\\\"[[[\",\"\\\\\",[]]", 2),
+            ("[\"[[[", 1),
+            ("[\"[[[\\", 1),
             (&nested(100), 100),
         ] {
             assert!(!is_deeper(json.as_bytes(), depth), "{json}");

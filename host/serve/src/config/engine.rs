@@ -164,7 +164,7 @@ pub struct Prompts {
 
 impl Default for Prompts {
     fn default() -> Self {
-        Self { memory_mib: 256 }
+        Self { memory_mib: 64 }
     }
 }
 

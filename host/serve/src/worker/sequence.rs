@@ -135,14 +135,19 @@ pub(super) struct Sequence {
 impl Sequence {
     pub(super) fn new(start: Start, fingerprint: Fingerprint, block_tokens: usize) -> Self {
         assert!(!start.tokens.is_empty(), "a prompt has at least one token");
-        let names = start.blocks.to_vec();
+        // Room for an output of usual length: growing by one token copies a long prompt again.
+        let room = (start.output_tokens_max as usize).min(OUTPUT_ROOM_TOKENS);
+        let mut names = Vec::with_capacity(start.blocks.len() + room / block_tokens + 1);
+        names.extend_from_slice(&start.blocks);
+        let mut history = Vec::with_capacity(start.tokens.len() + room);
+        history.extend_from_slice(&start.tokens);
         let mut chain = NameChain::after(fingerprint, start.salt, block_tokens, names.last().copied());
         for &token in &start.tokens[names.len() * block_tokens..] {
             let full = chain.push(token);
             assert!(full.is_none(), "the prompt's full blocks all have a name");
         }
         Self {
-            history: start.tokens.to_vec(),
+            history,
             start,
             computed: 0,
             pages: Vec::new(),
@@ -287,6 +292,8 @@ impl Sequence {
     }
 }
 
+/// Chosen: most answers of agents are shorter.
+const OUTPUT_ROOM_TOKENS: usize = 1024;
 /// Chosen: waking a reader costs about 10 us on both sides, and nobody reads 5,000 tokens a second one by one.
 const SEND_EVERY: Duration = Duration::from_micros(200);
 
