@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Sender, channel};
 
 use engine::{
-    Caps, Executor, Fence, Pace, SamplingParams, SimConfig, SimExec, StepOut, StepPlan as EnginePlan, Ticket,
-    Xfer,
+    Caps, Executor, Fence, Moved, Pace, SamplingParams, SimConfig, SimExec, StepOut, StepPlan as EnginePlan,
+    Ticket, Xfer,
 };
 use kv::PrefixIndex;
 use parking_lot::Mutex;
@@ -70,8 +70,12 @@ impl Executor for Noting {
         self.0.poll(ticket, block)
     }
 
-    fn transfer(&mut self, moves: &[Xfer], after: Fence) -> Result<Fence, EngineError> {
+    fn transfer(&mut self, moves: Vec<Xfer>, after: Fence) -> Result<Fence, EngineError> {
         self.0.transfer(moves, after)
+    }
+
+    fn settle(&mut self, fence: Fence, block: bool) -> Result<Option<Moved>, EngineError> {
+        self.0.settle(fence, block)
     }
 }
 
