@@ -188,7 +188,7 @@ impl Executor for CpuExec {
         self.moved.check_room()?;
         let watch = Stopwatch::start();
         let block_bytes = self.caps.kv.block_bytes as usize;
-        let saved = mover::run(&mut self.machine.core.pool, &mut self.kv, block_bytes, moves);
+        let saved = mover::run(self.kv.bytes_mut(), block_bytes, moves);
         Ok(self.moved.start(Moved { saved, took: watch.elapsed() }))
     }
 

@@ -26,14 +26,9 @@ impl Bf16Buf {
     }
 
     /// The values' bytes, the low one of each first.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping holds at least `len * 2` initialised bytes and lives as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr(), self.len * size_of::<u16>()) }
-    }
-
-    /// As [`Self::bytes`], to write.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`; `&mut self` makes the borrow unique, and every bit pattern is a `u16`.
+        // SAFETY: the mapping holds at least `len * 2` initialised bytes and lives as long as `self`; `&mut self` makes the
+        // borrow unique, and every bit pattern is a `u16`.
         unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr(), self.len * size_of::<u16>()) }
     }
 

@@ -177,28 +177,6 @@ proptest! {
     }
 }
 
-#[test]
-fn a_move_large_enough_for_all_threads_arrives_whole() {
-    let shape = ModelConfig {
-        hidden: 32,
-        layers: 40,
-        heads: 2,
-        kv_heads: 2,
-        head_dim: 128,
-        ffn: 32,
-        vocab: 64,
-        ..ModelConfig::llama_135m()
-    };
-    let model = Arc::new(Model::random(shape, 5).unwrap());
-    for threads in [1, 2, 3] {
-        let exec = CpuExec::new(Arc::clone(&model), cpu_config(threads)).unwrap();
-        assert!(exec.caps().kv.block_bytes * 8 > 1 << 20, "eight blocks are worth splitting");
-        let moves: Vec<(u8, u32, u32)> = (0..8).map(|i| (1, i, i)).collect();
-        let back: Vec<(u8, u32, u32)> = (0..8).map(|i| (2, 20 - i, i)).collect();
-        check_against_model(Box::new(exec), &vec![moves, back]);
-    }
-}
-
 /// Moves that are refused, with the numbers; nothing has moved then.
 fn check_refused(moves: impl Fn(&Arena) -> Vec<Xfer>, reason: &str) {
     for mut exec in [small_cpu(1), sim()] {
