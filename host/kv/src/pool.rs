@@ -9,7 +9,7 @@
 //!
 //! Leaves leave in order of what they are worth, then least recently used: see [`Retention`].
 //!
-//! Called by a worker's step loop; one owner, no locks.
+//! Called by a worker's step loop, and by the host tier under its lock; one owner.
 //! **Invariant:** resident blocks are closed under "parent of": a block never leaves before its children,
 //! so the resident part of a prompt is always a prefix. A held page is never evicted.
 
@@ -123,7 +123,8 @@ impl BlockPool {
             pages: vec![Page::FREE; pages as usize],
             block_tokens,
             free: (0..pages).rev().collect(),
-            resident: HashTable::new(),
+            // Growing would look up each page again, in no order.
+            resident: HashTable::with_capacity(pages as usize),
             leaves: BTreeSet::new(),
             kept: BTreeSet::new(),
             kept_by_tenant: FxHashMap::default(),

@@ -380,7 +380,8 @@ impl Dice {
     }
 }
 
-/// One thread's turns: reads, puts what it misses, and now and then says or clears something. How many blocks it asked for.
+/// One thread's turns: reads, puts what it misses, and now and then says or clears something. How many blocks it asked
+/// for.
 fn live(tier: &HostTier, seed: u64, turns: usize) -> u64 {
     let (mut dice, mut held, mut asked) = (Dice(seed), Vec::new(), 0);
     for _ in 0..turns {

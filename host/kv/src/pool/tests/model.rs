@@ -45,7 +45,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         2 => vec(0u32..2, 0..9).prop_map(Op::Touch),
         1 => vec(0u32..2, 2..9).prop_map(Op::Remove),
         1 => Just(Op::EvictFirst),
-        1 => (0u32..6, 0u32..4).prop_map(|(pages_max, tenant_pages_max)| Op::Bound(KeepBounds { pages_max, tenant_pages_max })),
+        1 => (0u32..6, 0u32..4).prop_map(|(all, one)| Op::Bound(KeepBounds { pages_max: all, tenant_pages_max: one })),
     ]
 }
 
