@@ -61,9 +61,14 @@ impl Media for SystemMedia {
                 return Ok(Arc::new(file));
             }
         }
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(Arc::new(SystemFile { file, direct: false }))
+        open_buffered(path)
     }
+}
+
+/// The file through the page cache.
+pub(super) fn open_buffered(path: &Path) -> Result<Arc<dyn SlabFile>> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    Ok(Arc::new(SystemFile { file, direct: false }))
 }
 
 /// The file without the page cache; `None` where the file system has no such thing.

@@ -303,6 +303,8 @@ struct Index {
     number: u64,
     open: OpenMeta,
     store: Option<Box<dyn MetaStore>>,
+    /// Nothing was in it.
+    is_empty: bool,
 }
 
 impl Index {
@@ -311,7 +313,7 @@ impl Index {
         let (folder, open) = (recovery.config.folder.clone(), recovery.open_index);
         let numbers = Self::numbers(&folder);
         let number = numbers.iter().copied().max().unwrap_or(0);
-        let mut index = Self { folder, number, open, store: None };
+        let mut index = Self { folder, number, open, store: None, is_empty: false };
         for older in numbers.into_iter().filter(|&older| older != number) {
             let _gone = fs::remove_dir_all(index.path(older));
         }
@@ -350,7 +352,10 @@ impl Index {
             records.push(Found { place, record });
         });
         match loaded {
-            Ok(clean) => (records, clean == Some(digest)),
+            Ok(clean) => {
+                self.is_empty = clean.is_none() && records.is_empty();
+                (records, clean == Some(digest))
+            }
             Err(_) => {
                 self.move_aside();
                 (Vec::new(), false)
@@ -381,6 +386,9 @@ impl Index {
 
     /// An empty index in place of this one.
     fn afresh(mut self) -> Option<Box<dyn MetaStore>> {
+        if self.is_empty {
+            return self.store;
+        }
         if self.store.take().is_some() {
             let _gone = fs::remove_dir_all(self.path(self.number));
             self.number += 1;
