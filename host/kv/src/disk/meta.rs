@@ -6,6 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::Duration;
 
 use super::layout::{Place, Record};
 
@@ -65,13 +66,32 @@ const CLEAN_KEY: &[u8] = b"clean";
 /// Bytes of records that the store keeps in memory. Chosen: it is written to, and read once at the start.
 const CACHE_BYTES: u64 = 16 << 20;
 
+/// Attempts at opening, and the pause between two. The store's own threads may hold its lock for some milliseconds
+/// after it was closed by this process; nobody else opens it, since the folder is locked.
+const OPENS_MAX: u32 = 100;
+const OPEN_PAUSE: Duration = Duration::from_millis(10);
+
 /// Opens the store that the tier uses. It asserts where it finds its files damaged, so its panics are errors here.
 pub(super) fn open_sled(path: &Path) -> Result<Box<dyn MetaStore>, MetaError> {
+    let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+    let config = config.mode(sled::Mode::LowSpace);
     guard(|| {
-        let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-        let store: Box<dyn MetaStore> = Box::new(SledStore { db: config.mode(sled::Mode::LowSpace).open()? });
+        let mut opened = config.open();
+        for _ in 1..OPENS_MAX {
+            match &opened {
+                Err(sled::Error::Io(error)) if is_locked(error) => std::thread::sleep(OPEN_PAUSE),
+                _ => break,
+            }
+            opened = config.open();
+        }
+        let store: Box<dyn MetaStore> = Box::new(SledStore { db: opened? });
         Ok(store)
     })
+}
+
+/// The store wraps the system's error in one of its own that has no number.
+fn is_locked(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("acquire lock")
 }
 
 fn guard<T>(call: impl FnOnce() -> sled::Result<T>) -> Result<T, MetaError> {

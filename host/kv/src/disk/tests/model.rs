@@ -256,3 +256,20 @@ proptest! {
         check_tier(&ops);
     }
 }
+
+#[test]
+fn every_clean_end_is_found_clean() {
+    let folder = TempDir::new().unwrap();
+    for turn in 0..300 {
+        let rig = Rig::open(folder.path(), 6);
+        assert!(!rig.recovered.rebuilt, "turn {turn}: {:?}", rig.recovered);
+        rig.put(turn);
+        if turn % 3 == 0 {
+            rig.settle();
+            let _gone = rig.tier.remove(&name(turn / 2));
+        }
+        if turn % 5 == 0 {
+            let _read = rig.get(turn / 3 * 2);
+        }
+    }
+}
