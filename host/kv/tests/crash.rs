@@ -100,7 +100,7 @@ fn child(folder: &Path, seed: u64) {
                     continue;
                 }
                 say(&format!("P {n}\n"));
-                let parent = (n % 4 != 0).then(|| name(n - 1));
+                let parent = (!n.is_multiple_of(4)).then(|| name(n - 1));
                 let block = Block { name: name(n), parent, retention: Retention::ORDINARY };
                 if tier.put(block, slot.freeze()) == Put::Declined {
                     say(&format!("D {n}\n"));

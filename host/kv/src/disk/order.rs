@@ -26,7 +26,7 @@ const USED_BITS: u32 = 48;
 
 /// Lists that the blocks of one class are spread over, about. Chosen: a block leaves at most one part in so many of
 /// the tier too early, and the map of lists stays in the processor's cache.
-const STEPS: u64 = 8192;
+const STEPS: u64 = 2048;
 
 #[derive(Debug)]
 pub(super) struct Order {

@@ -20,6 +20,9 @@ const LISTED: u8 = 8;
 const FAILED: u8 = 16;
 const CHANGED: u8 = 32;
 
+/// Most blocks that memory is reserved for. Chosen: beyond, a few long growths are a small part of what was written.
+const RESERVED_MAX: u64 = 1 << 24;
+
 /// What is known of one slot.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
@@ -33,6 +36,8 @@ pub(super) struct Entry {
     until_s: u32,
     prev: u32,
     next: u32,
+    /// Where the parent was found last; its name says whether it is still there.
+    parent_slot: u32,
     readers: u16,
     priority: u8,
     flags: u8,
@@ -48,6 +53,7 @@ impl Entry {
         until_s: 0,
         prev: NONE,
         next: NONE,
+        parent_slot: NONE,
         readers: 0,
         priority: 0,
         flags: 0,
@@ -138,10 +144,14 @@ pub(super) struct Residents {
 
 impl Residents {
     /// None, and room for ever more of them; about `slots` in the end.
+    ///
+    /// Memory for those is reserved, since moving it again and again costs more than all else: address space, of
+    /// which a fifteenth of the map's is touched at once.
     pub(super) fn new(slots: u64) -> Self {
+        let reserved = slots.min(RESERVED_MAX) as usize;
         Self {
-            entries: Vec::new(),
-            by_name: FxHashMap::default(),
+            entries: Vec::with_capacity(reserved),
+            by_name: FxHashMap::with_capacity_and_hasher(reserved, rustc_hash::FxBuildHasher),
             awaited: FxHashMap::default(),
             order: Order::new(slots),
             expiry: Expiry::default(),
@@ -200,8 +210,15 @@ impl Residents {
 
     /// A block that hung on `parent` has left, or did not come.
     pub(super) fn disown(&mut self, parent: Option<BlockName>) {
+        self.disown_at(parent, NONE);
+    }
+
+    /// As `disown`, where the parent may be in a slot already known.
+    fn disown_at(&mut self, parent: Option<BlockName>, known: u32) {
         let Some(parent) = parent else { return };
-        if let Some(up) = self.find(&parent) {
+        let is_it = |entry: &&Entry| entry.is_resident() && entry.name == halves(parent);
+        let there = self.entries.get(known as usize).filter(is_it).map(|_| known);
+        if let Some(up) = there.or_else(|| self.find(&parent)) {
             let entry = &mut self.entries[up as usize];
             entry.children = entry.children.saturating_sub(1);
             self.list_if_leaf(up);
@@ -222,6 +239,7 @@ impl Residents {
             std::collections::hash_map::Entry::Occupied(_) => return false,
             std::collections::hash_map::Entry::Vacant(vacant) => vacant.insert(this),
         };
+        let parent_slot = placed.parent.and_then(|parent| self.find(&parent)).unwrap_or(NONE);
         let children = match self.awaited.is_empty() {
             true => 0,
             false => self.awaited.remove(&key(placed.name)).unwrap_or(0),
@@ -233,6 +251,7 @@ impl Residents {
             generation: placed.generation,
             used: placed.used,
             children,
+            parent_slot,
             flags: entry.flags & CHANGED | RESIDENT | if placed.parent.is_some() { HAS_PARENT } else { 0 },
             ..Entry::FREE
         };
@@ -247,14 +266,15 @@ impl Residents {
         assert!(self.entry(this).is_resident(), "a block leaves once");
         self.unlist(this);
         let entry = &mut self.entries[this as usize];
-        let (name, parent, children) = (entry.name(), entry.parent(), entry.children);
+        let (name, parent, parent_slot) = (entry.name(), entry.parent(), entry.parent_slot);
+        let children = entry.children;
         self.kept -= usize::from(entry.until_s > 0);
         *entry = Entry { flags: entry.flags & CHANGED, ..Entry::FREE };
         self.by_name.remove(&key(name));
         if children > 0 {
             self.awaited.insert(key(name), children);
         }
-        self.disown(parent);
+        self.disown_at(parent, parent_slot);
         self.note_change(this);
         name
     }
