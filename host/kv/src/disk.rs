@@ -11,11 +11,13 @@ mod layout;
 mod media;
 mod meta;
 mod order;
+mod paged;
 mod recovery;
 mod residents;
 mod slabs;
 mod state;
 mod stats;
+mod table;
 mod worker;
 
 use std::fs::{self, File, OpenOptions, TryLockError};

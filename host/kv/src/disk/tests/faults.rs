@@ -173,11 +173,11 @@ fn slots_that_changed_places_are_served_under_no_name() {
     let rig = Rig::open(folder.path(), 2);
     rig.fill([0, 1]);
     let mut both = [Vec::new(), Vec::new()];
-    for slot in 0..2 {
-        poke(folder.path(), slot_at(slot as u64), |bytes| both[slot] = bytes.to_vec());
+    for (slot, held) in (0..).zip(&mut both) {
+        poke(folder.path(), slot_at(slot), |bytes| *held = bytes.to_vec());
     }
-    for slot in 0..2 {
-        poke(folder.path(), slot_at(slot as u64), |bytes| bytes.copy_from_slice(&both[1 - slot]));
+    for (slot, held) in (0..).zip(both.iter().rev()) {
+        poke(folder.path(), slot_at(slot), |bytes| bytes.copy_from_slice(held));
     }
     assert_eq!((rig.get(0), rig.get(1)), (Err(Miss::Corrupt), Err(Miss::Corrupt)));
 }
@@ -280,9 +280,9 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap().flatten() {
         let to = to.join(entry.file_name());
         if entry.path().is_dir() {
-            copy(&entry.path(), &to)
+            copy(&entry.path(), &to);
         } else {
-            drop(fs::copy(entry.path(), to).unwrap())
+            fs::copy(entry.path(), to).unwrap();
         }
     }
 }

@@ -4,7 +4,6 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use super::super::layout::HEADER_BYTES;
 use super::super::residents::{Placed, Residents};
 use super::*;
 
@@ -93,11 +92,11 @@ fn tier(folder: &Path, bytes: usize, arena: &Arena) -> (f64, f64) {
     }
     tier.sync().unwrap();
     let write = rate(began);
-    let (send, receive) = channel();
+    let (send, receive) = channel::<bool>();
     let began = now();
     for i in 0..blocks {
         if i >= 16 {
-            receive.recv().unwrap();
+            assert!(receive.recv().unwrap());
         }
         let into = loop {
             match arena.take() {
@@ -106,11 +105,11 @@ fn tier(folder: &Path, bytes: usize, arena: &Arena) -> (f64, f64) {
             }
         };
         let send = send.clone();
-        let done: Done = Box::new(move |given| send.send(given.map(drop).unwrap()).unwrap());
+        let done: Done = Box::new(move |given| send.send(given.is_ok()).unwrap());
         tier.get(&name(u64::from((i * 7919) % blocks)), into, Urgency::Demand, done);
     }
     for _ in 0..16 {
-        receive.recv().unwrap();
+        assert!(receive.recv().unwrap());
     }
     let read = rate(began);
     assert!(tier.stats().direct && tier.stats().hits == u64::from(blocks));
@@ -171,8 +170,8 @@ fn disk_speed_of_the_bookkeeping() {
     const BLOCKS: u32 = 10_000_000;
     let mut residents = Residents::new(u64::from(BLOCKS));
     // As slabs come: a hundred and twenty-eighth at a time.
-    for part in 0..128 {
-        residents.add_slots(BLOCKS / 128 + u32::from(part < BLOCKS % 128));
+    for _ in 0..128 {
+        residents.add_slots(BLOCKS / 128);
     }
     let mut uses = 0;
     let mut placed = |residents: &mut Residents, slot: u32, n: u64| {
@@ -211,11 +210,9 @@ fn disk_speed_of_the_bookkeeping() {
     }
     report("read, scattered", began, BLOCKS);
     drop(residents.take_changed(usize::MAX));
-    let mut uses = u64::from(2 * BLOCKS);
     let began = cpu_time();
     for i in 0..BLOCKS / 2 {
-        let n = u64::from(BLOCKS + i);
-        uses += 1;
+        let (n, uses) = (u64::from(BLOCKS + i), u64::from(2 * BLOCKS + i));
         let parent = (!n.is_multiple_of(64)).then(|| name(n - 1));
         residents.adopt(parent);
         let (slot, _) = residents.first_to_leave().unwrap();
