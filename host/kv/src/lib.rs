@@ -4,6 +4,8 @@
 //! **Invariant:** never sees a device or a policy; pages are numbers here, and bytes lie in an arena's slots.
 
 mod arena;
+pub mod cost;
+mod geometry;
 mod index;
 mod name;
 mod page;
@@ -11,6 +13,7 @@ mod pool;
 mod retention;
 
 pub use arena::{Arena, SLOT_ALIGN, Slot, SlotMut};
+pub use geometry::Geometry;
 pub use index::{PrefixIndex, WORKERS_MAX};
 pub use name::{BlockName, Fingerprint, NameChain};
 pub use pool::{BlockPool, KvError, KvEvent, PoolStats, Sealed};
