@@ -10,6 +10,7 @@ mod index;
 mod name;
 mod page;
 mod pool;
+pub mod remote;
 mod retention;
 
 pub use arena::{Arena, SLOT_ALIGN, Slot, SlotMut};
