@@ -190,7 +190,7 @@ impl CostModel {
         }
     }
 
-    /// Decides for one run. Cost: about 30 ns.
+    /// Decides for one run. Cost: about 70 ns.
     pub fn decide(&mut self, run: &Run) -> Decision {
         let best = self.best(run);
         let total = |blocks| self.total_us(run, blocks);

@@ -123,6 +123,7 @@ impl Remote {
     pub fn open(config: &Config, geometry: Geometry, clock: Clock, seed: u64) -> Result<Self, RemoteError> {
         let service = config.check()?;
         let store = Store::open(config, &service, geometry)?;
+        let sweep = store::sweep(&service);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(config.threads)
             .max_blocking_threads(FILE_THREADS_MAX)
@@ -130,6 +131,7 @@ impl Remote {
             .enable_all()
             .build()
             .map_err(RemoteError::Threads)?;
+        runtime.spawn_blocking(sweep);
         let ms = Duration::from_millis;
         let bounds = Bounds {
             failures_max: config.failures_max,
@@ -222,11 +224,7 @@ impl Remote {
         };
         let mut wanted: Vec<_> = leading.iter().copied().zip(slots).collect();
         wanted.shrink_to_fit();
-        let fetch = Arc::clone(shared).fetch(wanted, present.max(1), Asker::new(done));
-        self.runtime().spawn(async move {
-            fetch.await;
-            drop(room);
-        });
+        self.runtime().spawn(Arc::clone(shared).fetch(wanted, present.max(1), Asker::new(done), room));
         Outcome::Accepted
     }
 
@@ -316,7 +314,7 @@ impl Drop for Remote {
 
 impl fmt::Debug for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Remote").field("store", &self.shared.store).finish_non_exhaustive()
+        f.debug_struct("Remote").field("stats", &self.stats()).finish_non_exhaustive()
     }
 }
 

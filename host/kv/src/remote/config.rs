@@ -11,7 +11,8 @@ pub struct Config {
     /// `file:///path`, or `memory:`, which is gone with the process.
     ///
     /// Credentials come from the environment: `AWS_ACCESS_KEY_ID` and the rest of the usual chain (profiles, roles, the
-    /// machine's metadata), unless `anonymous=true`; `REDIS_USERNAME` and `REDIS_PASSWORD`. `rediss://` is TLS.
+    /// machine's metadata), unless `anonymous=true`; `REDIS_USERNAME` and `REDIS_PASSWORD`. `rediss://` is TLS. A bucket has to
+    /// allow `s3:ListBucket` beside reading and writing: without it, S3 answers 403 for what is missing, which is a failure.
     pub url: String,
     /// Stands before `/v1/...` in every key. Hosts that share blocks have the same.
     pub prefix: String,
@@ -178,7 +179,8 @@ fn service(url: &str) -> Result<Service, RemoteError> {
             })?,
             ttl_s: options.parse("ttl_s", "a number of seconds")?,
         },
-        _ => return Err(wrong(&format!("{:?}", parsed.as_str()), forms)),
+        // Without what follows a `?`, which may be meant to be secret.
+        (scheme, host) => return Err(wrong(&format!("{scheme}://{host}{}", parsed.path()), forms)),
     };
     options.are_used_up()?;
     Ok(service)
@@ -265,7 +267,7 @@ mod tests {
         let url = |url: &str| Config { url: url.to_owned(), ..Config::default() };
         refused(&url("bucket"), &["`url`", "s3://bucket/path"]);
         refused(&url("ftp://host/path"), &["`url`", "ftp://host/path", "redis://"]);
-        refused(&url("s3:///path"), &["`url`"]);
+        refused(&url("s3:///path?secret=hunter2"), &["`url`", "s3:///path;"]);
         refused(&url("file:///"), &["`url`"]);
         refused(&url("redis://user:hunter2@host"), &["credentials", "environment"]);
         refused(&url("redis://host/x"), &["\"x\"", "number"]);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Shared;
@@ -72,12 +73,13 @@ impl Drop for Asker {
 }
 
 impl Shared {
-    /// Runs one fetch. `window` is how many reads it begins with.
+    /// Runs one fetch, which takes its room. `window` is how many reads it begins with.
     pub(super) async fn fetch(
         self: Arc<Self>,
         wanted: Vec<(BlockName, SlotMut)>,
         mut window: usize,
         asker: Asker,
+        room: OwnedSemaphorePermit,
     ) {
         let started = Instant::now();
         let deadline = started + self.fetch_timeout;
@@ -109,7 +111,7 @@ impl Shared {
             window = window.saturating_mul(2);
         };
         // Give back what is not needed before somebody is told, who may ask for it.
-        drop((reads, wanted));
+        drop((reads, wanted, room));
         asker.tell(Fetched { blocks, end, took: started.elapsed() });
     }
 

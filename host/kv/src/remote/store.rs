@@ -16,7 +16,12 @@ use super::config::{Config, RemoteError, Service};
 use super::record::{self, HEADER_BYTES};
 use crate::{BlockName, Geometry, Slot, SlotMut};
 
-#[derive(Debug)]
+/// How long a file is being written at most; what is older was given up. It is the longest limit of time of a write.
+const UNFINISHED_MAX: Duration = Duration::from_secs(3_600);
+
+/// Files looked at by one sweep; the next start goes on.
+const SWEEP_MAX: usize = 10_000;
+
 pub(super) struct Store {
     operator: Operator,
     geometry: Geometry,
@@ -121,6 +126,30 @@ impl AsRef<[u8]> for Payload {
     }
 }
 
+/// Removes what writes that were given up left in a folder. To be run where it may take its time.
+pub(super) fn sweep(service: &Service) -> impl FnOnce() + Send + 'static {
+    let folder = match service {
+        Service::Files { path } => Some(unfinished(path)),
+        Service::Memory | Service::S3 { .. } | Service::Redis { .. } => None,
+    };
+    move || {
+        let entries = folder.and_then(|folder| std::fs::read_dir(folder).ok());
+        for entry in entries.into_iter().flatten().flatten().take(SWEEP_MAX) {
+            let modified = entry.metadata().and_then(|file| file.modified());
+            let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+            if age.is_some_and(|age| age > UNFINISHED_MAX) {
+                // It may be gone, or another host's to remove.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// Where files lie until they are whole, in the same file system.
+fn unfinished(path: &str) -> String {
+    format!("{}/.unfinished", path.trim_end_matches('/'))
+}
+
 fn failed(error: &opendal::Error) -> Failed {
     Failed { again: error.is_temporary() }
 }
@@ -131,8 +160,7 @@ fn operator(config: &Config, service: &Service) -> Result<Operator, RemoteError>
         Service::Memory => Operator::new(Memory::default()).map_err(refused),
         Service::Files { path } => {
             // A value appears whole, under its name, when it is on the disk.
-            let unfinished = format!("{}/.unfinished", path.trim_end_matches('/'));
-            Operator::new(Fs::default().root(path).atomic_write_dir(&unfinished)).map_err(refused)
+            Operator::new(Fs::default().root(path).atomic_write_dir(&unfinished(path))).map_err(refused)
         }
         Service::S3 { bucket, path, endpoint, region, anonymous } => {
             let mut s3 = S3::default().bucket(bucket).root(path);

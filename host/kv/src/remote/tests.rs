@@ -10,6 +10,7 @@ use crate::{Arena, Fingerprint};
 mod behaviour;
 mod faulty;
 mod servers;
+mod speed;
 
 const BLOCK_BYTES: usize = 10_000;
 const GEOMETRY: Geometry =
@@ -35,11 +36,15 @@ impl Rig {
     }
 
     fn with(config: &Config, geometry: Geometry) -> Self {
+        Self::with_slots(config, geometry, 64)
+    }
+
+    fn with_slots(config: &Config, geometry: Geometry, slots: u32) -> Self {
         let clock_ms = Arc::new(AtomicU64::new(1));
         let now = Arc::clone(&clock_ms);
         let clock: Clock = Arc::new(move || Duration::from_millis(now.load(Ordering::Relaxed)));
         let remote = Remote::open(config, geometry, clock, 7).expect("it opens, whatever the store does");
-        Self { remote, arena: Arena::new(64, geometry.block_bytes as usize).expect("memory"), clock_ms }
+        Self { remote, arena: Arena::new(slots, geometry.block_bytes as usize).expect("memory"), clock_ms }
     }
 
     fn pass(&self, ms: u64) {

@@ -174,6 +174,26 @@ fn fewer_slots_than_names_fetch_fewer_blocks() {
 }
 
 #[test]
+fn what_a_write_that_was_given_up_left_is_removed_at_a_start() {
+    let (folder, url) = folder();
+    drop(Rig::at(&url));
+    let (old, young) = (folder.path().join(".unfinished/old"), folder.path().join(".unfinished/young"));
+    fs::write(&young, "half").expect("it can be written");
+    let file = fs::File::create(&old).expect("it can be made");
+    let long_ago =
+        file.metadata().and_then(|file| file.modified()).expect("it is there") - Duration::from_secs(7_200);
+    file.set_modified(long_ago).expect("it is ours");
+    let _rig = Rig::at(&url);
+    for _ in 0..600 {
+        if !old.exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!old.exists() && young.exists());
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_is_said_at_once() {
     let file = tempfile::NamedTempFile::new().expect("there is a place for temporary files");
     let config = Config { url: format!("file://{}/kv", file.path().display()), ..Config::default() };

@@ -9,7 +9,7 @@ use super::behaviour::check_store;
 use super::*;
 
 /// A server that ends with the test.
-struct Server {
+pub(super) struct Server {
     process: Child,
     port: u16,
 }
@@ -35,7 +35,7 @@ impl Server {
         panic!("`{program}` does not listen on port {port} after half a minute");
     }
 
-    fn moto() -> Self {
+    pub(super) fn moto() -> Self {
         assert!(
             std::env::var("AWS_ACCESS_KEY_ID").is_ok() && std::env::var("AWS_SECRET_ACCESS_KEY").is_ok(),
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY have to be set, to anything: requests are signed"
@@ -49,7 +49,7 @@ impl Server {
         server
     }
 
-    fn redis() -> Self {
+    pub(super) fn redis() -> Self {
         Self::start("redis-server", |port| {
             let port = port.to_string();
             let args = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
@@ -75,7 +75,7 @@ impl Server {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    fn url(&self, form: &str) -> String {
+    pub(super) fn url(&self, form: &str) -> String {
         form.replace("PORT", &self.port.to_string())
     }
 }
@@ -87,8 +87,8 @@ impl Drop for Server {
     }
 }
 
-const S3: &str = "s3://bucket/path?endpoint=http://127.0.0.1:PORT";
-const REDIS: &str = "redis://127.0.0.1:PORT/1";
+pub(super) const S3: &str = "s3://bucket/path?endpoint=http://127.0.0.1:PORT";
+pub(super) const REDIS: &str = "redis://127.0.0.1:PORT/1";
 
 #[test]
 #[ignore = "needs `moto_server`"]
