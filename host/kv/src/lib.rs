@@ -4,6 +4,7 @@
 //! **Invariant:** never sees a device or a policy; pages are numbers here, and bytes lie in an arena's slots.
 
 mod arena;
+pub mod checkpoint;
 mod index;
 mod name;
 mod page;
