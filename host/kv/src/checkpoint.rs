@@ -155,7 +155,7 @@ pub struct Checkpoints {
     folder: Arc<Folder>,
     writer: Option<JoinHandle<()>>,
     /// Held until the writer is done.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Checkpoints {
@@ -323,15 +323,25 @@ impl From<format::Read> for Found {
     }
 }
 
+/// The lock of a folder.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // By name: a process that is just being started has a copy of the file, and closing ours would leave it locked.
+        let _ = self.0.unlock();
+    }
+}
+
 /// Makes the folder and locks it for this process. The lock ends with the process, however that ends.
-fn lock(folder: &Path) -> Result<File, CheckpointError> {
+fn lock(folder: &Path) -> Result<Lock, CheckpointError> {
     let failed = |source| failed(folder, source);
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
     let mut options = OpenOptions::new();
     let lock = options.write(true).create(true).truncate(false).mode(0o600);
     let lock = lock.open(folder.join("lock")).map_err(failed)?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(Lock(lock)),
         Err(TryLockError::WouldBlock) => Err(CheckpointError::InUse { path: folder.to_owned() }),
         Err(TryLockError::Error(source)) => Err(failed(source)),
     }
