@@ -3,6 +3,7 @@
 //! **Invariant:** a sequence's tokens count as synced after its file is, and its folder if the file was made since.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::folder::Folder;
 use super::format;
@@ -10,6 +11,9 @@ use super::sequence::{Sequence, Taken};
 
 /// Largest buffers that are kept from one sequence to the next, in bytes. Chosen: a round's tokens of any model.
 const KEPT_BYTES_MAX: usize = 1 << 20;
+
+/// Most files that are synced at a time. A file system commits what is asked of it together at once.
+const SYNCS_MAX: usize = 16;
 
 /// Writes rounds until the queue is closed.
 pub(super) fn run(folder: &Folder) {
@@ -27,25 +31,22 @@ struct Buffers {
 }
 
 fn write_round(folder: &Folder, round: Vec<Arc<Sequence>>, buffers: &mut Buffers) {
-    let mut written = Vec::with_capacity(round.len());
+    let mut parts = Vec::with_capacity(round.len());
     for sequence in round {
         let taken = sequence.take(&mut buffers.tokens);
-        let outcome = write(folder, &sequence, taken, buffers);
-        written.push((sequence, taken, outcome));
+        let written = write(folder, &sequence, taken, buffers);
+        parts.push(Part { sequence, taken, written, synced: AtomicBool::new(false) });
         buffers.reset();
     }
     // Before the files: what was made in the folder and is not found there would be lost with all that it holds.
-    let found = folder.sync_names();
-    for (sequence, taken, outcome) in &written {
-        let synced = match outcome {
-            Written::Failed => false,
-            Written::Nothing => true,
-            Written::All => found && folder.checked("writing", folder.media.sync(&sequence.file)),
-        };
-        if synced && *outcome == Written::All {
+    if folder.sync_names() {
+        sync(folder, &parts);
+    }
+    for Part { sequence, taken, written, synced } in parts {
+        let synced = synced.into_inner();
+        if synced {
             sequence.set_synced(taken.count);
-        }
-        if !synced && sequence.stop() {
+        } else if written != Written::Nothing && sequence.stop() {
             folder.count(|stats| stats.stopped += 1);
         }
         if taken.closed {
@@ -53,6 +54,35 @@ fn write_round(folder: &Folder, round: Vec<Arc<Sequence>>, buffers: &mut Buffers
         }
     }
     folder.count(|stats| stats.rounds += 1);
+}
+
+/// Syncs the files that were written, [`SYNCS_MAX`] at a time.
+fn sync(folder: &Folder, parts: &[Part]) {
+    let next = AtomicUsize::new(0);
+    let sync_some = || {
+        while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if part.written == Written::All {
+                let synced = folder.checked("syncing", folder.media.sync(&part.sequence.file));
+                part.synced.store(synced, Ordering::Relaxed);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..parts.len().min(SYNCS_MAX) {
+            let helper = std::thread::Builder::new().name("checkpoints-sync".to_owned());
+            // Without helpers it takes longer, that is all.
+            let _ = helper.spawn_scoped(scope, sync_some);
+        }
+        sync_some();
+    });
+}
+
+/// What a round does for one sequence.
+struct Part {
+    sequence: Arc<Sequence>,
+    taken: Taken,
+    written: Written,
+    synced: AtomicBool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -141,7 +141,6 @@ fn a_clock_that_jumps_back_neither_expires_nor_keeps_for_ever() {
     let checkpoints = Checkpoints::open(config.clone(), 1_000_000).unwrap();
     drop(checkpoints.begin(1, b"", 1_000_000).unwrap());
     assert!(checkpoints.find(1, 1000).is_some());
-    // Seen at 1000, it is taken to be from then.
     drop(checkpoints.begin(2, b"", 1050).unwrap());
     checkpoints.flush();
     drop(checkpoints.begin(3, b"", 1060).unwrap());
@@ -154,4 +153,9 @@ fn a_clock_that_jumps_back_neither_expires_nor_keeps_for_ever() {
     let checkpoints = Checkpoints::open(config, 10).unwrap();
     assert_eq!(files(&folder), [4]);
     assert!(checkpoints.find(4, 110).is_none(), "it was found at 10");
+    drop(checkpoints.begin(5, b"", 1_000_000).unwrap());
+    checkpoints.flush();
+    assert!(checkpoints.find(5, 200).is_some());
+    assert!(checkpoints.find(5, 299).is_some());
+    assert!(checkpoints.find(5, 300).is_none(), "seen at 200, it is taken to be from then");
 }
