@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What a forecast is made from.
-pub const FACTS: usize = 8;
+pub(crate) const FACTS: usize = 8;
 /// Bounds of a forecast: logarithms of seconds.
 const SECONDS_LN: (f64, f64) = (-1.0, 9.0);
 /// How far a return may be off to count in full. Chosen: one that is late by hours says little about the usual one.
@@ -19,18 +19,18 @@ const DOUBT: f64 = 0.05;
 const DOUBT_MIN: f64 = 1e-3;
 
 /// Facts of a turn, the first of which is always 1.
-pub type Facts = [f64; FACTS];
+pub(crate) type Facts = [f64; FACTS];
 
 /// The model of one kind of turn.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Forecast {
+pub(crate) struct Forecast {
     weights: Facts,
     doubt: [Facts; FACTS],
 }
 
 impl Forecast {
     /// Starts from these weights.
-    pub fn new(weights: Facts) -> Self {
+    pub(crate) fn new(weights: Facts) -> Self {
         let mut doubt = [[0.0; FACTS]; FACTS];
         for (i, row) in doubt.iter_mut().enumerate() {
             row[i] = DOUBT;
@@ -39,31 +39,28 @@ impl Forecast {
     }
 
     /// Logarithm of the seconds that a turn with these facts is followed by.
-    pub fn of(&self, facts: &Facts) -> f64 {
+    pub(crate) fn of(&self, facts: &Facts) -> f64 {
         dot(&self.weights, facts).clamp(SECONDS_LN.0, SECONDS_LN.1)
     }
 
     /// The same from the first so many facts alone.
-    pub fn of_first(&self, facts: &Facts, first: usize) -> f64 {
+    pub(crate) fn of_first(&self, facts: &Facts, first: usize) -> f64 {
         dot(&self.weights[..first], &facts[..first])
     }
 
     /// After a turn with these facts it took so long: `seconds_ln`.
     ///
     /// Cost: `FACTS` squared.
-    pub fn learn(&mut self, facts: &Facts, seconds_ln: f64) {
-        let mut gain = self.doubt.map(|row| dot(&row, facts));
-        let spread = 1.0 + dot(&gain, facts);
+    pub(crate) fn learn(&mut self, facts: &Facts, seconds_ln: f64) {
+        let seen = self.doubt.map(|row| dot(&row, facts));
+        let spread = 1.0 + dot(&seen, facts);
         let error = (seconds_ln - dot(&self.weights, facts)).clamp(-SURPRISE_MAX, SURPRISE_MAX);
-        let seen = gain;
-        gain.iter_mut().for_each(|cell| *cell /= spread);
-        for i in 0..FACTS {
-            self.weights[i] += gain[i] * error;
-            for j in 0..FACTS {
-                self.doubt[i][j] -= gain[i] * seen[j];
-            }
+        for (i, (weight, row)) in self.weights.iter_mut().zip(&mut self.doubt).enumerate() {
+            let gain = seen[i] / spread;
+            *weight += gain * error;
+            row.iter_mut().zip(&seen).for_each(|(cell, seen)| *cell -= gain * seen);
             // What is not doubted any more would never be learned anew.
-            self.doubt[i][i] = self.doubt[i][i].max(DOUBT_MIN);
+            row[i] = row[i].max(DOUBT_MIN);
         }
     }
 }

@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Bins of time. Chosen: the last begins at 1,300 times the forecast.
-pub const BINS: usize = 50;
+pub(crate) const BINS: usize = 50;
 /// Logarithm of where bin 1 begins; bin 0 begins at 0.
 const FIRST: f64 = -4.75;
 /// Width of a bin in logarithms. Chosen: a bin ends 28 % later than it begins; finer ones learn slower.
@@ -22,7 +22,7 @@ const CHANCE_MAX: f64 = 0.95;
 
 /// Who entered, who came back when, and what follows from it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Survival {
+pub(crate) struct Survival {
     entered: f64,
     returned: Vec<f64>,
     /// Worth of a token held, at the beginning of each bin: chance to be used within the best time to hold it, by that time.
@@ -31,19 +31,19 @@ pub struct Survival {
 
 impl Survival {
     /// Nothing learned.
-    pub fn new(prior: &[f64; BINS], weight: f64) -> Self {
+    pub(crate) fn new(prior: &[f64; BINS], weight: f64) -> Self {
         let mut survival = Self { entered: 0.0, returned: vec![0.0; BINS], index: vec![0.0; BINS] };
         survival.learn(&[0.0; BINS], prior, weight);
         survival
     }
 
     /// Whether the lists are as long as they are here: false for a state of another version.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.returned.len() == BINS && self.index.len() == BINS
     }
 
     /// Somebody left.
-    pub fn enter(&mut self) {
+    pub(crate) fn enter(&mut self) {
         self.entered += 1.0;
         if self.entered > ENTERED_MAX {
             self.entered /= 2.0;
@@ -52,12 +52,12 @@ impl Survival {
     }
 
     /// Whoever left is not counted here after all.
-    pub fn withdraw(&mut self) {
+    pub(crate) fn withdraw(&mut self) {
         self.entered = (self.entered - 1.0).max(0.0);
     }
 
     /// Somebody came back after so many times the forecast.
-    pub fn come_back(&mut self, share: f64) {
+    pub(crate) fn come_back(&mut self, share: f64) {
         self.returned[bin(share)] += 1.0;
     }
 
@@ -65,7 +65,7 @@ impl Survival {
     /// prior stands for `weight` who entered.
     ///
     /// Cost: `BINS` squared.
-    pub fn learn(&mut self, away: &[f64; BINS], prior: &[f64; BINS], weight: f64) {
+    pub(crate) fn learn(&mut self, away: &[f64; BINS], prior: &[f64; BINS], weight: f64) {
         let mut at_risk = self.entered;
         let mut chances = [0.0; BINS];
         for (k, chance) in chances.iter_mut().enumerate() {
@@ -76,8 +76,8 @@ impl Survival {
         }
         for first in 0..BINS {
             let (mut stays, mut held, mut best) = (1.0, 0.0, 0.0f64);
-            for k in first..BINS - 1 {
-                let returns = stays * chances[k];
+            for (k, chance) in chances.iter().enumerate().take(BINS - 1).skip(first) {
+                let returns = stays * chance;
                 // Who comes back in a bin does so in the middle of it.
                 held += (stays - returns / 2.0) * (edge(k + 1) - edge(k));
                 stays -= returns;
@@ -88,7 +88,7 @@ impl Survival {
     }
 
     /// Worth of a token held after so many times the forecast, by that time.
-    pub fn worth(&self, share: f64) -> f64 {
+    pub(crate) fn worth(&self, share: f64) -> f64 {
         let k = bin(share).min(BINS - 2);
         let within = ((share - edge(k)) / (edge(k + 1) - edge(k))).clamp(0.0, 1.0);
         self.index[k] * (1.0 - within) + self.index[k + 1] * within
@@ -96,7 +96,7 @@ impl Survival {
 }
 
 /// The bin of a time.
-pub fn bin(share: f64) -> usize {
+pub(crate) fn bin(share: f64) -> usize {
     if share <= 0.0 {
         return 0;
     }
