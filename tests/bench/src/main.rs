@@ -10,6 +10,7 @@ mod http;
 mod languages;
 mod load;
 mod policies;
+mod retention;
 mod speculation;
 mod swap;
 mod table;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let name = std::env::args().nth(1).unwrap_or_default();
     let result = match name.as_str() {
+        "retention" => retention::run(),
         "policy" => policies::run(),
         "swap" => swap::run(),
         "http" => http::run(),
@@ -29,7 +31,7 @@ fn main() -> ExitCode {
         "speculation" => speculation::run(),
         host::CHILD => host::serve(),
         _ => {
-            eprintln!("usage: bench policy|swap|http|executor|grammar|languages|speculation");
+            eprintln!("usage: bench policy|swap|http|executor|grammar|languages|speculation|retention");
             return ExitCode::from(2);
         }
     };

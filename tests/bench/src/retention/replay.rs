@@ -39,7 +39,8 @@ pub(super) fn replay(trace: &Trace, capacity: u32, ranking: Ranking, room: Room)
     let mut ranks = Ranks::new(ranking);
     let mut found = 0;
     for request in &trace.requests {
-        let mut names: Vec<BlockName> = request.blocks.iter().map(|block| BlockName((*block).into())).collect();
+        let mut names: Vec<BlockName> =
+            request.blocks.iter().map(|block| BlockName((*block).into())).collect();
         // What a cache has no room for is computed, and not kept.
         names.truncate((capacity + beside) as usize);
         ranks.begin(request);
@@ -71,8 +72,6 @@ fn write(pool: &mut BlockPool, names: &[BlockName], pages: &mut Vec<PageIdx>) {
 /// A session as its worker remembers it.
 struct Conversation {
     names: Vec<BlockName>,
-    /// Leading blocks that others have, too.
-    shared: usize,
     used_ms: u64,
     priority: u8,
 }
@@ -103,13 +102,15 @@ impl Ranks {
             return;
         }
         self.asked_ms = now_ms;
+        let mut changed = Vec::new();
         for (session, conversation) in &mut self.conversations {
             let now = expectation.worth(*session, now_ms).map_or(0, priority);
             if now != conversation.priority {
                 conversation.priority = now;
-                rank(conversation, pool);
+                changed.push(*session);
             }
         }
+        changed.into_iter().for_each(|session| self.rank(session, pool));
     }
 
     /// A turn is over: its session is ranked, and what it left behind goes first.
@@ -124,10 +125,8 @@ impl Ranks {
                 pool.retain(*name, Retention::DROPPED, 0);
             }
         }
-        let shared = self.shared(&names);
-        let conversation = Conversation { names, shared, used_ms: at_ms, priority };
-        rank(&conversation, pool);
-        self.conversations.insert(session, conversation);
+        self.conversations.insert(session, Conversation { names, used_ms: at_ms, priority });
+        self.rank(session, pool);
         if self.conversations.len() > SESSIONS_MAX
             && let Some(oldest) = self.conversations.iter().min_by_key(|(_, known)| known.used_ms)
         {
@@ -136,18 +135,25 @@ impl Ranks {
         }
     }
 
+    /// Has the pool order a session's blocks; one that others have, too, by whoever of them is expected first.
+    fn rank(&self, session: u64, pool: &mut BlockPool) {
+        let own = &self.conversations[&session];
+        let sharers: Vec<(usize, u8)> = self
+            .conversations
+            .iter()
+            .filter(|(other, _)| **other != session)
+            .map(|(_, other)| (common(&own.names, &other.names), other.priority))
+            .filter(|(shared, _)| *shared > 0)
+            .collect();
+        for (i, name) in own.names.iter().enumerate() {
+            let others = sharers.iter().filter(|(shared, _)| i < *shared).map(|(_, priority)| *priority);
+            let priority = others.chain([own.priority]).max().unwrap_or(0);
+            pool.retain(*name, Retention { priority, ..Retention::ORDINARY }, 0);
+        }
+    }
+
     fn shared(&self, names: &[BlockName]) -> usize {
         self.conversations.values().map(|known| common(&known.names, names)).max().unwrap_or(0)
-    }
-}
-
-/// Has the pool order a conversation's blocks; shared ones lose nothing.
-fn rank(conversation: &Conversation, pool: &mut BlockPool) {
-    for (i, name) in conversation.names.iter().enumerate() {
-        let Some(before) = pool.retention(name) else { return };
-        let own = Retention { priority: conversation.priority, ..Retention::ORDINARY };
-        let worth = if i < conversation.shared { before.larger(own) } else { own };
-        pool.retain(*name, worth, 0);
     }
 }
 

@@ -41,7 +41,8 @@ impl Trace {
     /// Blocks of tools and system prompt are shared where both have equal sizes, others are the conversation's own.
     pub(super) fn read(folder: &Path) -> anyhow::Result<Self> {
         let entries = std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
-        let mut files: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<_>>()?;
+        let mut files: Vec<PathBuf> =
+            entries.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<_>>()?;
         files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
         files.sort();
         anyhow::ensure!(!files.is_empty(), "{} has no JSON files", folder.display());
@@ -49,7 +50,8 @@ impl Trace {
         for (i, path) in files.iter().enumerate() {
             let conversation: Value = serde_json::from_slice(&std::fs::read(path)?)
                 .with_context(|| format!("reading {}", path.display()))?;
-            let (tools, system) = (count(&conversation, "tool_tokens"), count(&conversation, "system_tokens"));
+            let (tools, system) =
+                (count(&conversation, "tool_tokens"), count(&conversation, "system_tokens"));
             let shared = (tools + system) / u64::from(BLOCK_TOKENS);
             let owner = Owner { own: mix(i as u64 + 1), common: mix(tools << 32 | system), shared };
             trace.read_requests(&conversation, i as f64 * STAGGER_MS, &owner, false);
