@@ -51,7 +51,7 @@ pub(crate) struct Served {
     /// Held open: a process that prints into a closed pipe fails.
     _stdout: std::io::Lines<BufReader<std::process::ChildStdout>>,
     pub(crate) api: String,
-    admin: String,
+    pub(crate) admin: String,
 }
 
 pub(crate) fn serve(more: &[&str]) -> Served {

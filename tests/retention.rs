@@ -144,3 +144,23 @@ async fn wishes_beyond_the_bounds_are_clipped_and_fail_no_request() {
     assert_eq!(host.workers("pages_pinned").await, 0);
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_expected_back_is_learned_from_those_who_came_back() {
+    let learning = "[chain]\nhints = [\"hints-agent\"]\nretain = \"retain-expected-reuse\"\n";
+    let host = Host::start(&format!("{CRAMPED}{learning}")).await;
+    let mut messages: Vec<Value> = Vec::new();
+    for round in 0..4 {
+        messages.push(said(&format!("{} and {round}", if round == 0 { words("a") } else { String::new() })));
+        let (prompt, cached) = ask(&host, turn("a", json!(messages), json!({}))).await;
+        assert!(round == 0 || cached * 2 > prompt, "round {round}: {cached} of {prompt} tokens are found");
+        messages.push(json!({ "role": "assistant", "content": "yes" }));
+        press(&host, 1).await;
+    }
+    press(&host, 12).await;
+    assert!(host.workers("evictions").await > 0, "there was no pressure");
+    let outcome = async |outcome| host.calls("retain-expected-reuse", "retain", outcome).await;
+    assert!(outcome("ok").await >= 8, "it is asked at the end of each turn");
+    assert_eq!((outcome("trapped").await, outcome("bad_answer").await), (0, 0));
+    host.stop().await;
+}

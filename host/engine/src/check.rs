@@ -44,18 +44,42 @@ pub(crate) fn plan(caps: &Caps, plan: &StepPlan<'_>) -> Result<(), EngineError> 
     }
 }
 
-/// Checks that moves stay within the pages, and that their fence was given out before `last`.
+/// Checks that moves stay within pages and slots and apart from each other, and that their fence was given out before
+/// `last`.
 ///
-/// Errors: [`EngineError::Plan`]; nothing has been moved then.
+/// Errors: [`EngineError::Transfer`], naming the move and the numbers; nothing has been moved then.
 pub(crate) fn moves(caps: &Caps, moves: &[Xfer], (after, last): (Fence, Fence)) -> Result<(), EngineError> {
+    let refuse = |reason: String| Err(EngineError::Transfer(reason));
     if after > last {
-        return Err(EngineError::Plan(format!("fence {} was never given out", after.0)));
+        return refuse(format!("fence {} was never given out, the last is {}", after.0, last.0));
     }
-    let pages = moves.iter().flat_map(|Xfer::Copy { from, to }| [from, to]);
-    match pages.into_iter().find(|page| page.0 >= caps.kv.pages) {
-        Some(page) => Err(EngineError::Plan(format!("page {} of {}", page.0, caps.kv.pages))),
-        None => Ok(()),
+    let mut touched = Vec::with_capacity(moves.len());
+    for (index, one) in moves.iter().enumerate() {
+        let (read, written, slot_bytes) = match one {
+            Xfer::Copy { from, to } => (Some(from), Some(to), None),
+            Xfer::Save { from, to } => (Some(from), None, Some(to.len())),
+            Xfer::Load { from, to } => (None, Some(to), Some(from.len())),
+        };
+        if let Some(page) = read.into_iter().chain(written).find(|page| page.0 >= caps.kv.pages) {
+            return refuse(format!("move {index}: page {} of {}", page.0, caps.kv.pages));
+        }
+        if let Some(bytes) = slot_bytes.filter(|bytes| *bytes as u64 != caps.kv.block_bytes) {
+            return refuse(format!(
+                "move {index}: a slot of {bytes} bytes where a block takes {}",
+                caps.kv.block_bytes
+            ));
+        }
+        // Writes sort before reads of their page, so that a clash shows between neighbours.
+        touched.extend(written.map(|page| (page.0, false, index)));
+        touched.extend(read.map(|page| (page.0, true, index)));
     }
+    touched.sort_unstable();
+    let clash = touched.windows(2).find(|pair| pair[0].0 == pair[1].0 && !pair[0].1);
+    clash.map_or(Ok(()), |pair| {
+        let does = if pair[1].1 { "read" } else { "written" };
+        let ((page, _, writer), (_, _, other)) = (pair[0], pair[1]);
+        refuse(format!("page {page} is written by move {writer} and {does} by move {other}"))
+    })
 }
 
 fn check_row(caps: &Caps, plan: &StepPlan<'_>, row: &Row) -> Result<(), String> {

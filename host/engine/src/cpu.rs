@@ -1,7 +1,7 @@
 //! The CPU executor.
 //!
 //! A step is computed inside [`Executor::submit`], on the calling thread and the executor's own; `poll`
-//! hands out its result. Several executors share one [`Model`].
+//! hands out its result. So do `transfer` and `settle` with moves. Several executors share one [`Model`].
 //! **Invariant:** a row's result depends on its tokens and position alone: not on the other rows, the
 //! chunks of its prefill, the page size or the number of threads.
 
@@ -14,6 +14,7 @@ mod disjoint;
 mod forward;
 mod gemm;
 mod kernels;
+mod mover;
 mod peak;
 mod pool;
 mod portable;
@@ -33,7 +34,6 @@ use attend::{Heads, Layout};
 use forward::{Buffers, Core, Machine, Pass};
 pub use kernels::Isa;
 use kernels::Kernels;
-use kv::PageIdx;
 pub use peak::peak_bf16_flops;
 use pool::Pool;
 
@@ -41,8 +41,9 @@ use crate::check;
 use crate::clock::Stopwatch;
 use crate::memory::Bf16Buf;
 use crate::sample::Sampler;
+use crate::settling::Settling;
 use crate::{
-    Caps, EngineError, Executor, Fence, KvShape, Model, ModelFiles, StepOut, StepPlan, Ticket, Xfer,
+    Caps, EngineError, Executor, Fence, KvShape, Model, ModelFiles, Moved, StepOut, StepPlan, Ticket, Xfer,
 };
 
 /// How a [`CpuExec`] is set up.
@@ -76,7 +77,7 @@ pub struct CpuExec {
     sampler: Sampler,
     kv: Bf16Buf,
     steps: u64,
-    fences: u64,
+    moved: Settling<Moved>,
     done: VecDeque<(Ticket, StepOut)>,
 }
 
@@ -115,8 +116,13 @@ impl CpuExec {
             0 => shape.context_max as u32,
             asked => asked.min(shape.context_max as u32),
         };
-        let shape_kv =
-            KvShape { pages: config.pages, block_tokens: config.block_tokens, page_bytes: page as u64 * 2 };
+        let page_bytes = page as u64 * 2;
+        let shape_kv = KvShape {
+            pages: config.pages,
+            block_tokens: config.block_tokens,
+            page_bytes,
+            block_bytes: page_bytes,
+        };
         Ok(Self {
             caps: Caps {
                 name: kernels.name.to_owned(),
@@ -135,7 +141,7 @@ impl CpuExec {
             sampler: Sampler::default(),
             kv,
             steps: 0,
-            fences: 0,
+            moved: Settling::new(),
             done: VecDeque::new(),
             model,
         })
@@ -144,10 +150,6 @@ impl CpuExec {
     /// The model that this executor runs.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
-    }
-
-    fn page(&self, page: PageIdx) -> usize {
-        page.0 as usize * self.layout.page
     }
 }
 
@@ -181,13 +183,16 @@ impl Executor for CpuExec {
         }
     }
 
-    fn transfer(&mut self, moves: &[Xfer], after: Fence) -> Result<Fence, EngineError> {
-        check::moves(&self.caps, moves, (after, Fence(self.fences)))?;
-        for Xfer::Copy { from, to } in moves {
-            let (from, to) = (self.page(*from), self.page(*to));
-            self.kv.copy_within(from..from + self.layout.page, to);
-        }
-        self.fences += 1;
-        Ok(Fence(self.fences))
+    fn transfer(&mut self, moves: Vec<Xfer>, after: Fence) -> Result<Fence, EngineError> {
+        check::moves(&self.caps, &moves, (after, self.moved.last()))?;
+        self.moved.check_room()?;
+        let watch = Stopwatch::start();
+        let block_bytes = self.caps.kv.block_bytes as usize;
+        let saved = mover::run(self.kv.bytes_mut(), block_bytes, moves);
+        Ok(self.moved.start(Moved { saved, took: watch.elapsed() }))
+    }
+
+    fn settle(&mut self, fence: Fence, _block: bool) -> Result<Option<Moved>, EngineError> {
+        self.moved.take(fence).map(Some)
     }
 }

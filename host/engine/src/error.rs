@@ -47,4 +47,7 @@ pub enum EngineError {
     /// The plan cannot be run as given: a bug of the caller, told with numbers.
     #[error("step plan refused: {0}")]
     Plan(String),
+    /// The transfer cannot be run or settled as given: a bug of the caller, told with numbers.
+    #[error("transfer refused: {0}")]
+    Transfer(String),
 }

@@ -16,6 +16,7 @@ mod rope;
 mod check;
 mod cpu;
 mod sample;
+mod settling;
 mod sim;
 
 mod clock;
@@ -25,6 +26,8 @@ mod pack;
 
 #[cfg(test)]
 mod loading;
+#[cfg(test)]
+mod moving;
 
 pub use config::ModelConfig;
 pub use cpu::{CpuConfig, CpuExec, Isa, peak_bf16_flops};
@@ -32,8 +35,8 @@ pub use error::EngineError;
 pub use files::ModelFiles;
 pub use model::Model;
 pub use plan::{
-    Caps, Executor, Fence, KvShape, Row, SampleSpec, Sampled, StepOut, StepPlan, Ticket, TokenLogprob,
-    TokenMask, Xfer,
+    Caps, Executor, Fence, KvShape, Moved, Row, SampleSpec, Sampled, Saved, StepOut, StepPlan, Ticket,
+    TokenLogprob, TokenMask, UNSETTLED_MAX, Xfer,
 };
 pub use rope::{Rope, RopeScaling};
 pub use sampling::SamplingParams;

@@ -7,6 +7,9 @@ use memmap2::MmapMut;
 
 use crate::EngineError;
 
+// A saved block is a page's memory as it is, and has its low bytes first on every host.
+const _: () = assert!(cfg!(target_endian = "little"), "bf16 values lie in memory with their low byte first");
+
 /// A zeroed array of bf16 bit patterns, aligned to a memory page.
 #[derive(Debug)]
 pub(crate) struct Bf16Buf {
@@ -20,6 +23,13 @@ impl Bf16Buf {
         let bytes = len.max(1) * size_of::<u16>();
         let memory = |source| EngineError::Memory { what, bytes: bytes as u64, source };
         Ok(Self { map: MmapMut::map_anon(bytes).map_err(memory)?, len })
+    }
+
+    /// The values' bytes, the low one of each first.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the mapping holds at least `len * 2` initialised bytes and lives as long as `self`; `&mut self` makes the
+        // borrow unique, and every bit pattern is a `u16`.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr(), self.len * size_of::<u16>()) }
     }
 
     /// Asks for large memory pages; worth it for what every step reads whole.

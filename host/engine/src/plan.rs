@@ -3,14 +3,19 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use kv::{Fingerprint, PageIdx};
+use kv::{Fingerprint, PageIdx, Slot, SlotMut};
 
 use crate::{EngineError, SamplingParams};
 
 /// One device with its weights and KV pages; it runs the steps that it is given, in order.
 ///
-/// One OS thread owns an executor. A ticket is polled until it gives its [`StepOut`]; a fence orders
-/// block moves with steps without ever blocking compute.
+/// One OS thread owns an executor. A ticket is polled until it gives its [`StepOut`], a fence is settled until it
+/// gives its [`Moved`].
+///
+/// Steps and transfers take effect in the order in which they were given, as far as they touch the same pages. An
+/// executor that copies beside its compute does so on a stream of its own: a transfer begins after the steps that
+/// were submitted before it, and a step waits, on the device, for those transfers alone that touch its pages. Neither
+/// call ever waits itself; who wants no step to wait settles a load before it submits what reads it.
 pub trait Executor: Send {
     /// What this executor can do; constant over its life.
     fn caps(&self) -> &Caps;
@@ -24,8 +29,19 @@ pub trait Executor: Send {
     /// The result of a submitted step; `None` when it still runs and `block` is false.
     fn poll(&mut self, ticket: Ticket, block: bool) -> Result<Option<StepOut>, EngineError>;
 
-    /// Moves blocks, after `after` has passed; the returned fence passes when all of them have.
-    fn transfer(&mut self, moves: &[Xfer], after: Fence) -> Result<Fence, EngineError>;
+    /// Starts to move blocks, after `after` has passed; the returned fence passes when all of them have. The order
+    /// among the moves of one call is not defined, so none may touch what another writes.
+    ///
+    /// Errors: [`EngineError::Transfer`] when a page or fence does not exist, a slot has another size than
+    /// [`KvShape::block_bytes`], a page is written twice or read and written, or [`UNSETTLED_MAX`] fences are not
+    /// settled. Nothing has been moved then, and the slots are given up.
+    fn transfer(&mut self, moves: Vec<Xfer>, after: Fence) -> Result<Fence, EngineError>;
+
+    /// The result of a transfer, handed out once; `None` when it still runs and `block` is false. Slots that were
+    /// read are let go of by then.
+    ///
+    /// Errors: [`EngineError::Transfer`] when the fence was settled before or never given out.
+    fn settle(&mut self, fence: Fence, block: bool) -> Result<Option<Moved>, EngineError>;
 }
 
 /// What an executor can do.
@@ -52,6 +68,10 @@ pub struct KvShape {
     pub block_tokens: u32,
     /// Bytes of one page, over all layers.
     pub page_bytes: u64,
+    /// Bytes of one saved page, which are the size of a slot: the page's bytes as they are, bf16 with the low byte
+    /// first, so that a block's name and this layout say what they are on any host. Equal to `page_bytes` but for a
+    /// simulated device, whose page is one hash of 8 bytes for each token.
+    pub block_bytes: u64,
 }
 
 /// One forward pass: rows of new tokens, each over the KV of its own sequence.
@@ -136,8 +156,12 @@ pub struct Ticket(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fence(pub u64);
 
-/// A move of one block's bytes.
-#[derive(Clone, Copy, Debug)]
+/// Most fences of one executor that are not settled. Chosen: a step loop has a few in flight; as many mean that nobody
+/// settles, and each may hold slots.
+pub const UNSETTLED_MAX: usize = 4096;
+
+/// A move of one block's bytes. It owns the slot, since a device copies after the call has returned.
+#[derive(Debug)]
 pub enum Xfer {
     /// Within the executor's memory.
     Copy {
@@ -146,6 +170,38 @@ pub enum Xfer {
         /// Page written.
         to: PageIdx,
     },
+    /// Out of the executor's memory.
+    Save {
+        /// Page read.
+        from: PageIdx,
+        /// Slot written; it comes back in [`Moved::saved`].
+        to: SlotMut,
+    },
+    /// Into the executor's memory.
+    Load {
+        /// Slot read.
+        from: Slot,
+        /// Page written.
+        to: PageIdx,
+    },
+}
+
+/// What a transfer did.
+#[derive(Debug, Default)]
+pub struct Moved {
+    /// One entry for each [`Xfer::Save`], in order.
+    pub saved: Vec<Saved>,
+    /// Time the moves took: measured, or virtual in a simulation.
+    pub took: Duration,
+}
+
+/// A block that was saved.
+#[derive(Debug)]
+pub struct Saved {
+    /// The page that it was read from.
+    pub page: PageIdx,
+    /// Its bytes.
+    pub slot: Slot,
 }
 
 /// What a step computed.

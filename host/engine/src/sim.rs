@@ -3,7 +3,8 @@
 //! In place of keys and values, a page holds one hash for each slot: the hash of all tokens up to it.
 //! A step reads the hash before its first token and chains its own on, so the drawn token depends on
 //! exactly what a model's would. A step loop that mixes up pages draws other tokens, and one that
-//! reads a slot that was never written is refused.
+//! reads a slot that was never written is refused. A saved block is these hashes, low bytes first. Blocks move one after
+//! the other beside the steps, as on a stream of their own.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -13,9 +14,10 @@ use kv::{Fingerprint, PageIdx};
 
 use crate::clock::Stopwatch;
 use crate::model::mix;
+use crate::settling::Settling;
 use crate::{
-    Caps, EngineError, Executor, Fence, KvShape, Row, SampleSpec, Sampled, StepOut, StepPlan, Ticket,
-    TokenLogprob, Xfer, check,
+    Caps, EngineError, Executor, Fence, KvShape, Moved, Row, SampleSpec, Sampled, Saved, StepOut, StepPlan,
+    Ticket, TokenLogprob, Xfer, check,
 };
 
 /// What a simulated device has, and what its time costs.
@@ -39,6 +41,8 @@ pub struct SimConfig {
     pub prefill_us_per_token: f64,
     /// Cost of each row that has one token.
     pub decode_us_per_row: f64,
+    /// Cost of moving one block.
+    pub transfer_us_per_block: f64,
     /// Whether the cost is waited for.
     pub pace: Pace,
 }
@@ -55,6 +59,7 @@ impl Default for SimConfig {
             step_us: 0.0,
             prefill_us_per_token: 0.0,
             decode_us_per_row: 0.0,
+            transfer_us_per_block: 0.0,
             pace: Pace::Virtual,
         }
     }
@@ -63,9 +68,9 @@ impl Default for SimConfig {
 /// Whether simulated time passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// A step is done at once; its cost stands in [`StepOut::took`].
+    /// A step or transfer is done at once; its cost stands in [`StepOut::took`] or [`Moved::took`].
     Virtual,
-    /// A step is done after its cost has passed.
+    /// A step or transfer is done after its cost has passed.
     Real,
 }
 
@@ -78,8 +83,10 @@ pub struct SimExec {
     clock: Stopwatch,
     /// When the device has done all that was submitted, since `clock` started.
     busy_until: Duration,
+    /// When all blocks that were given have moved, since `clock` started.
+    moving_until: Duration,
     steps: u64,
-    fences: u64,
+    transfers: Settling<Transfer>,
     done: VecDeque<Step>,
 }
 
@@ -87,6 +94,13 @@ struct Step {
     ticket: Ticket,
     due: Duration,
     out: StepOut,
+}
+
+struct Transfer {
+    due: Duration,
+    /// What it reads and writes, sorted.
+    pages: Vec<PageIdx>,
+    moved: Moved,
 }
 
 impl SimExec {
@@ -106,7 +120,12 @@ impl SimExec {
         Ok(Self {
             caps: Caps {
                 name: "sim".to_owned(),
-                kv: KvShape { pages, block_tokens, page_bytes },
+                kv: KvShape {
+                    pages,
+                    block_tokens,
+                    page_bytes,
+                    block_bytes: HASH_BYTES as u64 * u64::from(block_tokens),
+                },
                 context_max: config.context_max,
                 vocab,
                 fingerprint: Fingerprint(mix(u64::from(vocab))),
@@ -114,8 +133,9 @@ impl SimExec {
             slots: vec![0; pages as usize * block_tokens as usize],
             clock: Stopwatch::start(),
             busy_until: Duration::ZERO,
+            moving_until: Duration::ZERO,
             steps: 0,
-            fences: 0,
+            transfers: Settling::new(),
             done: VecDeque::new(),
             config,
         })
@@ -130,6 +150,42 @@ impl SimExec {
             };
         }
         Duration::from_nanos((cost_us * 1000.0) as u64)
+    }
+
+    /// When the blocks of these pages have moved.
+    fn moved_at(&self, pages: &[PageIdx]) -> Duration {
+        let touches =
+            |transfer: &&Transfer| pages.iter().any(|page| transfer.pages.binary_search(page).is_ok());
+        self.transfers.open().filter(touches).map(|transfer| transfer.due).max().unwrap_or_default()
+    }
+
+    fn page(&mut self, page: PageIdx) -> &mut [u64] {
+        let block_tokens = self.config.block_tokens as usize;
+        &mut self.slots[page.0 as usize * block_tokens..][..block_tokens]
+    }
+
+    /// Moves one block; it is noted in `done` which page was read or written, and what was saved.
+    fn move_block(&mut self, one: Xfer, done: &mut Transfer) {
+        match one {
+            Xfer::Copy { from, to } => {
+                let hashes = self.page(from).to_vec();
+                self.page(to).copy_from_slice(&hashes);
+                done.pages.extend([from, to]);
+            }
+            Xfer::Save { from, mut to } => {
+                for (bytes, hash) in to.as_chunks_mut::<HASH_BYTES>().0.iter_mut().zip(self.page(from)) {
+                    *bytes = hash.to_le_bytes();
+                }
+                done.pages.push(from);
+                done.moved.saved.push(Saved { page: from, slot: to.freeze() });
+            }
+            Xfer::Load { from, to } => {
+                for (hash, bytes) in self.page(to).iter_mut().zip(from.as_chunks::<HASH_BYTES>().0) {
+                    *hash = u64::from_le_bytes(*bytes);
+                }
+                done.pages.push(to);
+            }
+        }
     }
 
     fn slot(&self, plan: &StepPlan<'_>, row: &Row, position: u32) -> usize {
@@ -176,6 +232,9 @@ impl SimExec {
 /// The hash of no tokens.
 const START: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// Bytes that a token takes in a saved block.
+const HASH_BYTES: usize = size_of::<u64>();
+
 impl Executor for SimExec {
     fn caps(&self) -> &Caps {
         &self.caps
@@ -199,7 +258,8 @@ impl Executor for SimExec {
         }
         let took = self.cost(plan);
         if self.config.pace == Pace::Real {
-            self.busy_until = self.busy_until.max(self.clock.elapsed()) + took;
+            let ready = self.busy_until.max(self.moved_at(plan.pages));
+            self.busy_until = ready.max(self.clock.elapsed()) + took;
         }
         self.steps += 1;
         let ticket = Ticket(self.steps);
@@ -221,15 +281,34 @@ impl Executor for SimExec {
         Ok(self.done.remove(at).map(|step| step.out))
     }
 
-    fn transfer(&mut self, moves: &[Xfer], after: Fence) -> Result<Fence, EngineError> {
-        check::moves(&self.caps, moves, (after, Fence(self.fences)))?;
-        let page = self.config.block_tokens as usize;
-        let start = |index: &PageIdx| index.0 as usize * page;
-        for Xfer::Copy { from, to } in moves {
-            self.slots.copy_within(start(from)..start(from) + page, start(to));
+    fn transfer(&mut self, moves: Vec<Xfer>, after: Fence) -> Result<Fence, EngineError> {
+        check::moves(&self.caps, &moves, (after, self.transfers.last()))?;
+        self.transfers.check_room()?;
+        let cost_us = self.config.transfer_us_per_block * moves.len() as f64;
+        let moved = Moved { saved: Vec::new(), took: Duration::from_nanos((cost_us * 1000.0) as u64) };
+        if self.config.pace == Pace::Real {
+            // After the steps before it, and after `after`, since blocks move one after the other.
+            let ready = self.moving_until.max(self.busy_until).max(self.clock.elapsed());
+            self.moving_until = ready + moved.took;
         }
-        self.fences += 1;
-        Ok(Fence(self.fences))
+        let mut transfer = Transfer { due: self.moving_until, pages: Vec::new(), moved };
+        for one in moves {
+            self.move_block(one, &mut transfer);
+        }
+        transfer.pages.sort_unstable();
+        Ok(self.transfers.start(transfer))
+    }
+
+    fn settle(&mut self, fence: Fence, block: bool) -> Result<Option<Moved>, EngineError> {
+        let due = self.transfers.get(fence)?.due;
+        if self.config.pace == Pace::Real {
+            let left = due.saturating_sub(self.clock.elapsed());
+            if !left.is_zero() && !block {
+                return Ok(None);
+            }
+            std::thread::sleep(left);
+        }
+        self.transfers.take(fence).map(|transfer| Some(transfer.moved))
     }
 }
 
@@ -313,7 +392,7 @@ mod tests {
     fn a_copied_page_serves_like_its_source() {
         let mut exec = sim(Pace::Virtual);
         let first = step(&mut exec, &tokens(16), 0, &[0]).unwrap().sampled;
-        exec.transfer(&[Xfer::Copy { from: PageIdx(0), to: PageIdx(7) }], Fence(0)).unwrap();
+        exec.transfer(vec![Xfer::Copy { from: PageIdx(0), to: PageIdx(7) }], Fence(0)).unwrap();
         assert_eq!(step(&mut exec, &tokens(16)[15..], 15, &[7]).unwrap().sampled, first);
     }
 
@@ -326,6 +405,27 @@ mod tests {
         step(&mut exec, &tokens(20), 0, &[0, 1]).unwrap();
         assert_eq!(step(&mut exec, &[1], 20, &[0, 1]).unwrap().took, Duration::from_micros(103));
         assert!(exec.clock.elapsed() - start >= Duration::from_micros(403));
+    }
+
+    #[test]
+    fn blocks_move_beside_the_steps_that_do_not_touch_them() {
+        let costs = SimConfig { step_us: 20_000.0, transfer_us_per_block: 30_000.0, ..SimConfig::default() };
+        let mut exec = SimExec::new(SimConfig { pages: 8, pace: Pace::Real, ..costs }).unwrap();
+        let move_two = |exec: &mut SimExec| {
+            let moves = [1, 2].map(|from| Xfer::Copy { from: PageIdx(from), to: PageIdx(from + 4) });
+            exec.transfer(Vec::from(moves), Fence(0)).unwrap()
+        };
+        let start = exec.clock.elapsed();
+        let fence = move_two(&mut exec);
+        step(&mut exec, &[1], 0, &[0]).unwrap();
+        assert!(
+            exec.settle(fence, false).unwrap().is_none(),
+            "a step of 20 ms is over before moves of 60 ms"
+        );
+        step(&mut exec, &[1], 0, &[5]).unwrap();
+        assert!(exec.clock.elapsed() - start >= Duration::from_millis(80), "a step waits for its page");
+        let moved = exec.settle(fence, false).unwrap().expect("the step came after the moves");
+        assert_eq!((moved.took, moved.saved.len()), (Duration::from_millis(60), 0));
     }
 
     #[test]

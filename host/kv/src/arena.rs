@@ -72,6 +72,11 @@ impl Arena {
         self.0.free.lock().len() as u32
     }
 
+    /// Whether a slot is one of this arena.
+    pub fn owns(&self, slot: &Slot) -> bool {
+        Arc::ptr_eq(&self.0, &slot.0.arena)
+    }
+
     /// Bytes that a slot holds.
     pub fn slot_bytes(&self) -> usize {
         self.0.slot_bytes

@@ -9,15 +9,17 @@
 //!
 //! Leaves leave in order of what they are worth, then least recently used: see [`Retention`].
 //!
-//! Called by a worker's step loop; one owner, no locks.
+//! Called by a worker's step loop, and by the host tier under its lock; one owner.
 //! **Invariant:** resident blocks are closed under "parent of": a block never leaves before its children,
 //! so the resident part of a prompt is always a prefix. A held page is never evicted.
 
 mod keep;
+mod place;
 
 use std::collections::BTreeSet;
 
 use hashbrown::HashTable;
+pub use place::{Evicted, Placed};
 use rustc_hash::FxHashMap;
 
 use crate::page::{Page, State};
@@ -121,7 +123,8 @@ impl BlockPool {
             pages: vec![Page::FREE; pages as usize],
             block_tokens,
             free: (0..pages).rev().collect(),
-            resident: HashTable::new(),
+            // Growing would look up each page again, in no order.
+            resident: HashTable::with_capacity(pages as usize),
             leaves: BTreeSet::new(),
             kept: BTreeSet::new(),
             kept_by_tenant: FxHashMap::default(),
@@ -174,6 +177,13 @@ impl BlockPool {
         pages
     }
 
+    /// Pins one resident block, and with it all before it; it is released once.
+    pub fn pin(&mut self, name: &BlockName) -> Option<PageIdx> {
+        let this = self.find(name)?;
+        self.hold(this);
+        Some(PageIdx(this))
+    }
+
     /// Takes `count` pages to write, each with one reference; evicts as needed.
     ///
     /// Errors: [`KvError::OutOfPages`]; nothing has been evicted then.
@@ -211,6 +221,16 @@ impl BlockPool {
                 None => return Sealed::Orphan,
             },
         };
+        self.enter(this, name, parent_page);
+        if let Some(up) = parent_page {
+            self.hold_for_child(up);
+        }
+        self.record(KvEvent::Stored { name, parent });
+        Sealed::Named
+    }
+
+    /// Seals a page, and hangs it into the tree.
+    fn enter(&mut self, this: u32, name: BlockName, parent_page: Option<u32>) {
         self.page_mut(this).seal(name, parent_page);
         let pages = &self.pages;
         self.resident.insert_unique(hash(&name), this, |&other| hash(&pages[other as usize].name));
@@ -220,10 +240,7 @@ impl BlockPool {
                 self.leaves.remove(&(page.rank(), up));
             }
             self.page_mut(up).children += 1;
-            self.hold_for_child(up);
         }
-        self.record(KvEvent::Stored { name, parent });
-        Sealed::Named
     }
 
     /// Drops one reference of each page. Named blocks become evictable with the last one, others are freed.
@@ -267,7 +284,7 @@ impl BlockPool {
     }
 
     /// What changed since the last call, in order. The step loop drains once a step.
-    pub fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> + '_ {
+    pub fn drain_events(&mut self) -> impl ExactSizeIterator<Item = KvEvent> + '_ {
         self.events.drain(..)
     }
 
@@ -334,9 +351,15 @@ impl BlockPool {
         }
     }
 
-    /// Frees the leaf of the lowest rank; its parent may become one.
+    /// Frees the leaf of the lowest rank.
     fn evict_one(&mut self) {
         let (_, this) = self.leaves.pop_first().expect("evictable pages always end in a leaf");
+        self.evictions += 1;
+        self.free_leaf(this);
+    }
+
+    /// Frees a leaf that was taken out of the order of eviction; its parent may become one.
+    fn free_leaf(&mut self, this: u32) -> Evicted {
         let page = std::mem::replace(self.page_mut(this), Page::FREE);
         assert!(page.evictable_leaf(), "a page in the eviction order is an evictable leaf");
         let name = page.name;
@@ -344,17 +367,21 @@ impl BlockPool {
         entry.expect("a sealed page is resident under its name").remove();
         self.let_expire(this, &page);
         self.evictable -= 1;
-        self.evictions += 1;
         self.free.push(this);
-        if let Some(up) = page.parent() {
+        let parent = page.parent().map(|up| {
             let parent = self.page_mut(up);
             parent.children -= 1;
-            let rank = parent.rank();
-            if parent.evictable_leaf() {
+            // Whoever used a block used what comes before it.
+            parent.used = parent.used.max(page.used);
+            let (rank, leaf, name) = (parent.rank(), parent.evictable_leaf(), parent.name);
+            if leaf {
                 self.leaves.insert((rank, up));
             }
-        }
+            name
+        });
         self.record(KvEvent::Removed { name });
+        let tenant = if page.retention().is_kept() { page.tenant } else { 0 };
+        Evicted { page: PageIdx(this), name, parent, retention: page.retention(), tenant }
     }
 
     fn record(&mut self, event: KvEvent) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use engine::{CpuConfig, CpuExec, Executor, Model, Pace, SimConfig, SimExec};
 use kv::PrefixIndex;
+use kv::checkpoint::{CheckpointError, Checkpoints};
 use parking_lot::Mutex;
 use policy::{GenerationId, Generations, PrepareError, Runtime, RuntimeConfig, Setup};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,6 +27,7 @@ use crate::request::Refusal;
 use crate::speculation::Speculation;
 use crate::telemetry::Metrics;
 use crate::threads::Threads;
+use crate::tiers::{Tiers, TiersError};
 use crate::tls::{Certificate, Renewal, TlsError};
 use crate::worker::{NO_SALT, Parts, Worker};
 
@@ -56,6 +58,10 @@ pub struct App {
     pub workers: Vec<Worker>,
     /// Which worker has which block.
     pub prefixes: Arc<PrefixIndex>,
+    /// Answers that outlive their connection.
+    pub checkpoints: Option<Checkpoints>,
+    /// What lies below the workers' own memory.
+    pub tiers: Option<Arc<Tiers>>,
     /// The sandbox of those who decide.
     pub runtime: Arc<Runtime>,
     /// Who decides.
@@ -137,6 +143,12 @@ pub enum StartError {
     /// The stored responses.
     #[error(transparent)]
     Responses(#[from] StoreError),
+    /// The checkpoints.
+    #[error("`checkpoints.folder`: {0}")]
+    Checkpoints(#[from] CheckpointError),
+    /// The tiers of the KV cache.
+    #[error(transparent)]
+    Tiers(#[from] TiersError),
     /// A thread.
     #[error("cannot start a worker: {0}")]
     Thread(std::io::Error),
@@ -212,6 +224,8 @@ impl App {
         let recording = Recording::new(config.record.clone());
         recording.begin(&generations)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
+        let checkpoints = checkpoints(&config, context_max, &ctx)?;
+        let tiers = tiers(&config, &executors, &ctx)?;
         let speculation = Speculation::default();
         let mut workers = Vec::new();
         for (index, executor) in executors.into_iter().enumerate() {
@@ -225,6 +239,7 @@ impl App {
                 kv: config.kv.clone(),
                 ahead: config.speculation.clone(),
                 speculation: Arc::clone(&speculation.counts),
+                tiers: tiers.clone(),
                 ctx: ctx.clone(),
             };
             workers.push(Worker::start(parts).map_err(StartError::Thread)?);
@@ -255,6 +270,8 @@ impl App {
             vocab,
             workers,
             prefixes,
+            checkpoints,
+            tiers,
             runtime,
             generations,
         }))
@@ -337,6 +354,12 @@ impl App {
         for worker in &self.workers {
             worker.stop();
         }
+        if let Some(tiers) = &self.tiers {
+            tiers.close();
+        }
+        if let Some(checkpoints) = &self.checkpoints {
+            checkpoints.flush();
+        }
         self.responses.close();
         // Without a recording there is nothing to end.
         let _ = self.recording.stop(&self.generations);
@@ -346,6 +369,21 @@ impl App {
     pub fn drain_limit(&self) -> Duration {
         Duration::from_secs(self.config.limits.drain_seconds)
     }
+}
+
+fn checkpoints(config: &Config, context_max: u32, ctx: &Ctx) -> Result<Option<Checkpoints>, StartError> {
+    let Some(settings) = config.checkpoints.settings(context_max) else { return Ok(None) };
+    Ok(Some(Checkpoints::open(settings, ctx.unix_ms())?))
+}
+
+fn tiers(
+    config: &Config,
+    executors: &[Box<dyn Executor>],
+    ctx: &Ctx,
+) -> Result<Option<Arc<Tiers>>, StartError> {
+    // All are alike: they serve one model.
+    let Some(first) = executors.first() else { return Ok(None) };
+    Ok(Tiers::open(&config.kv, first.caps(), ctx)?.map(Arc::new))
 }
 
 /// The longest sequence: the model's limit, or what fits the KV pages.

@@ -21,6 +21,7 @@ use crate::door::Place;
 use crate::hints::Wishes;
 use crate::prompt::{Detokenizer, Guide, OutputParser, StopMatcher};
 use crate::request::{Input, Prompt, Refusal, Request};
+use crate::resume::{self, IdempotencyKey, Resumed};
 use crate::retain::{self, Turn};
 use crate::route::{self, Routed};
 use crate::speculation::Next;
@@ -39,9 +40,11 @@ pub async fn journey(
     let call = api::body::read(call, &app.config.limits).await?; //                           408, 413, 415
     let tenant = caller.tenant; //                                                            rules match on it
     let policies = policies(&app, &tenant, &call.headers); //                                 generation and chain, to the end
+    let path = call.uri.clone();
     let (headers, body) = middleware::pass(&app, &policies, call)?; //                      * no answer: refused
     let (request, writer) = endpoint.parse(&app, &body, &headers, &tenant).await?; //         400, naming the field
-    let request = request.of_tenant(tenant); //                                               so does the cache
+    let key = IdempotencyKey::of(&headers, &tenant, path.path(), &body)?; //                  under which it can be gone on with
+    let request = request.of_tenant(tenant).with_key(key); //                                 so does the cache
     let answer = answer(&app, Visit { seat, policies, arrived }, &request).await?; //         the rest of the line, below
     stream::respond(answer, request.streamed, writer).await //                                text, calls, usage, events
 }
@@ -146,6 +149,7 @@ fn start(
     let prompt = &pinned.prompt;
     let worker = &app.workers[pinned.routed.worker];
     let mut choices = Vec::with_capacity(request.choices as usize);
+    let mut resumed = resume::resumed(&app, request, prompt)?;
     for number in 0..request.choices {
         // Room for the beginning, every token and the end: the worker never waits for a reader.
         let (events, received) = mpsc::channel(prompt.output_tokens_max as usize + 2);
@@ -154,13 +158,14 @@ fn start(
             tokens: Arc::clone(&prompt.tokens),
             blocks: Arc::clone(&prompt.blocks),
             salt: prompt.salt,
-            sampling: choice_sampling(&request.sampling, number),
+            sampling: choice_sampling(&request.sampling, number, resumed.as_ref()),
             output_tokens_max: prompt.output_tokens_max,
             stop_tokens: Arc::clone(&app.model.stop_tokens),
             constraint: prompt.guide.as_ref().map(Guide::begin),
             hints: pinned.hints,
             attributes: wishes.attributes.clone(),
             turn: turn.clone(),
+            resumed: resumed.take(),
             announced: request.begins_early && number == 0,
             ahead: false,
             arrived: pinned.arrived,
@@ -189,8 +194,9 @@ fn choice(
     Choice::new(events, detokenizer, stop, parser, request.sampling.logprobs.is_some())
 }
 
-fn choice_sampling(sampling: &SamplingParams, number: u32) -> SamplingParams {
+fn choice_sampling(sampling: &SamplingParams, number: u32, resumed: Option<&Resumed>) -> SamplingParams {
     let mut own = sampling.clone();
-    own.seed = own.seed.wrapping_add(number.into());
+    let seed = resumed.map_or(own.seed, |resumed| resumed.seed);
+    own.seed = seed.wrapping_add(number.into());
     own
 }

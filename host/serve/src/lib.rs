@@ -25,6 +25,7 @@ pub mod record;
 pub mod reload;
 pub mod render;
 pub mod request;
+pub mod resume;
 pub mod retain;
 pub mod rollout;
 pub mod route;
@@ -35,6 +36,7 @@ pub mod speculation;
 pub mod stores;
 pub mod telemetry;
 pub mod threads;
+pub mod tiers;
 pub mod tls;
 pub mod worker;
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 pub use crate::prompt::Format;
 use crate::prompt::{Conversation, Guide, Kept, Segment, Tools};
+use crate::resume::IdempotencyKey;
 use crate::threads::ThreadError;
 
 /// Name of the extension that holds a caller's cache marks; `api/marks.rs` says what is in it.
@@ -51,6 +52,8 @@ pub struct Request {
     pub headers: Vec<(String, String)>,
     /// Extension objects as JSON text.
     pub extensions: Vec<(String, String)>,
+    /// What its answer is written down under, to be gone on with.
+    pub idempotency: Option<IdempotencyKey>,
 }
 
 /// A protocol that requests come by.
@@ -201,6 +204,11 @@ pub enum Refusal {
         /// When to come again.
         retry_after_ms: u64,
     },
+    /// The answer to the same request is being given.
+    #[error(
+        "a request with this `Idempotency-Key` is being answered; retry once its connection has ended, or use a new key"
+    )]
+    InProgress,
     /// Nothing more came of a body, or not all of it in time.
     #[error("the request body was not received in time: {0}")]
     SlowBody(String),
@@ -281,6 +289,12 @@ impl Request {
     /// The same request, of a tenant.
     pub fn of_tenant(self, tenant: String) -> Self {
         Self { tenant, ..self }
+    }
+
+    /// The same request, whose answer is written down.
+    #[must_use]
+    pub fn with_key(self, idempotency: Option<IdempotencyKey>) -> Self {
+        Self { idempotency, ..self }
     }
 
     /// Whether its caller marked places up to which the prompt is to be cached.

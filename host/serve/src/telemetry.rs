@@ -5,6 +5,7 @@
 
 mod rollout;
 mod speculation;
+mod tiers;
 
 use std::io::IsTerminal;
 use std::sync::atomic::AtomicU64;
@@ -160,6 +161,7 @@ pub struct Metrics {
     prompt_bytes: Gauge,
     rollout: rollout::RolloutMetrics,
     speculation: speculation::SpeculationMetrics,
+    tiers: tiers::TierMetrics,
 }
 
 impl Metrics {
@@ -196,6 +198,7 @@ impl Metrics {
             prompt_bytes: Gauge::default(),
             rollout: rollout::RolloutMetrics::default(),
             speculation: speculation::SpeculationMetrics::default(),
+            tiers: tiers::TierMetrics::default(),
         };
         metrics.register();
         recording.register(&mut metrics.registry.lock());
@@ -258,6 +261,7 @@ impl Metrics {
         );
         self.rollout.register(&mut r);
         self.speculation.register(&mut r);
+        self.tiers.register(&mut r);
     }
 
     /// Counts an admitted request that ended.
@@ -301,6 +305,9 @@ impl Metrics {
         self.collect_prompts(app);
         self.rollout.collect(&app.generations);
         self.speculation.collect(&app.speculation.counts);
+        if let Some(tiers) = &app.tiers {
+            self.tiers.collect(tiers);
+        }
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry.lock()) {
             tracing::error!(%error, "metrics cannot be written");

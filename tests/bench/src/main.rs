@@ -7,9 +7,11 @@ mod executor;
 mod grammar;
 mod host;
 mod http;
+mod kv;
 mod languages;
 mod load;
 mod policies;
+mod retention;
 mod speculation;
 mod swap;
 mod table;
@@ -20,16 +22,18 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let name = std::env::args().nth(1).unwrap_or_default();
     let result = match name.as_str() {
+        "retention" => retention::run(),
         "policy" => policies::run(),
         "swap" => swap::run(),
         "http" => http::run(),
+        "kv" => kv::run(),
         "executor" => executor::run(),
         "grammar" => grammar::run(),
         "languages" => languages::run(),
         "speculation" => speculation::run(),
         host::CHILD => host::serve(),
         _ => {
-            eprintln!("usage: bench policy|swap|http|executor|grammar|languages|speculation");
+            eprintln!("usage: bench policy|swap|http|kv|retention|executor|grammar|languages|speculation");
             return ExitCode::from(2);
         }
     };

@@ -86,7 +86,9 @@ fn a_prefix_hit_gives_the_bits_of_the_plain_run() {
     let whole = plain(&mut exec, &second);
     run(&mut exec, &[TestRow { tokens: &first, position: 0, pages: pages(30) }]).unwrap();
     // Four blocks of the first sequence, one of them moved, then the second's own.
-    exec.transfer(&[Xfer::Copy { from: kv::PageIdx(31), to: kv::PageIdx(90) }], Fence(0)).unwrap();
+    let moved =
+        exec.transfer(vec![Xfer::Copy { from: kv::PageIdx(31), to: kv::PageIdx(90) }], Fence(0)).unwrap();
+    assert!(exec.settle(moved, true).unwrap().is_some());
     let shared: Vec<u32> = [30, 90, 32, 33].into_iter().chain(60..70).collect();
     let hit = run(&mut exec, &[TestRow { tokens: &second[64..], position: 64, pages: shared }]).unwrap();
     assert_eq!(hit[0], whole);

@@ -16,6 +16,11 @@ impl BlockPool {
         self
     }
 
+    /// Bounds how much is kept from here on. What is kept already stays so until its time ends.
+    pub fn set_keep_bounds(&mut self, bounds: KeepBounds) {
+        self.keep_bounds = bounds;
+    }
+
     /// Says what a block is worth from here on. A block that is dropped is not kept.
     ///
     /// Cost: one look-up where nothing changes; else O(log pages).
@@ -39,16 +44,26 @@ impl BlockPool {
         self.find(name).map(|page| self.page(page).retention())
     }
 
-    /// Ends what was to be kept until now.
+    /// Ends what was to be kept until now; how many blocks that were.
     ///
     /// Cost: O(1) where nothing ends, O(log pages) for each page that does.
-    pub fn expire(&mut self, now_ms: u64) {
+    pub fn expire(&mut self, now_ms: u64) -> u32 {
+        let before = self.kept.len();
         while let Some(&(until_ms, this)) = self.kept.first()
             && until_ms <= now_ms
         {
             let retention = Retention { until_ms: 0, ..self.page(this).retention() };
             self.set_retention(this, retention, 0);
         }
+        (before - self.kept.len()) as u32
+    }
+
+    /// What is kept for a time: what each block is worth, and who is charged for it.
+    pub fn kept(&self) -> impl Iterator<Item = (Retention, u64)> + '_ {
+        self.kept.iter().map(|&(_, this)| {
+            let page = self.page(this);
+            (page.retention(), page.tenant)
+        })
     }
 
     /// Forgets what all blocks are worth: least recently used leaves first.
@@ -85,7 +100,7 @@ impl BlockPool {
         (of_tenant >= self.keep_bounds.tenant_pages_max).then_some(KeepBound::Tenant)
     }
 
-    fn set_retention(&mut self, this: u32, retention: Retention, tenant: u64) {
+    pub(super) fn set_retention(&mut self, this: u32, retention: Retention, tenant: u64) {
         let page = self.page(this);
         let before = page.retention();
         if before == retention {

@@ -28,6 +28,7 @@ fn class(refusal: &Refusal) -> (StatusCode, &'static str, Option<&'static str>) 
         Refusal::Thread(error) => (StatusCode::BAD_REQUEST, INVALID, Some(error.code())),
         Refusal::Unauthorized { .. } => (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key")),
         Refusal::Forbidden(_) => (StatusCode::FORBIDDEN, "permission_error", Some("permission_denied")),
+        Refusal::InProgress => (StatusCode::CONFLICT, INVALID, Some("idempotency_key_in_use")),
         Refusal::SlowBody(_) => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("request_timeout")),
         Refusal::Encoded(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_encoding")),
         Refusal::Overloaded { .. }

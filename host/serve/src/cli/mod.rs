@@ -1,4 +1,4 @@
-//! The command line: `serve`, `demo`, `config`, `key`, `plugin`, `rollout`, `generations`, `record`, `replay`.
+//! The command line: `serve`, `demo`, `config`, `key`, `plugin`, `rollout`, `generations`, `kv`, `record`, `replay`.
 //!
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod examine;
 mod key;
+mod kv;
 mod operate;
 mod record;
 mod rollout;
@@ -49,6 +50,8 @@ enum Command {
     Rollout(rollout::RolloutArgs),
     /// Show the generations of a running host, or what lies between two of them.
     Generations(operate::GenerationsArgs),
+    /// Show what lies in the KV cache of a running host, or give some of it up.
+    Kv(kv::KvArgs),
     /// Have a running host write its decisions into a log, or stop it.
     Record(record::RecordArgs),
     /// Make the decisions of a log again, by the recorded chains or by others, and compare.
@@ -119,6 +122,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Plugin(args) => run::block_on(operate::plugin(args))?,
         Command::Rollout(args) => run::block_on(rollout::rollout(args))?,
         Command::Generations(args) => run::block_on(operate::generations(args))?,
+        Command::Kv(args) => run::block_on(kv::kv(args))?,
         Command::Record(args) => run::block_on(record::record(args))?,
         Command::Replay(args) => record::replay(&args),
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::prompt::Family;
 
 use super::error::{ConfigError, at_least, bad};
+use super::kv::MEMORY_MIB_MAX;
 
 /// What is served.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -115,45 +116,6 @@ pub struct Sim {
     pub decode_us_per_row: f64,
 }
 
-/// Specified: the contract counts milliseconds in 32 bits.
-const TTL_SECONDS_MAX: u32 = u32::MAX / 1000;
-/// 16 TiB.
-const MEMORY_MIB_MAX: u64 = 16 << 20;
-
-/// KV memory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Kv {
-    /// Tokens of a block.
-    pub block_tokens: u32,
-    /// Memory for blocks, for each worker; taken from the machine as it is used.
-    pub memory_mib_per_worker: u64,
-    /// Share of the pages that may be kept by ttl at once.
-    pub pinned_share_max: f64,
-    /// Share of the pages that may be kept by ttl for one tenant.
-    pub tenant_share_max: f64,
-    /// Longest ttl.
-    pub ttl_seconds_max: u32,
-    /// Share of the pages in use from which the cache counts as full.
-    pub retain_mark: f64,
-    /// Whether tenants find each other's blocks.
-    pub share_across_tenants: bool,
-}
-
-impl Default for Kv {
-    fn default() -> Self {
-        Self {
-            block_tokens: 16,
-            memory_mib_per_worker: 1024,
-            pinned_share_max: 0.5,
-            tenant_share_max: 1.0,
-            ttl_seconds_max: 3600,
-            retain_mark: 0.9,
-            share_across_tenants: false,
-        }
-    }
-}
-
 /// What is kept of prompts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -207,29 +169,6 @@ impl Engine {
             if !us.is_finite() || !(0.0..=1e9).contains(&us) {
                 return Err(bad(format!("engine.sim.{key}"), format!("must be 0 to 1e9, is {us}")));
             }
-        }
-        Ok(())
-    }
-}
-
-impl Kv {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
-        at_least("kv.memory_mib_per_worker", self.memory_mib_per_worker, 1)?;
-        if !(1..=256).contains(&self.block_tokens) {
-            return Err(bad("kv.block_tokens", format!("must be 1 to 256, is {}", self.block_tokens)));
-        }
-        for (key, share) in [
-            ("pinned_share_max", self.pinned_share_max),
-            ("tenant_share_max", self.tenant_share_max),
-            ("retain_mark", self.retain_mark),
-        ] {
-            if !(0.0..=1.0).contains(&share) {
-                return Err(bad(format!("kv.{key}"), format!("must be 0 to 1, is {share}")));
-            }
-        }
-        if self.ttl_seconds_max > TTL_SECONDS_MAX {
-            let problem = format!("must be at most {TTL_SECONDS_MAX}, is {}", self.ttl_seconds_max);
-            return Err(bad("kv.ttl_seconds_max", problem));
         }
         Ok(())
     }

@@ -7,10 +7,12 @@
 mod auth;
 mod call;
 mod chain;
+mod checkpoints;
 mod engine;
 mod error;
 pub mod explain;
 pub mod import;
+mod kv;
 mod listen;
 mod plugin;
 mod responses;
@@ -31,8 +33,10 @@ use crate::source::Supply;
 pub use auth::{ApiKey, Auth, Tenants};
 pub use call::{HintSources, Limits, Middleware, Telemetry};
 pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Scorer};
-pub use engine::{Device, Engine, Kv, Model, OutputFormat, Prompts, Schedule, Sim};
+pub use checkpoints::Checkpoints;
+pub use engine::{Device, Engine, Model, OutputFormat, Prompts, Schedule, Sim};
 pub use error::ConfigError;
+pub use kv::{DiskKv, HostKv, Kv, RemoteKv, Write};
 pub use listen::{ANY_ORIGIN, Admin, Listen};
 pub use plugin::{OnFailure, PLUGIN_KEPT_KIB_MAX, PLUGIN_MEMORY_MIB_MAX, Plugin, PluginLimits};
 pub use responses::Responses;
@@ -78,6 +82,8 @@ pub struct Config {
     pub state: State,
     /// What of responses outlives their answer.
     pub responses: Responses,
+    /// Answers that outlive their connection.
+    pub checkpoints: Checkpoints,
     /// Logs.
     pub telemetry: Telemetry,
     /// Where components come from.
@@ -124,7 +130,9 @@ impl Config {
         config.listen.relative_to(folder);
         config.admin.relative_to(folder);
         config.state.relative_to(folder);
+        config.kv.relative_to(folder);
         config.responses.relative_to(folder);
+        config.checkpoints.relative_to(folder);
         config.supply.relative_to(folder);
         config.record.relative_to(folder);
         for plugin in config.plugins.values_mut() {
@@ -203,6 +211,7 @@ impl Config {
         self.model.check()?;
         self.engine.check()?;
         self.kv.check()?;
+        self.checkpoints.check()?;
         self.prompts.check()?;
         self.schedule.check()?;
         self.speculation.check()?;

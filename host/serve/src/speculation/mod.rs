@@ -279,6 +279,7 @@ impl Next {
             attributes: Default::default(),
             turn: None,
             announced: true,
+            resumed: None,
             ahead: true,
             arrived: app.ctx.now(),
             events,

@@ -2,7 +2,7 @@
 //!
 //! Called by the retainer. **Invariant:** bounded; who was served longest ago is forgotten first.
 
-use kv::BlockName;
+use kv::{BlockName, Retention};
 use policy::Attributes;
 use rustc_hash::FxHashMap;
 
@@ -39,6 +39,8 @@ pub(super) struct Conversation {
     /// Names of its blocks, in order.
     pub(super) names: Vec<BlockName>,
     pub(super) stretches: Vec<Stretch>,
+    /// Priorities that its blocks were given last, in runs, each up to a block; empty before the first answer.
+    pub(super) priorities: Vec<(usize, u8)>,
 }
 
 impl Conversation {
@@ -57,11 +59,12 @@ impl Conversation {
             attributes: turn.map(|turn| turn.attributes.clone()).unwrap_or_default(),
             names: sequence.sealed_names().to_vec(),
             stretches: stretches(sequence),
+            priorities: Vec::new(),
         }
     }
 
     /// Leading blocks that are those of another, too.
-    fn shares_with(&self, other: &Self) -> usize {
+    pub(super) fn shares_with(&self, other: &Self) -> usize {
         let both = self.names.len().min(other.names.len());
         // Equal names mean equal prefixes: from the first that differs on, all do.
         let indices: Vec<usize> = (0..both).collect();
@@ -142,10 +145,10 @@ impl Memory {
         }
     }
 
-    pub(super) fn forget(&mut self, session: u64) {
-        if let Some(gone) = self.sessions.remove(&session) {
-            self.names -= gone.names.len();
-        }
+    pub(super) fn forget(&mut self, session: u64) -> Option<Conversation> {
+        let gone = self.sessions.remove(&session)?;
+        self.names -= gone.names.len();
+        Some(gone)
     }
 
     pub(super) fn clear(&mut self) {
@@ -165,10 +168,35 @@ impl Memory {
         all
     }
 
-    /// Leading blocks of a conversation that other sessions have, too.
-    pub(super) fn shared(&self, of: &Conversation) -> usize {
-        let others = self.sessions.values().filter(|known| known.session != of.session);
-        others.map(|known| of.shares_with(known)).max().unwrap_or(0)
+    /// For each of the leading blocks of a conversation that other sessions have, too, the highest priority that one of
+    /// them gave it last.
+    pub(super) fn shared(&self, of: &Conversation) -> Vec<u8> {
+        let mut highest = Vec::new();
+        for known in self.sessions.values().filter(|known| known.session != of.session) {
+            let shared = of.shares_with(known);
+            highest.resize(shared.max(highest.len()), 0);
+            let mut start = 0;
+            let unanswered = [(shared, Retention::ORDINARY.priority)];
+            let runs = if known.priorities.is_empty() { &unanswered[..] } else { &known.priorities };
+            for &(end, priority) in runs {
+                let run = start..end.clamp(start, shared);
+                start = run.end;
+                highest[run].iter_mut().for_each(|held: &mut u8| *held = (*held).max(priority));
+            }
+        }
+        highest
+    }
+
+    /// What was said of a session's blocks.
+    pub(super) fn note(&mut self, session: u64, priorities: Vec<(usize, u8)>) {
+        if let Some(known) = self.sessions.get_mut(&session) {
+            known.priorities = priorities;
+        }
+    }
+
+    /// A session as it was after its last turn.
+    pub(super) fn session(&self, session: u64) -> Option<&Conversation> {
+        self.sessions.get(&session)
     }
 }
 
@@ -188,6 +216,7 @@ mod tests {
             attributes: Attributes::default(),
             names: names.iter().copied().map(BlockName).collect(),
             stretches: vec![],
+            priorities: vec![],
         }
     }
 
@@ -209,9 +238,16 @@ mod tests {
         let mut memory = Memory::default();
         memory.remember(conversation(1, 1, &[1, 2, 3, 4]), 100);
         memory.remember(conversation(2, 1, &[1, 2, 5]), 100);
-        assert_eq!(memory.shared(&conversation(3, 1, &[1, 2, 3])), 3);
-        assert_eq!(memory.shared(&conversation(1, 1, &[1, 2, 3, 4])), 2, "not with itself");
-        assert_eq!(memory.shared(&conversation(3, 1, &[7])), 0);
+        assert_eq!(memory.shared(&conversation(3, 1, &[1, 2, 3])), [50, 50, 50]);
+        assert_eq!(memory.shared(&conversation(1, 1, &[1, 2, 3, 4])), [50, 50], "not with itself");
+        assert_eq!(memory.shared(&conversation(3, 1, &[7])), [0; 0]);
+        memory.note(1, vec![(1, 90), (4, 10)]);
+        memory.note(2, vec![(3, 20)]);
+        assert_eq!(
+            memory.shared(&conversation(3, 1, &[1, 2, 3])),
+            [90, 20, 10],
+            "the highest of those who have it"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The journey starts sequences here and receives their tokens; routing reads the published [`Load`].
 //! **Invariant:** only the worker's thread touches its executor and its pool; everybody else sees numbers.
 
+pub mod inspect;
 mod memory;
 mod order;
 mod retainer;
@@ -26,6 +27,7 @@ use step::StepLoop;
 use crate::config::{Kv, Schedule, Speculation};
 use crate::ctx::{Ctx, name_id};
 use crate::speculation::Counts;
+use crate::tiers::Tiers;
 
 /// What a worker is made of.
 pub struct Parts {
@@ -47,9 +49,24 @@ pub struct Parts {
     pub ahead: Speculation,
     /// How that goes.
     pub speculation: Arc<Counts>,
+    /// What lies below its own memory.
+    pub tiers: Option<Arc<Tiers>>,
     /// Clock and seeds.
     pub ctx: Ctx,
 }
+
+/// What a worker's thread is told.
+enum Message {
+    /// A sequence comes in.
+    Start(Box<Start>),
+    /// Something that it waits for has happened.
+    Wake,
+    /// An operator asks.
+    Ask(inspect::Question),
+}
+
+/// Where it is told so; empty once the worker is to stop.
+type Sender = Arc<Mutex<Option<mpsc::Sender<Message>>>>;
 
 /// The handle of a running worker.
 pub struct Worker {
@@ -61,7 +78,7 @@ pub struct Worker {
     pub id: u64,
     /// What it published last.
     pub load: Arc<Load>,
-    starts: Mutex<Option<mpsc::Sender<Start>>>,
+    sender: Sender,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -144,16 +161,17 @@ impl Worker {
         load.pages.store(caps.kv.pages, Ordering::Relaxed);
         let pool = BlockPool::new(caps.kv.pages, caps.kv.block_tokens)
             .with_keep_bounds(retainer::keep_bounds(&parts.kv, caps.kv.pages));
-        let (starts, received) = mpsc::channel();
+        let (sender, received) = mpsc::channel();
+        let sender = Arc::new(Mutex::new(Some(sender)));
         let (index, name) = (parts.index, parts.name.clone());
-        let step_loop = StepLoop::new(parts, pool, Arc::clone(&load), received);
+        let step_loop = StepLoop::new(parts, pool, Arc::clone(&load), (Arc::clone(&sender), received));
         let thread = std::thread::Builder::new().name(name.clone()).spawn(move || step_loop.run())?;
         Ok(Self {
             index,
             id: name_id(&name),
             name: name.into(),
             load,
-            starts: Mutex::new(Some(starts)),
+            sender,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -161,18 +179,18 @@ impl Worker {
     /// Hands a sequence over; its events come through its channel. False once the worker has stopped.
     pub fn submit(&self, start: Start) -> bool {
         let tokens = start.tokens.len() as u64;
-        let starts = self.starts.lock();
-        let Some(sender) = starts.as_ref() else { return false };
+        let sender = self.sender.lock();
+        let Some(sender) = sender.as_ref() else { return false };
         if !start.ahead {
             self.load.in_transit.fetch_add(1, Ordering::Relaxed);
             self.load.in_transit_tokens.fetch_add(tokens, Ordering::Relaxed);
         }
-        sender.send(start).is_ok()
+        sender.send(Message::Start(Box::new(start))).is_ok()
     }
 
     /// Lets the step loop finish what it has and joins its thread.
     pub fn stop(&self) {
-        drop(self.starts.lock().take());
+        drop(self.sender.lock().take());
         if let Some(thread) = self.thread.lock().take()
             && thread.join().is_err()
         {

@@ -6,12 +6,16 @@
 
 use std::collections::BTreeMap;
 
-use kv::{BlockPool, KeepBound, KeepBounds, Retained, Retention};
-use policy::{BUILTIN, Clip, Frame, Generations, Keep, RETAIN_CACHE, RETAIN_SEGMENT, RetainView, Table};
+use kv::{BlockName, BlockPool, KeepBound, KeepBounds, Retained, Retention};
+use policy::{
+    BUILTIN, Clip, Frame, Generations, Keep, RETAIN_CACHE, RETAIN_SEGMENT, RetainView, Table, Tier,
+};
 
+use super::inspect::{self, Held};
 use super::memory::{Conversation, Memory, Stretch};
 use super::sequence::Sequence;
 use crate::config;
+use crate::tiers::Tiers;
 
 /// Chosen: what is worth keeping changes with turns; under pressure the answer of a moment ago still holds.
 const PRESSURE_EVERY_MS: u64 = 1000;
@@ -69,12 +73,14 @@ impl Retainer {
         if !self.is_asked(with) || sequence.sealed_names().is_empty() {
             return;
         }
-        let conversation = Conversation::of(sequence, with.frame.now_ms);
+        let mut conversation = Conversation::of(sequence, with.frame.now_ms);
         let found = sequence.cached_tokens.unwrap_or(0) as usize / self.block_tokens;
         with.pool.count_hits(&conversation.names[..found.min(conversation.names.len())]);
         let occasion = if conversation.live { Occasion::TurnCommitted } else { Occasion::SessionEnded };
         let mut memory = std::mem::take(&mut self.memory);
-        self.ask(occasion, &[&conversation], &memory, with);
+        forsake(&conversation, &memory, with.pool);
+        let answered = self.ask(occasion, &[&conversation], &memory, with);
+        conversation.priorities = answered.into_iter().next().map(|(_, runs)| runs).unwrap_or_default();
         if !conversation.live {
             memory.forget(conversation.session);
         } else if conversation.session != 0 {
@@ -96,10 +102,14 @@ impl Retainer {
             return;
         }
         self.pressed_ms = with.frame.now_ms;
-        let memory = std::mem::take(&mut self.memory);
+        let mut memory = std::mem::take(&mut self.memory);
         let conversations = memory.oldest(ROWS_MAX);
+        let mut answered = Vec::new();
         if !conversations.is_empty() {
-            self.ask(Occasion::Pressure, &conversations, &memory, with);
+            answered = self.ask(Occasion::Pressure, &conversations, &memory, with);
+        }
+        for (session, priorities) in answered {
+            memory.note(session, priorities);
         }
         self.memory = memory;
     }
@@ -107,6 +117,18 @@ impl Retainer {
     /// Whether anything was ever asked, so that there is something to see to before a step.
     pub(super) fn in_force(&self) -> bool {
         self.in_force
+    }
+
+    /// What operators are told.
+    pub(super) fn held(&self, pool: &BlockPool, now_ms: u64) -> Held {
+        inspect::held(&self.memory, pool, now_ms)
+    }
+
+    /// Forgets a session, and says which blocks are its own.
+    pub(super) fn forget(&mut self, session: u64) -> Option<Vec<BlockName>> {
+        let known = self.memory.forget(session)?;
+        let shared = self.memory.shared(&known).len();
+        Some(known.names[shared..].to_vec())
     }
 
     /// Whether anybody decides. Where nobody does any more, the marks of old answers go.
@@ -126,7 +148,7 @@ impl Retainer {
         conversations: &[&Conversation],
         memory: &Memory,
         with: &mut With<'_>,
-    ) {
+    ) -> Vec<(u64, Vec<(usize, u8)>)> {
         let now_ms = with.frame.now_ms;
         with.pool.expire(now_ms);
         self.fill_cache(occasion, with.pool);
@@ -135,20 +157,25 @@ impl Retainer {
         let decision = with.generations.retain(self.worker, &view);
         if *decision.decided_by == *BUILTIN {
             // No answer: what is worth keeping stays what it was.
-            return;
+            return Vec::new();
         }
         let mut clips = Clips { keeps: &decision.keeps, clips: BTreeMap::new() };
+        let mut answered = Vec::with_capacity(conversations.len());
         let mut row = 0;
         for conversation in conversations {
             let rows = row..row + conversation.stretches.len();
-            let wanted = self.wanted(conversation, rows.clone(), &mut clips, now_ms);
-            apply((conversation, memory.shared(conversation)), occasion, &wanted, with.pool, &mut clips);
+            let lowest = with.tiers.map_or(Tier::Hbm, Tiers::lowest);
+            let wanted = self.wanted(conversation, rows.clone(), &mut clips, (now_ms, lowest));
+            let shared = memory.shared(conversation);
+            apply((conversation, &shared), occasion, &wanted, (with.pool, with.tiers), &mut clips);
+            answered.push((conversation.session, runs(&wanted)));
             row = rows.end;
         }
         let clips: Vec<Clip> = clips.clips.into_values().collect();
         if !clips.is_empty() {
             with.generations.clipped(self.worker, with.frame, &clips);
         }
+        answered
     }
 
     fn fill_cache(&mut self, occasion: Occasion, pool: &BlockPool) {
@@ -212,7 +239,7 @@ impl Retainer {
         conversation: &Conversation,
         rows: std::ops::Range<usize>,
         clips: &mut Clips<'_>,
-        now_ms: u64,
+        (now_ms, lowest): (u64, Tier),
     ) -> Vec<Wanted> {
         let mut wanted: Vec<Option<Wanted>> = vec![None; conversation.names.len()];
         for (row, part) in rows.zip(&conversation.stretches) {
@@ -226,15 +253,20 @@ impl Retainer {
                 true => Retention::DROPPED,
                 false => Retention { priority: keep.priority, until_ms, drop: false },
             };
+            let floor = keep.tier_floor.unwrap_or(Tier::Hbm);
+            if floor > lowest && keep.ttl_ms > 0 && !keep.drop {
+                clips.note_floor(row, lowest);
+            }
+            let floor = floor.min(lowest);
             let blocks = part.start as usize / self.block_tokens
                 ..((part.start + part.tokens) as usize).div_ceil(self.block_tokens);
             for block in wanted.iter_mut().take(blocks.end).skip(blocks.start) {
-                let own = Wanted { retention, row };
+                let own = Wanted { retention, row, floor };
                 // A block that lies in two segments takes the larger.
                 *block = Some(block.map_or(own, |other| other.larger(own)));
             }
         }
-        let ordinary = Wanted { retention: Retention::ORDINARY, row: 0 };
+        let ordinary = Wanted { retention: Retention::ORDINARY, row: 0, floor: Tier::Hbm };
         let mut wanted: Vec<Wanted> = wanted.into_iter().map(|block| block.unwrap_or(ordinary)).collect();
         // A block cannot leave before those after it, so it is kept as long as any of them.
         for i in (1..wanted.len()).rev() {
@@ -250,6 +282,7 @@ impl Retainer {
 /// What a question is asked with.
 pub(super) struct With<'a> {
     pub(super) pool: &'a mut BlockPool,
+    pub(super) tiers: Option<&'a Tiers>,
     pub(super) generations: &'a Generations,
     pub(super) frame: Frame,
 }
@@ -259,22 +292,30 @@ pub(super) struct With<'a> {
 struct Wanted {
     retention: Retention,
     row: usize,
+    /// The slowest tier that it may fall to while it is kept.
+    floor: Tier,
 }
 
 impl Wanted {
     fn larger(self, other: Self) -> Self {
         let row = if other.retention.until_ms > self.retention.until_ms { other.row } else { self.row };
-        Self { retention: self.retention.larger(other.retention), row }
+        let floor = match (self.retention.is_kept(), other.retention.is_kept()) {
+            (false, true) => other.floor,
+            (true, true) => self.floor.min(other.floor),
+            _ => self.floor,
+        };
+        Self { retention: self.retention.larger(other.retention), row, floor }
     }
 
     fn at_least_until(self, after: Self) -> Self {
         let Retention { priority, until_ms, drop } = self.retention;
+        let floor = if until_ms > 0 { self.floor.min(after.floor) } else { after.floor };
         if !drop && until_ms >= after.retention.until_ms {
-            return self;
+            return Self { floor, ..self };
         }
         let priority = if drop { after.retention.priority } else { priority };
         let until_ms = after.retention.until_ms;
-        Self { retention: Retention { priority, until_ms, drop: false }, row: after.row }
+        Self { retention: Retention { priority, until_ms, drop: false }, row: after.row, floor }
     }
 }
 
@@ -290,27 +331,63 @@ impl Clips<'_> {
         let got = Keep { ttl_ms, ..self.keeps[row] };
         self.clips.insert(row, Clip { row: row as u32, got, bound: bound.to_owned() });
     }
+
+    /// A row may fall no further than to a tier that is there.
+    fn note_floor(&mut self, row: usize, floor: Tier) {
+        let got = Keep { tier_floor: Some(floor), ..self.keeps[row] };
+        self.clips.entry(row).or_insert(Clip { row: row as u32, got, bound: "tier".to_owned() });
+    }
 }
 
-/// Has the pool order a conversation's blocks by what they are to be worth; `shared` leading ones are those of other
-/// sessions, too, which lose nothing by this answer.
+/// The priorities of blocks in runs, each up to a block.
+fn runs(wanted: &[Wanted]) -> Vec<(usize, u8)> {
+    let mut runs: Vec<(usize, u8)> = Vec::new();
+    for (end, wanted) in (1..).zip(wanted) {
+        let priority = if wanted.retention.drop { 0 } else { wanted.retention.priority };
+        match runs.last_mut() {
+            Some(last) if last.1 == priority => last.0 = end,
+            _ => runs.push((end, priority)),
+        }
+    }
+    runs
+}
+
+/// A session that went another way than before leaves blocks behind that nobody speaks for any more: the first to go.
+fn forsake(conversation: &Conversation, memory: &Memory, pool: &mut BlockPool) {
+    let Some(before) = memory.session(conversation.session) else { return };
+    let kept = conversation.shares_with(before).max(memory.shared(before).len());
+    for name in &before.names[kept..] {
+        let Some(worth) = pool.retention(name) else { return };
+        pool.retain(*name, Retention { priority: 0, ..worth }, before.tenant);
+    }
+}
+
+/// Has the pool order a conversation's blocks by what they are to be worth. The leading ones are those of other sessions,
+/// too, which gave them the priorities `shared` and lose nothing by this answer.
 fn apply(
-    (conversation, shared): (&Conversation, usize),
+    (conversation, shared): (&Conversation, &[u8]),
     occasion: Occasion,
     wanted: &[Wanted],
-    pool: &mut BlockPool,
+    (pool, tiers): (&mut BlockPool, Option<&Tiers>),
     clips: &mut Clips<'_>,
 ) {
-    for (i, (name, &Wanted { retention: mut worth, row })) in
+    for (i, (name, &Wanted { retention: mut worth, row, floor })) in
         conversation.names.iter().zip(wanted).enumerate()
     {
         // Residents form prefixes: what follows is gone, too.
         let Some(before) = pool.retention(name) else { return };
-        if i < shared {
-            worth = before.larger(worth);
+        if let Some(&priority) = shared.get(i) {
+            worth = Retention { priority, until_ms: before.until_ms, drop: false }.larger(worth);
         } else if occasion == Occasion::TurnCommitted && !worth.drop && !before.drop {
             // Somebody without a session may have wished for more.
             worth.until_ms = worth.until_ms.max(before.until_ms);
+        }
+        if let Some(tiers) = tiers {
+            tiers.retain(*name, worth, (conversation.tenant, floor));
+        }
+        if floor > Tier::Hbm {
+            // A slower tier keeps it.
+            worth.until_ms = 0;
         }
         match pool.retain(*name, worth, conversation.tenant) {
             Retained::Unkept(KeepBound::Pages) => clips.note(row, 0, "pinned-share"),

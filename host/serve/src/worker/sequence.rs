@@ -1,16 +1,20 @@
 //! One sequence on its worker: its tokens, its pages, and how far they are computed.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{Sampled, SamplingParams};
-use kv::{BlockName, BlockPool, Fingerprint, NameChain, PageIdx};
+use kv::checkpoint::Journal;
+use kv::{BlockName, BlockPool, Fingerprint, NameChain, PageIdx, Slot};
 use policy::Attributes;
 use tokio::sync::mpsc;
 
 use crate::ctx::Moment;
 use crate::prompt::{Constraint, Next};
+use crate::resume::Resumed;
 use crate::retain::Turn;
+use crate::tiers::Fetch;
 
 /// What a worker needs to start a sequence.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub struct Start {
     pub attributes: Attributes,
     /// What the `retain` slot is told of it; `None` where nobody is asked.
     pub turn: Option<Arc<Turn>>,
+    /// What there is of its output, and what takes down the rest.
+    pub resumed: Option<Resumed>,
     /// Whether its start is told, before its first token.
     pub announced: bool,
     /// Whether nobody waits for it: it is computed with what others leave.
@@ -115,6 +121,10 @@ pub(super) struct Sequence {
     pub(super) pages: Vec<PageIdx>,
     /// Leading pages that are held through the one after them.
     lent: usize,
+    /// What is fetched for it before it starts.
+    pub(super) fetch: Option<Fetch>,
+    /// Blocks that are moved into these pages before it computes; they follow what is computed.
+    pub(super) loads: VecDeque<(PageIdx, Slot)>,
     /// Prompt tokens found in the cache when the sequence was first started.
     pub(super) cached_tokens: Option<u32>,
     /// Most prompt tokens of a step that the last plan gives it; `None` leaves them to the host.
@@ -130,6 +140,8 @@ pub(super) struct Sequence {
     chain: NameChain,
     /// Leading pages that have their name.
     sealed: usize,
+    /// Takes down its output.
+    journal: Option<Journal>,
 }
 
 impl Sequence {
@@ -146,12 +158,14 @@ impl Sequence {
             let full = chain.push(token);
             assert!(full.is_none(), "the prompt's full blocks all have a name");
         }
-        Self {
+        let mut s = Self {
             history,
             start,
             computed: 0,
             pages: Vec::new(),
             lent: 0,
+            fetch: None,
+            loads: VecDeque::new(),
             cached_tokens: None,
             chunk_tokens: None,
             preemptions_planned: 0,
@@ -160,6 +174,26 @@ impl Sequence {
             names,
             chain,
             sealed: 0,
+            journal: None,
+        };
+        s.take_up();
+        s
+    }
+
+    /// Takes the output that there is already; it is sent with the first token that comes.
+    fn take_up(&mut self) {
+        let Some(Resumed { journal, tokens, .. }) = self.start.resumed.take() else { return };
+        self.journal = journal;
+        for token in tokens {
+            self.append(token);
+            self.outbox.push(Sampled { token, ..Sampled::default() });
+        }
+    }
+
+    fn append(&mut self, token: u32) {
+        self.history.push(token);
+        if let Some(name) = self.chain.push(token) {
+            self.names.push(name);
         }
     }
 
@@ -194,14 +228,32 @@ impl Sequence {
     /// what the sequence waits for.
     pub(super) fn take_cached(&mut self, pool: &mut BlockPool, block_tokens: usize) {
         assert!(self.pages.is_empty() && self.computed == 0, "only a sequence without pages looks for them");
-        let usable = ((self.history.len() - 1) / block_tokens).min(self.names.len());
-        self.pages = pool.pin_prefix(&self.names[..usable]);
+        self.pages = pool.pin_prefix(self.usable_names(block_tokens));
         self.sealed = self.pages.len();
         self.lent = self.sealed.saturating_sub(1);
         self.computed = self.sealed * block_tokens;
         if self.cached_tokens.is_none() {
-            self.cached_tokens = Some(self.computed as u32);
+            self.cached_tokens = Some(self.computed.min(self.prompt_len()) as u32);
         }
+    }
+
+    /// Names of its leading blocks that it may have from elsewhere.
+    pub(super) fn usable_names(&self, block_tokens: usize) -> &[BlockName] {
+        &self.names[..((self.history.len() - 1) / block_tokens).min(self.names.len())]
+    }
+
+    /// Whether it waits for blocks from elsewhere before it can start.
+    pub(super) fn is_fetching(&self) -> bool {
+        self.fetch.as_ref().is_some_and(|fetch| !fetch.is_over())
+    }
+
+    /// Takes blocks that follow what it has, and pages that they are to be moved into.
+    pub(super) fn load(&mut self, pages: &[PageIdx], slots: Vec<Slot>, block_tokens: usize) {
+        self.pages.extend(pages);
+        self.loads.extend(pages.iter().copied().zip(slots));
+        let tokens = (pages.len() * block_tokens) as u32;
+        let prompt = self.prompt_len() as u32;
+        self.cached_tokens = self.cached_tokens.map(|cached| (cached + tokens).min(prompt));
     }
 
     /// Tells its start, if that is wanted and was not told.
@@ -221,6 +273,7 @@ impl Sequence {
     pub(super) fn release(&mut self, pool: &mut BlockPool) {
         pool.release(&self.pages[self.lent..]);
         self.pages.clear();
+        self.loads.clear();
         self.lent = 0;
         self.computed = 0;
         self.sealed = 0;
@@ -261,9 +314,9 @@ impl Sequence {
 
     /// Appends an output token, and sends it unless the last one was sent a moment ago.
     pub(super) fn push(&mut self, sampled: Sampled, now: Moment) {
-        self.history.push(sampled.token);
-        if let Some(name) = self.chain.push(sampled.token) {
-            self.names.push(name);
+        self.append(sampled.token);
+        if let Some(journal) = &mut self.journal {
+            journal.push(&[sampled.token]);
         }
         self.outbox.push(sampled);
         if self.sent.is_none_or(|sent| now.saturating_sub(sent) >= SEND_EVERY) {
@@ -287,6 +340,9 @@ impl Sequence {
     /// Sends the end, after everything that came before it.
     pub(super) fn finish(&mut self, finish: Finish) {
         self.flush();
+        if let Some(journal) = self.journal.take() {
+            journal.end();
+        }
         let cached_tokens = self.cached_tokens.unwrap_or(0);
         let _ = self.start.events.try_send(Event::Finished { finish, cached_tokens });
     }

@@ -4,21 +4,24 @@
 //! pages go back then.
 
 mod ahead;
+mod moving;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use engine::{EngineError, Row, SampleSpec, Sampled, StepPlan};
 use kv::BlockPool;
 use policy::Frame;
 
+use self::moving::Mover;
+use super::inspect::Question;
 use super::order::{Order, Planner, Terms, Victim};
 use super::retainer::{Retainer, With};
 use super::sequence::{Event, Finish, Sequence, Start};
-use super::{Load, Parts, smooth};
+use super::{Load, Message, Parts, Sender, smooth};
 use crate::ctx::{Ctx, Moment, name_id};
 use crate::prompt::{Constraint, Next};
 use crate::speculation::Cancelled;
@@ -28,7 +31,9 @@ pub(super) struct StepLoop {
     parts: Parts,
     pool: BlockPool,
     load: Arc<Load>,
-    received: Receiver<Start>,
+    received: Receiver<Message>,
+    /// For those who are to wake it.
+    sender: Sender,
     /// In the order in which they are to be started.
     waiting: Vec<Sequence>,
     /// In order of admission; behind them those that are computed ahead of need.
@@ -38,6 +43,7 @@ pub(super) struct StepLoop {
     order: Order,
     planner: Arc<dyn Planner>,
     retainer: Retainer,
+    mover: Option<Mover>,
     /// Whether `waiting` or `running` has other members than at the last schedule decision.
     changed: bool,
     block_tokens: usize,
@@ -45,17 +51,27 @@ pub(super) struct StepLoop {
 }
 
 impl StepLoop {
-    pub(super) fn new(parts: Parts, pool: BlockPool, load: Arc<Load>, received: Receiver<Start>) -> Self {
+    pub(super) fn new(
+        parts: Parts,
+        pool: BlockPool,
+        load: Arc<Load>,
+        (sender, received): (Sender, Receiver<Message>),
+    ) -> Self {
         let planner = Arc::clone(&parts.generations) as Arc<dyn Planner>;
         let order = Order::new(parts.index, name_id(&parts.name));
         let named = (parts.index, name_id(&parts.name));
         let retainer = Retainer::new(named, &parts.kv, pool.stats().pages);
-        let block_tokens = parts.executor.caps().kv.block_tokens as usize;
+        let shape = parts.executor.caps().kv;
+        let tiers = parts.tiers.as_ref();
+        let mover = tiers.map(|tiers| Mover::new(Arc::clone(tiers), shape.block_bytes, shape.pages));
+        let block_tokens = shape.block_tokens as usize;
         Self {
             parts,
             pool,
             load,
             received,
+            sender,
+            mover,
             waiting: Vec::new(),
             running: Vec::new(),
             ahead: VecDeque::new(),
@@ -84,26 +100,73 @@ impl StepLoop {
         self.plan();
         let mut rows = self.admit();
         self.prepare_draws(&mut rows);
-        if rows.iter().any(|new| *new > 0) {
+        let busy = rows.iter().any(|new| *new > 0);
+        if busy {
             self.flush_before_prefill(&rows);
             self.step(&rows);
         }
+        self.move_some(busy);
         self.publish();
         true
     }
 
     /// Takes what has come in; sleeps when there is nothing to do. False at the end.
     fn receive(&mut self) -> bool {
-        if self.waiting.is_empty() && self.running.is_empty() && self.ahead.is_empty() {
-            match self.received.recv() {
-                Ok(start) => self.enqueue(start),
-                Err(_) => return false,
+        if self.is_idle() {
+            let stalled = self.mover.as_mut().is_some_and(Mover::take_stalled);
+            let received = match stalled {
+                true => self
+                    .received
+                    .recv_timeout(STALLED)
+                    .map_err(|error| error == RecvTimeoutError::Disconnected),
+                false => self.received.recv().map_err(|_| true),
+            };
+            match received {
+                Ok(message) => self.take(message),
+                // Whatever was fetched is there by then.
+                Err(ended) => return !ended || !self.waiting.is_empty(),
             }
         }
-        while let Ok(start) = self.received.try_recv() {
-            self.enqueue(start);
+        while let Ok(message) = self.received.try_recv() {
+            self.take(message);
         }
         true
+    }
+
+    /// Whether there is nothing to do until somebody comes in or something is there.
+    fn is_idle(&self) -> bool {
+        self.running.is_empty()
+            && self.ahead.is_empty()
+            && self.waiting.iter().all(Sequence::is_fetching)
+            && !self.mover.as_ref().is_some_and(Mover::is_busy)
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Start(start) => self.enqueue(*start),
+            Message::Wake => {}
+            Message::Ask(question) => self.answer(question),
+        }
+    }
+
+    /// Whoever asked may have left.
+    fn answer(&mut self, question: Question) {
+        match question {
+            Question::Held(answer) => {
+                let held = self.retainer.held(&self.pool, self.parts.ctx.unix_ms());
+                let _ = answer.send(held);
+            }
+            Question::Drop(session, answer) => {
+                let names = self.retainer.forget(session);
+                if let Some(names) = &names {
+                    self.pool.remove_last(names);
+                }
+                let _ = answer.send(names);
+            }
+            Question::Flush(answer) => {
+                let _ = answer.send(self.pool.flush());
+            }
+        }
     }
 
     fn enqueue(&mut self, start: Start) {
@@ -113,7 +176,12 @@ impl StepLoop {
         self.load.in_transit.fetch_sub(1, Ordering::Relaxed);
         self.load.in_transit_tokens.fetch_sub(start.tokens.len() as u64, Ordering::Relaxed);
         let fingerprint = self.parts.executor.caps().fingerprint;
-        self.waiting.push(Sequence::new(start, fingerprint, self.block_tokens));
+        let mut s = Sequence::new(start, fingerprint, self.block_tokens);
+        if s.output_len() > 0 && goes_no_further(&mut s) {
+            return;
+        }
+        self.fetch(&mut s);
+        self.waiting.push(s);
         self.changed = true;
     }
 
@@ -193,6 +261,7 @@ impl StepLoop {
     /// Most prompt tokens of a sequence in a step, as planned; nobody is held back for too long.
     fn chunk_max(&self, s: &Sequence, now: Moment) -> usize {
         match s.chunk_tokens {
+            _ if s.is_fetching() || !s.loads.is_empty() => 0,
             None => usize::MAX,
             Some(0) if s.starves(now, self.starvation()) => usize::MAX,
             Some(tokens) => tokens as usize,
@@ -202,11 +271,14 @@ impl StepLoop {
     /// A step of the first that runs, or is next to run.
     fn first_anyway(&mut self) -> Vec<usize> {
         let budget = self.parts.schedule.step_tokens_max as usize;
-        if self.running.is_empty() && !self.waiting.is_empty() {
-            self.start(0, budget);
+        if self.running.is_empty()
+            && let Some(next) = self.waiting.iter().position(|s| !s.is_fetching())
+        {
+            self.start(next, budget);
         }
         let mut rows = vec![0; self.running.len()];
-        for (row, s) in rows.iter_mut().zip(&self.running).take(1) {
+        let mut ready = rows.iter_mut().zip(&self.running).filter(|(_, s)| s.loads.is_empty());
+        if let Some((row, s)) = ready.next() {
             *row = s.left().min(budget);
         }
         rows
@@ -224,7 +296,9 @@ impl StepLoop {
             next.cached_tokens = counted;
             return None;
         }
-        let tokens = next.left().min(tokens_max);
+        self.take_loads(at);
+        let next = &mut self.waiting[at];
+        let tokens = if next.loads.is_empty() { next.left().min(tokens_max) } else { 0 };
         next.announce();
         self.running.push(self.waiting.remove(at));
         self.changed = true;
@@ -260,6 +334,7 @@ impl StepLoop {
     fn preempt(&mut self, victim: Victim) {
         let mut s = self.running.remove(victim.at);
         s.flush();
+        self.want_saved(&s);
         s.release(&mut self.pool);
         s.preemptions_planned += u32::from(victim.planned);
         self.load.preemptions.fetch_add(1, Ordering::Relaxed);
@@ -357,6 +432,9 @@ impl StepLoop {
         let ticket = self.parts.executor.submit(&plan)?;
         let out = self.parts.executor.poll(ticket, true)?;
         let out = out.ok_or_else(|| EngineError::Plan("a blocking poll gave no result".into()))?;
+        if let Some(mover) = &self.mover {
+            mover.computed(&plan_rows, out.took);
+        }
         tracing::trace!(worker = %self.parts.name, rows = plan_rows.len(), tokens = tokens.len(), took = ?out.took, "step");
         Ok(out.sampled)
     }
@@ -408,17 +486,26 @@ impl StepLoop {
         }
         let mut with = With {
             pool: &mut self.pool,
+            tiers: self.mover.as_ref().map(Mover::tiers),
             generations: &self.parts.generations,
             frame: frame(&self.parts.ctx),
         };
         self.retainer.committed(&s, &mut with);
+        self.want_saved(&s);
         s.release(&mut self.pool);
+    }
+
+    fn want_saved(&mut self, s: &Sequence) {
+        if let Some(mover) = &mut self.mover {
+            mover.want_saved(s);
+        }
     }
 
     fn review_cache(&mut self) {
         if self.retainer.in_force() {
             let frame = frame(&self.parts.ctx);
-            let mut with = With { pool: &mut self.pool, generations: &self.parts.generations, frame };
+            let tiers = self.mover.as_ref().map(Mover::tiers);
+            let mut with = With { pool: &mut self.pool, tiers, generations: &self.parts.generations, frame };
             self.retainer.before_step(&mut with);
         }
     }
@@ -441,12 +528,43 @@ impl StepLoop {
         store(&load.active_tokens, running.iter().map(|s| s.history.len() as u64).sum());
         store(&load.evictions, stats.evictions);
         load.steps.fetch_add(1, Ordering::Relaxed);
+        if let Some(mover) = &self.mover {
+            mover.tiers().tick(self.parts.ctx.unix_ms());
+        }
     }
 }
+
+/// How long a worker that has nothing else to do waits for slots to become free. Chosen: a disk writes some blocks.
+const STALLED: Duration = Duration::from_millis(2);
 
 /// When no further masks are computed for a step. Chosen: a mask takes about 20 us, seldom some milliseconds; a step
 /// of a real model takes at least five, and rows without a grammar wait no longer than this and one mask.
 const MASKS_PER_STEP_MAX: Duration = Duration::from_millis(2);
+
+/// Has what there is of an output looked at as if it had been drawn. True when that is all of it.
+fn goes_no_further(s: &mut Sequence) -> bool {
+    let prompt_len = s.prompt_len();
+    for at in prompt_len..s.history.len() {
+        match s.follow(s.history[at]) {
+            Ok(Next::More) => {}
+            Ok(Next::Complete) => {
+                s.announce();
+                s.finish(Finish::Stop);
+                return true;
+            }
+            Err(reason) => {
+                s.fail(reason);
+                return true;
+            }
+        }
+    }
+    let full = s.output_len() >= s.start.output_tokens_max as usize;
+    if full {
+        s.announce();
+        s.finish(Finish::Length);
+    }
+    full
+}
 
 /// Takes a drawn token in and reports it. True when the sequence has ended.
 fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {

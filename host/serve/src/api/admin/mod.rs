@@ -1,10 +1,11 @@
-//! The admin API, on its own listener: generations, plugins, swaps, rollouts, roll back.
+//! The admin API, on its own listener: generations, plugins, swaps, rollouts, roll back, the KV cache.
 //!
 //! With `admin.token_sha256` nothing is answered to whoever does not show the token; without, nothing to web pages.
 //! **Invariant:** every change is one call that either is done when it returns or changed nothing.
 
 mod component;
 mod generations;
+mod kv;
 mod record;
 mod rollout;
 
@@ -16,7 +17,7 @@ use axum::extract::State;
 use axum::http::{HeaderValue, Request as HttpRequest, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use policy::PrepareError;
 use serde_json::{Value, json};
 
@@ -37,6 +38,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/admin/v1/reload", post(generations::reload))
         .route("/admin/v1/record", record::routes())
         .route("/admin/v1/workers", get(workers))
+        .route("/admin/v1/kv", get(kv::show))
+        .route("/admin/v1/kv/held", get(kv::held))
+        .route("/admin/v1/kv/sessions/{session}", delete(kv::drop_session))
+        .route("/admin/v1/kv/flush", post(kv::flush))
         .fallback(unknown)
         .layer(from_fn_with_state(Arc::clone(&app), check_token))
         .with_state(app)

@@ -60,6 +60,7 @@ pub fn parse(
         begins_early: false,
         headers: sampling::hint_headers(headers, &rules.hints.headers),
         extensions,
+        idempotency: None,
     };
     Ok((request, style(&fields)?))
 }

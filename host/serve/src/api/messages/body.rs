@@ -90,6 +90,7 @@ pub(super) fn request(
         begins_early: streamed,
         headers: sampling::hint_headers(headers, &rules.hints.headers),
         extensions,
+        idempotency: None,
     };
     Ok((request, marks))
 }

@@ -136,6 +136,7 @@ pub(super) fn request(
         begins_early: true,
         headers: sampling::hint_headers(headers, &rules.hints.headers),
         extensions,
+        idempotency: None,
     })
 }
 

@@ -46,6 +46,7 @@ fn conversation(session: u64, tokens: &[u32], parts: &[u32]) -> Conversation {
         attributes: Attributes::default(),
         names: names(tokens),
         stretches,
+        priorities: vec![],
     }
 }
 
@@ -66,11 +67,11 @@ fn answer(
     of: &Conversation,
     occasion: Occasion,
     keeps: &[Keep],
-    shared: usize,
+    shared: &[u8],
 ) -> (Vec<Retention>, Vec<(u32, u32, String)>) {
     let mut clips = Clips { keeps, clips: BTreeMap::new() };
-    let wanted = retainer().wanted(of, 0..keeps.len(), &mut clips, 1_000);
-    apply((of, shared), occasion, &wanted, pool, &mut clips);
+    let wanted = retainer().wanted(of, 0..keeps.len(), &mut clips, (1_000, Tier::Hbm));
+    apply((of, shared), occasion, &wanted, (pool, None), &mut clips);
     let worth = of.names.iter().map(|name| pool.retention(name).expect("resident")).collect();
     (worth, clips.clips.into_values().map(|clip| (clip.row, clip.got.ttl_ms, clip.bound)).collect())
 }
@@ -85,10 +86,10 @@ const TWELVE: [u32; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
 fn a_block_in_two_segments_takes_the_larger() {
     let mut pool = pool(8, KeepBounds::NONE, &[&TWELVE]);
     let of = conversation(1, &TWELVE, &[6, 6]);
-    let (worth_of, clips) = answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(70, 0), keep(20, 0)], 0);
+    let (worth_of, clips) = answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(70, 0), keep(20, 0)], &[]);
     assert_eq!(worth_of, [worth(70, 0), worth(70, 0), worth(20, 0)]);
     assert!(clips.is_empty());
-    let (worth_of, _) = answer(&mut pool, &of, Occasion::Pressure, &[DROP, keep(20, 0)], 0);
+    let (worth_of, _) = answer(&mut pool, &of, Occasion::Pressure, &[DROP, keep(20, 0)], &[]);
     assert_eq!(worth_of, [Retention::DROPPED, worth(20, 0), worth(20, 0)]);
 }
 
@@ -97,7 +98,7 @@ fn what_stands_before_a_kept_segment_is_kept_as_long() {
     let mut pool = pool(8, KeepBounds::NONE, &[&TWELVE]);
     let of = conversation(1, &TWELVE, &[4, 4, 4]);
     let keeps = [DROP, keep(60, 9_000), keep(50, 5_000)];
-    let (worth_of, clips) = answer(&mut pool, &of, Occasion::TurnCommitted, &keeps, 0);
+    let (worth_of, clips) = answer(&mut pool, &of, Occasion::TurnCommitted, &keeps, &[]);
     assert_eq!(worth_of, [worth(60, 10_000), worth(60, 10_000), worth(50, 6_000)]);
     assert!(clips.is_empty());
 }
@@ -107,7 +108,7 @@ fn a_time_beyond_the_bound_is_clipped_and_told() {
     let mut pool = pool(8, KeepBounds::NONE, &[&TWELVE]);
     let of = conversation(1, &TWELVE, &[4, 8]);
     let (worth_of, clips) =
-        answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(50, 99_000), keep(50, 10)], 0);
+        answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(50, 99_000), keep(50, 10)], &[]);
     assert_eq!(worth_of[0], worth(50, 11_000));
     assert_eq!(clips, [(0, 10_000, "ttl".to_owned())]);
 }
@@ -121,7 +122,7 @@ fn a_full_share_keeps_the_beginning_and_tells_who_lost() {
         let mut pool = pool(8, bounds, &[&TWELVE]);
         let of = conversation(1, &TWELVE, &[4, 8]);
         let (worth_of, clips) =
-            answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(50, 9_000), keep(60, 5_000)], 0);
+            answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(50, 9_000), keep(60, 5_000)], &[]);
         assert_eq!(worth_of, [worth(50, 10_000), worth(60, 6_000), worth(60, 0)]);
         assert_eq!(clips, [(1, 0, bound.to_owned())]);
     }
@@ -131,19 +132,34 @@ fn a_full_share_keeps_the_beginning_and_tells_who_lost() {
 fn what_other_sessions_have_too_loses_nothing() {
     let mut pool = pool(8, KeepBounds::NONE, &[&TWELVE]);
     let of = conversation(1, &TWELVE, &[12]);
-    answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(70, 5_000)], 0);
-    let (worth_of, _) = answer(&mut pool, &of, Occasion::SessionEnded, &[DROP], 1);
+    answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(70, 5_000)], &[]);
+    let (worth_of, _) = answer(&mut pool, &of, Occasion::SessionEnded, &[DROP], &[70]);
     assert_eq!(worth_of, [worth(70, 6_000), Retention::DROPPED, Retention::DROPPED]);
+    let (worth_of, _) = answer(&mut pool, &of, Occasion::Pressure, &[keep(30, 0)], &[40]);
+    assert_eq!(worth_of[0], worth(40, 6_000), "what the others say of it now, not what was said once");
+}
+
+#[test]
+fn a_session_that_goes_another_way_leaves_its_old_way_to_go_first() {
+    const OTHER: [u32; 8] = [1, 2, 3, 4, 99, 98, 97, 96];
+    let mut pool = pool(8, KeepBounds::NONE, &[&TWELVE, &OTHER]);
+    let before = conversation(1, &TWELVE, &[12]);
+    answer(&mut pool, &before, Occasion::TurnCommitted, &[keep(70, 0)], &[]);
+    let mut memory = Memory::default();
+    memory.remember(before.clone(), 100);
+    forsake(&conversation(1, &OTHER, &[8]), &memory, &mut pool);
+    let worth_of: Vec<_> = before.names.iter().map(|name| pool.retention(name).expect("resident")).collect();
+    assert_eq!(worth_of, [worth(70, 0), worth(0, 0), worth(0, 0)]);
 }
 
 #[test]
 fn a_turn_without_a_wish_shortens_none_and_the_next_look_at_all_may() {
     let mut pool = pool(8, KeepBounds::NONE, &[&TWELVE]);
     let of = conversation(1, &TWELVE, &[12]);
-    answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(70, 5_000)], 0);
-    let (worth_of, _) = answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(40, 0)], 0);
+    answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(70, 5_000)], &[]);
+    let (worth_of, _) = answer(&mut pool, &of, Occasion::TurnCommitted, &[keep(40, 0)], &[]);
     assert_eq!(worth_of, [worth(40, 6_000); 3]);
-    let (worth_of, _) = answer(&mut pool, &of, Occasion::Pressure, &[keep(40, 0)], 0);
+    let (worth_of, _) = answer(&mut pool, &of, Occasion::Pressure, &[keep(40, 0)], &[]);
     assert_eq!(worth_of, [worth(40, 0); 3]);
 }
 

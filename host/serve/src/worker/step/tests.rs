@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Sender, channel};
 
 use engine::{
-    Caps, Executor, Fence, Pace, SamplingParams, SimConfig, SimExec, StepOut, StepPlan as EnginePlan, Ticket,
-    Xfer,
+    Caps, Executor, Fence, Moved, Pace, SamplingParams, SimConfig, SimExec, StepOut, StepPlan as EnginePlan,
+    Ticket, Xfer,
 };
 use kv::PrefixIndex;
 use parking_lot::Mutex;
@@ -70,14 +70,18 @@ impl Executor for Noting {
         self.0.poll(ticket, block)
     }
 
-    fn transfer(&mut self, moves: &[Xfer], after: Fence) -> Result<Fence, EngineError> {
+    fn transfer(&mut self, moves: Vec<Xfer>, after: Fence) -> Result<Fence, EngineError> {
         self.0.transfer(moves, after)
+    }
+
+    fn settle(&mut self, fence: Fence, block: bool) -> Result<Option<Moved>, EngineError> {
+        self.0.settle(fence, block)
     }
 }
 
 struct Bench {
     step_loop: StepLoop,
-    starts: Sender<Start>,
+    starts: Sender<Message>,
     steps: Steps,
     ctx: Ctx,
 }
@@ -97,11 +101,12 @@ fn bench(pages: u32, schedule: Schedule, planner: Option<Arc<dyn Planner>>) -> B
         schedule,
         ahead: crate::config::Speculation::default(),
         speculation: Arc::default(),
+        tiers: None,
         ctx: ctx.clone(),
     };
     let (starts, received) = channel();
     let pool = BlockPool::new(pages, BLOCK_TOKENS);
-    let mut step_loop = StepLoop::new(parts, pool, Arc::default(), received);
+    let mut step_loop = StepLoop::new(parts, pool, Arc::default(), (Arc::default(), received));
     if let Some(planner) = planner {
         step_loop.planner = planner;
     }
@@ -150,10 +155,11 @@ impl Bench {
             hints: SequenceHints::default(),
             attributes: Default::default(),
             turn: None,
+            resumed: None,
             arrived: self.ctx.now(),
             events,
         };
-        self.starts.send(start).expect("the loop listens");
+        self.starts.send(Message::Start(Box::new(start))).expect("the loop listens");
         received
     }
 

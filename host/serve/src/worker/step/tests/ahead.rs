@@ -9,10 +9,12 @@ impl Bench {
         let load = &self.step_loop.load;
         load.in_transit.fetch_sub(1, Relaxed);
         load.in_transit_tokens.fetch_sub(prompt as u64, Relaxed);
-        let handed: Vec<Start> = self.step_loop.received.try_iter().collect();
-        for mut start in handed {
-            start.ahead |= start.id == id;
-            self.starts.send(start).expect("the loop listens");
+        let handed: Vec<Message> = self.step_loop.received.try_iter().collect();
+        for mut message in handed {
+            if let Message::Start(start) = &mut message {
+                start.ahead |= start.id == id;
+            }
+            self.starts.send(message).expect("the loop listens");
         }
         received
     }

@@ -1,0 +1,274 @@
+//! What a step loop has to do with the tiers: blocks that a sequence lacks are loaded, those that it leaves are saved.
+//!
+//! ```text
+//!   comes in ──► fetch (other threads) ──► admitted ──► load, a few blocks a step ──► computes ──► leaves ──► save, likewise
+//! ```
+//!
+//! While others compute, a step moves no more than takes a moment; while nobody does, it moves as much as there is.
+//! **Invariant:** a page is held while it is moved; a sequence computes nothing before its last load has landed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use engine::{EngineError, Executor, Fence, Moved, Row, Xfer};
+use kv::{Block, BlockName, PageIdx};
+
+use super::{Message, StepLoop};
+use crate::config::Write;
+use crate::tiers::{Ask, Tiers};
+use crate::worker::sequence::Sequence;
+
+/// How long a step may move blocks while sequences compute. Chosen: nobody sees a token come so much later.
+const BUSY_MAX: Duration = Duration::from_micros(250);
+/// From when on a move is said to have held up a step.
+const LONG: Duration = Duration::from_millis(1);
+/// Most blocks that are moved at once while nobody computes: whoever comes in waits for them.
+const IDLE_BLOCKS_MAX: usize = 256;
+/// Bytes a second that are believed to be moved until it was measured, and what a block costs beside them.
+const BYTES_PER_S: f64 = 2e9;
+const BLOCK_S: f64 = 20e-6;
+/// Fewest tokens of a row that say how fast prompts are computed.
+const PREFILL_TOKENS_MIN: usize = 16;
+/// Share of a new measure in what is believed.
+const WEIGHT: f64 = 0.125;
+
+/// Blocks of a worker on their way to the tiers, and from them.
+pub(super) struct Mover {
+    tiers: Arc<Tiers>,
+    unsaved: VecDeque<Unsaved>,
+    unsaved_max: usize,
+    /// Whether the last save found no slot.
+    stalled: bool,
+    /// Whether there is no hurry: the worker's own memory has room.
+    held_back: bool,
+    load_pace: Pace,
+    save_pace: Pace,
+}
+
+/// Seconds that moving a block takes, with all that is done about it.
+#[derive(Clone, Copy, Debug)]
+struct Pace(f64);
+
+impl Pace {
+    fn believed(block_bytes: u64) -> Self {
+        Self(BLOCK_S + block_bytes as f64 / BYTES_PER_S)
+    }
+
+    /// Blocks that may be moved in this step.
+    fn blocks_max(self, busy: bool) -> usize {
+        if !busy {
+            return IDLE_BLOCKS_MAX;
+        }
+        ((BUSY_MAX.as_secs_f64() / self.0) as usize).clamp(1, IDLE_BLOCKS_MAX)
+    }
+
+    fn note(&mut self, blocks: usize, took: Duration) {
+        if blocks > 0 {
+            self.0 += (took.as_secs_f64() / blocks as f64 - self.0) * WEIGHT;
+        }
+    }
+}
+
+/// A block that is to be saved, if it is still there then.
+#[derive(Clone, Copy, Debug)]
+struct Unsaved {
+    name: BlockName,
+    parent: Option<BlockName>,
+    tenant: u64,
+}
+
+impl Mover {
+    pub(super) fn new(tiers: Arc<Tiers>, block_bytes: u64, pages: u32) -> Self {
+        Self {
+            tiers,
+            unsaved: VecDeque::new(),
+            unsaved_max: pages as usize * 2,
+            stalled: false,
+            held_back: false,
+            load_pace: Pace::believed(block_bytes),
+            save_pace: Pace::believed(block_bytes),
+        }
+    }
+
+    pub(super) fn tiers(&self) -> &Tiers {
+        &self.tiers
+    }
+
+    /// Whether there is something to do that can be done.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.unsaved.is_empty() && !self.stalled && !self.held_back
+    }
+
+    /// Whether something waits until slots are free; from here on it is tried again.
+    pub(super) fn take_stalled(&mut self) -> bool {
+        std::mem::take(&mut self.stalled)
+    }
+
+    /// Has the blocks of a sequence saved that has turned them over.
+    pub(super) fn want_saved(&mut self, s: &Sequence) {
+        let names = s.sealed_names();
+        let known = self.tiers.in_host(names);
+        let mut parent = known.checked_sub(1).map(|before| names[before]);
+        for &name in &names[known..] {
+            if self.unsaved.len() == self.unsaved_max {
+                return;
+            }
+            self.unsaved.push_back(Unsaved { name, parent, tenant: s.start.hints.tenant });
+            parent = Some(name);
+        }
+    }
+
+    /// Learns how fast prompts are computed.
+    pub(super) fn computed(&self, rows: &[Row], took: Duration) {
+        let prefill = || rows.iter().filter(|row| row.tokens.len() >= PREFILL_TOKENS_MIN);
+        let tokens: u32 = prefill().map(|row| row.tokens.len() as u32).sum();
+        if let Some(context) = prefill().map(|row| row.position).max() {
+            self.tiers.computed(tokens, context, took.as_micros() as u64);
+        }
+    }
+}
+
+impl StepLoop {
+    /// Begins to fetch what a sequence lacks and a tier has.
+    pub(super) fn fetch(&self, s: &mut Sequence) {
+        let Some(mover) = &self.mover else { return };
+        // A worker that stops waits for nobody.
+        let Some(sender) = self.sender.lock().clone() else { return };
+        let names = s.usable_names(self.block_tokens);
+        let ask = Ask {
+            names,
+            have: self.pool.resident_prefix(names),
+            waiting_tokens: self.waiting.iter().chain(&self.running).map(|other| other.left() as u64).sum(),
+            tenant: s.start.hints.tenant,
+        };
+        // The worker may have ended by then, and needs no waking.
+        let wake = Box::new(move || drop(sender.send(Message::Wake)));
+        s.fetch = mover.tiers.fetch(&ask, &self.parts.ctx, wake);
+    }
+
+    /// Gives a sequence that starts the blocks that it lacks and memory of the host has; they are loaded in the next steps.
+    pub(super) fn take_loads(&mut self, at: usize) {
+        let Some(mover) = &self.mover else { return };
+        let s = &mut self.waiting[at];
+        let fetch = s.fetch.take();
+        let names = s.usable_names(self.block_tokens);
+        let have = s.pages.len();
+        let mut slots = mover.tiers.in_memory(&names[have..]);
+        let next = have + slots.len();
+        if let Some((first, came)) = fetch.and_then(|fetch| fetch.take())
+            && first <= next
+        {
+            // What lies in memory, too, is there already.
+            slots.extend(came.into_iter().skip(next - first));
+        }
+        slots.truncate((names.len() - have).min(self.pool.available() as usize));
+        let Ok(pages) = self.pool.allocate(slots.len() as u32) else { return };
+        s.load(&pages, slots, self.block_tokens);
+    }
+
+    /// Moves some blocks to and from the tiers. `busy`: sequences compute in this step.
+    pub(super) fn move_some(&mut self, busy: bool) {
+        if self.mover.is_none() {
+            return;
+        }
+        let begun = self.parts.ctx.now();
+        let loaded = self.load_some(busy);
+        let between = self.parts.ctx.now();
+        let saved = self.save_some(busy || !self.running.is_empty());
+        let ended = self.parts.ctx.now();
+        let Some(mover) = &mut self.mover else { return };
+        mover.load_pace.note(loaded, between.saturating_sub(begun));
+        mover.save_pace.note(saved, ended.saturating_sub(between));
+        if busy && loaded + saved > 0 {
+            let took = ended.saturating_sub(begun);
+            let counts = mover.tiers.counts();
+            counts.busy_moves.fetch_add(1, Ordering::Relaxed);
+            counts.busy_moves_long.fetch_add(u64::from(took > LONG), Ordering::Relaxed);
+        }
+    }
+
+    /// Moves what running sequences wait for, and says how many blocks. `busy`: others compute in this step.
+    fn load_some(&mut self, busy: bool) -> usize {
+        let Some(mover) = &mut self.mover else { return 0 };
+        let mut left = mover.load_pace.blocks_max(busy);
+        let mut moves = Vec::new();
+        let mut counts = Vec::with_capacity(self.running.len());
+        for s in &mut self.running {
+            let count = s.loads.len().min(left);
+            left -= count;
+            counts.push(count);
+            moves.extend(s.loads.drain(..count).map(|(to, from)| Xfer::Load { from, to }));
+        }
+        let blocks = moves.len();
+        if blocks == 0 {
+            return 0;
+        }
+        match transfer(&mut *self.parts.executor, moves) {
+            Ok(_) => {
+                mover.tiers.counts().loaded.fetch_add(blocks as u64, Ordering::Relaxed);
+                for (s, count) in self.running.iter_mut().zip(counts) {
+                    s.advance(count * self.block_tokens, &mut self.pool, self.block_tokens);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(worker = %self.parts.name, %error, "blocks were not loaded");
+                // Their pages are there: what should have come is computed.
+                self.running.iter_mut().for_each(|s| s.loads.clear());
+            }
+        }
+        blocks
+    }
+
+    /// Saves some of what is to be saved, and says how many blocks. `busy`: sequences compute.
+    fn save_some(&mut self, busy: bool) -> usize {
+        let Some(mover) = &mut self.mover else { return 0 };
+        let stats = self.pool.stats();
+        mover.held_back = mover.tiers.write() == Write::Back && stats.free >= stats.pages / 2;
+        if mover.held_back {
+            return 0;
+        }
+        let blocks_max = mover.save_pace.blocks_max(busy);
+        let (mut moves, mut saving) = (Vec::new(), Vec::new());
+        while moves.len() < blocks_max
+            && let Some(next) = mover.unsaved.pop_front()
+        {
+            let retention = self.pool.retention(&next.name);
+            let Some(retention) = retention.filter(|worth| !worth.drop && mover.tiers.lacks(next.name))
+            else {
+                continue;
+            };
+            let Some(slot) = mover.tiers.take_slot() else {
+                mover.unsaved.push_front(next);
+                mover.stalled = true;
+                break;
+            };
+            let Some(page) = self.pool.pin(&next.name) else { continue };
+            moves.push(Xfer::Save { from: page, to: slot });
+            saving.push((next, retention, page));
+        }
+        if moves.is_empty() {
+            return 0;
+        }
+        let pages: Vec<PageIdx> = saving.iter().map(|(_, _, page)| *page).collect();
+        match transfer(&mut *self.parts.executor, moves) {
+            Ok(moved) => {
+                for ((block, retention, _), saved) in saving.into_iter().zip(moved.saved) {
+                    let Unsaved { name, parent, tenant } = block;
+                    mover.tiers.saved(Block { name, parent, slot: saved.slot, retention, tenant });
+                }
+            }
+            Err(error) => tracing::warn!(worker = %self.parts.name, %error, "blocks were not saved"),
+        }
+        self.pool.release(&pages);
+        pages.len()
+    }
+}
+
+/// Moves blocks and waits for them.
+fn transfer(executor: &mut dyn Executor, moves: Vec<Xfer>) -> Result<Moved, EngineError> {
+    let fence = executor.transfer(moves, Fence(0))?;
+    let moved = executor.settle(fence, true)?;
+    moved.ok_or_else(|| EngineError::Plan("a transfer that was waited for gave no result".into()))
+}
