@@ -260,3 +260,37 @@ async fn operators_see_and_empty_the_tiers() {
     }
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_shows_and_empties_them() {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let file = folder.path().join("pointsman.toml");
+    let retaining = "[chain]\nhints = [\"hints-agent\"]\nretain = \"retain-cache-control\"\n";
+    std::fs::write(&file, format!("{SMALL}[kv.disk]\nfolder = \"blocks\"\nsync_ms = 5\n{retaining}"))
+        .expect("it is written");
+    let host = Killable::start(&file).await;
+    let mut body = asked(&long("amber"));
+    body["nvext"] = json!({ "session_control": { "session_id": "river" } });
+    let reply = host.client.post("/v1/chat/completions", &body).await.expect("an answer");
+    host.synced(blocks(&reply.json)).await;
+    let admin = format!("http://{}", host.served.admin);
+    let said = |args: &[&str]| {
+        let all = [&["kv"], args, &["--admin", &admin]].concat();
+        let output = process::run(&all);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let stat = said(&["stat"]);
+    for word in ["worker-0", "host", "disk", "believed", "MB/s"] {
+        assert!(stat.contains(word), "`{word}` is missing in {stat}");
+    }
+    assert!(said(&["stat", "--json"]).contains("\"fetch_blocks\""));
+    let held = said(&["held"]);
+    let session =
+        held.split("session ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a session is held");
+    assert!(said(&["drop", session]).contains("are given up"), "{held}");
+    assert!(!said(&["held"]).contains(session));
+    assert!(said(&["flush", "disk"]).contains("disk is empty"));
+    process::refused(&["kv", "drop", session, "--admin", &admin], &["no worker remembers"]);
+    host.kill();
+}
