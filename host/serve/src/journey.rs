@@ -40,10 +40,9 @@ pub async fn journey(
     let call = api::body::read(call, &app.config.limits).await?; //                           408, 413, 415
     let tenant = caller.tenant; //                                                            rules match on it
     let policies = policies(&app, &tenant, &call.headers); //                                 generation and chain, to the end
-    let path = call.uri.clone();
     let (headers, body) = middleware::pass(&app, &policies, call)?; //                      * no answer: refused
     let (request, writer) = endpoint.parse(&app, &body, &headers, &tenant).await?; //         400, naming the field
-    let key = IdempotencyKey::of(&headers, &tenant, path.path(), &body)?; //                  under which it can be gone on with
+    let key = IdempotencyKey::of(&headers, &tenant, request.protocol, &body)?; //                  under which it can be gone on with
     let request = request.of_tenant(tenant).with_key(key); //                                 so does the cache
     let answer = answer(&app, Visit { seat, policies, arrived }, &request).await?; //         the rest of the line, below
     stream::respond(answer, request.streamed, writer).await //                                text, calls, usage, events

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::app::App;
-use crate::request::{Prompt, Refusal, Request};
+use crate::request::{Prompt, Protocol, Refusal, Request};
 
 /// Longest key. Chosen: four times a UUID with words around it.
 const KEY_BYTES_MAX: usize = 255;
@@ -47,10 +47,15 @@ pub struct Resumed {
 }
 
 impl IdempotencyKey {
-    /// The key that a call shows, if any. `path` and `body` are what is asked under it.
+    /// The key that a call shows, if any. `protocol` and `body` are what is asked under it.
     ///
     /// Errors: [`Refusal::Field`] for one that is empty, too long or no text.
-    pub fn of(headers: &HeaderMap, tenant: &str, path: &str, body: &[u8]) -> Result<Option<Self>, Refusal> {
+    pub fn of(
+        headers: &HeaderMap,
+        tenant: &str,
+        protocol: Protocol,
+        body: &[u8],
+    ) -> Result<Option<Self>, Refusal> {
         let Some(key) = headers.get(HEADER) else { return Ok(None) };
         let fits = |key: &&str| (1..=KEY_BYTES_MAX).contains(&key.len());
         let Some(key) = key.to_str().ok().filter(fits) else {
@@ -60,7 +65,7 @@ impl IdempotencyKey {
         let name = digest([tenant.as_bytes(), key.as_bytes()]);
         let (name, _) = name.split_at(16);
         let name = u128::from_le_bytes(name.try_into().expect("half of a digest is 16 bytes"));
-        Ok(Some(Self { name, request: digest([path.as_bytes(), body]) }))
+        Ok(Some(Self { name, request: digest([protocol.as_str().as_bytes(), body]) }))
     }
 }
 

@@ -79,11 +79,16 @@ impl Host {
 
     /// Resident memory in MiB.
     pub(crate) fn rss_mib(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("a process has a size")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("the size is a number")?.parse()?;
-        Ok(kib / 1024.0)
+        rss_mib(self.child.id())
     }
+}
+
+/// Resident memory of a process in MiB.
+pub(crate) fn rss_mib(process: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("a process has a size")?;
+    let kib: f64 = line.split_whitespace().nth(1).context("the size is a number")?.parse()?;
+    Ok(kib / 1024.0)
 }
 
 impl Drop for Host {

@@ -14,7 +14,7 @@ use serve::client::Client;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::load;
 use crate::table::{Bar, head, median, row, us};
 
@@ -163,6 +163,7 @@ fn books() -> anyhow::Result<()> {
     const BLOCKS: u32 = 10_000_000;
     const CHAIN: u32 = 100;
     head("Bookkeeping of ten million blocks, in prompts of 100");
+    let rss_bytes = || anyhow::Ok(host::rss_mib(std::process::id())? * MIB as f64);
     let before = rss_bytes()?;
     let mut pool = BlockPool::new(BLOCKS, 16);
     let mut times = [0.0; 4];
@@ -206,12 +207,6 @@ fn books() -> anyhow::Result<()> {
     row("ns a block, find, pin and give back", ns(times[2], BLOCKS), None, Bar::AtMost(300.0));
     row("ns a block, allocate by evicting", ns(times[3], BLOCKS / 4), None, Bar::AtMost(300.0));
     Ok(())
-}
-
-fn rss_bytes() -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("a process has a size")?;
-    Ok(line.split_whitespace().nth(1).context("the size is a number")?.parse::<f64>()? * 1024.0)
 }
 
 /// About four thousand tokens of the embedded model.
@@ -264,8 +259,6 @@ fn restored(folder: &Path) -> anyhow::Result<()> {
         flush("host")?;
         disk.push(ttft(turn)?);
     }
-    let answer = runtime.block_on(load::whole(&mut socket, &request(0)));
-    drop(answer);
     head("TTFT us p50 of a long prompt of the embedded model on the CPU executor; baseline: computed");
     let (cold, memory, disk) = (median(cold), median(memory), median(disk));
     row("in the worker's memory", median(warm), Some(cold), Bar::None);

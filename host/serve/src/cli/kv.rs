@@ -79,8 +79,10 @@ fn stat(all: &Value) {
         );
     }
     for tier in ["host", "disk", "remote"] {
-        let Some(own) = all[tier].as_object() else { continue };
-        let own = Value::Object(own.clone());
+        let own = &all[tier];
+        if !own.is_object() {
+            continue;
+        }
         let evicted: u64 = own["evictions"].as_object().into_iter().flatten().map(|(_, n)| count(n)).sum();
         let speed = own["believed"]["bytes_per_s"].as_f64().unwrap_or(0.0) / 1e6;
         println!(

@@ -184,12 +184,7 @@ impl Shared {
         let mut parent = self.parent;
         for (&name, slot) in self.names.iter().zip(slots) {
             let (retention, tenant) = (Retention::ORDINARY, self.tenant);
-            let put = self.tiers.host.put(Block { name, parent, slot, retention, tenant });
-            if let kv::Put::Stored { evicted: Some(evicted) } = put
-                && !evicted.retention.drop
-            {
-                self.tiers.put_down(&evicted);
-            }
+            self.tiers.put_in_memory(Block { name, parent, slot, retention, tenant });
             parent = Some(name);
         }
     }

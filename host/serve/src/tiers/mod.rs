@@ -123,6 +123,11 @@ impl Tiers {
         if is_kept_below {
             block.retention.until_ms = 0;
         }
+        self.put_in_memory(block);
+    }
+
+    /// Makes a block findable in memory of the host; what has to leave for it goes to the tiers below.
+    fn put_in_memory(&self, block: Block) {
         match self.host.put(block) {
             Put::Stored { evicted: Some(evicted) } if !evicted.retention.drop => self.put_down(&evicted),
             // Without its parent, or without a place, it is where it can be found all the same.

@@ -14,8 +14,8 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{bad_field, failure};
-use crate::api::{Vendor, body, error, json_reply};
+use super::{bad_field, failure, small_body};
+use crate::api::json_reply;
 use crate::app::App;
 use crate::tiers::{TierStats, Tiers};
 
@@ -134,9 +134,9 @@ pub(super) async fn drop_session(State(app): State<Arc<App>>, Path(id): Path<Str
 
 /// Empties a tier.
 pub(super) async fn flush(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
-    let body = match body::receive(call, BODY_BYTES_MAX, &app.config.limits).await {
-        Ok(call) => call.body,
-        Err(refusal) => return failure(error::status(&refusal, Vendor::OpenAi), None, &refusal.to_string()),
+    let body = match small_body(&app, call, BODY_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(response) => return response,
     };
     let flush: Flush = match serde_json::from_slice(&body) {
         Ok(flush) => flush,

@@ -18,10 +18,11 @@ use axum::http::{HeaderValue, Request as HttpRequest, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
+use bytes::Bytes;
 use policy::PrepareError;
 use serde_json::{Value, json};
 
-use super::json_reply;
+use super::{Vendor, body, error, json_reply};
 use crate::app::App;
 use crate::auth::{digest_from_hex, shows_token};
 
@@ -88,6 +89,14 @@ async fn workers(State(app): State<Arc<App>>) -> Response {
         })
         .collect();
     json_reply(&json!({ "workers": workers, "requests": app.requests_running() }))
+}
+
+/// The small body of a call. Errors: the answer to one that is too large, slow or compressed.
+async fn small_body(app: &App, call: HttpRequest<Body>, bytes_max: usize) -> Result<Bytes, Response> {
+    match body::receive(call, bytes_max, &app.config.limits).await {
+        Ok(call) => Ok(call.body),
+        Err(refusal) => Err(failure(error::status(&refusal, Vendor::OpenAi), None, &refusal.to_string())),
+    }
 }
 
 /// Why a generation was not prepared: 409 if only something else is in the way, for it may work later.

@@ -12,8 +12,8 @@ use axum::routing::{MethodRouter, get};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::failure;
-use crate::api::{Vendor, body, error, json_reply};
+use super::{failure, small_body};
+use crate::api::json_reply;
 use crate::app::App;
 use crate::record::RecordingError;
 
@@ -40,9 +40,9 @@ async fn status(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn start(State(app): State<Arc<App>>, call: HttpRequest<Body>) -> Response {
-    let body = match body::receive(call, BODY_BYTES_MAX, &app.config.limits).await {
-        Ok(call) => call.body,
-        Err(refusal) => return failure(error::status(&refusal, Vendor::OpenAi), None, &refusal.to_string()),
+    let body = match small_body(&app, call, BODY_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(response) => return response,
     };
     let start = match body.is_empty() {
         true => Start::default(),
