@@ -121,9 +121,10 @@ fn check_samples(caps: &Caps, plan: &StepPlan<'_>) -> Result<(), EngineError> {
         if spec.mask.is_some_and(|mask| mask.tokens(caps.vocab).next().is_none()) {
             return Err(EngineError::Plan(format!("sample {index}: its mask allows no token")));
         }
-        if spec.prompt_len as usize > spec.history.len() {
-            let (prompt, history) = (spec.prompt_len, spec.history.len());
-            return Err(EngineError::Plan(format!("sample {index}: prompt of {prompt} in {history} tokens")));
+        if spec.output.len() >= spec.position as usize {
+            let (output, position) = (spec.output.len(), spec.position);
+            let reason = format!("sample {index}: output of {output} in a sequence of {position} tokens");
+            return Err(EngineError::Plan(reason));
         }
     }
     Ok(())

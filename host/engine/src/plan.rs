@@ -106,10 +106,13 @@ pub struct Row {
 pub struct SampleSpec<'a> {
     /// Temperature, cuts, penalties, seed, logprobs.
     pub params: &'a SamplingParams,
-    /// All tokens of the sequence so far, prompt then output, the last new token included.
-    pub history: &'a [u32],
-    /// How many of `history` are prompt.
-    pub prompt_len: u32,
+    /// How many tokens the sequence has so far, the last new token included; with the seed it names the random number.
+    pub position: u32,
+    /// The tokens of the prompt, each at least once, in any order; read for a repetition penalty alone, and may be
+    /// empty without one.
+    pub prompt: &'a [u32],
+    /// The output so far, in order.
+    pub output: &'a [u32],
     /// Tokens that may be drawn, where a grammar says it; `None` allows all.
     pub mask: Option<TokenMask<'a>>,
 }

@@ -351,7 +351,13 @@ mod tests {
             rows: &[row],
             tokens,
             pages: &pages,
-            samples: &[SampleSpec { params: &params, history: tokens, prompt_len: 0, mask }],
+            samples: &[SampleSpec {
+                params: &params,
+                position: position + tokens.len() as u32,
+                prompt: &[],
+                output: &[],
+                mask,
+            }],
         };
         let ticket = exec.submit(&plan)?;
         Ok(exec.poll(ticket, true)?.unwrap())

@@ -98,8 +98,8 @@ fn decode_rate(exec: &mut CpuExec, sequences: usize) -> anyhow::Result<f64> {
         prefill_once(exec, sequence)?;
     }
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let history = vec![1; PROMPT];
-    let sample = SampleSpec { params: &greedy, history: &history, prompt_len: PROMPT as u32, mask: None };
+    let position = PROMPT as u32 + 1;
+    let sample = SampleSpec { params: &greedy, position, prompt: &[], output: &[], mask: None };
     let mut took = Duration::ZERO;
     for i in 0..DECODE_STEPS {
         let (mut rows, mut pages) = (Vec::new(), Vec::new());

@@ -33,7 +33,13 @@ pub(crate) fn run(exec: &mut dyn Executor, rows: &[TestRow<'_>]) -> Result<Vec<S
     }
     let samples: Vec<_> = rows
         .iter()
-        .map(|row| SampleSpec { params: &params, history: row.tokens, prompt_len: 0, mask: None })
+        .map(|row| SampleSpec {
+            params: &params,
+            position: row.tokens.len() as u32,
+            prompt: &[],
+            output: &[],
+            mask: None,
+        })
         .collect();
     let ticket =
         exec.submit(&StepPlan { rows: &plan_rows, tokens: &tokens, pages: &pages, samples: &samples })?;

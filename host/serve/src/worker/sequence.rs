@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Sampled, SamplingParams};
+use engine::{SampleSpec, Sampled, SamplingParams};
 use kv::checkpoint::Journal;
 use kv::{BlockName, BlockPool, Fingerprint, NameChain, PageIdx, Slot};
 use policy::Attributes;
 use tokio::sync::mpsc;
 
 use crate::ctx::Moment;
-use crate::prompt::{Constraint, Next};
+use crate::prompt::{Constraint, Next, Tokens};
 use crate::resume::Resumed;
 use crate::retain::Turn;
 use crate::tiers::Fetch;
@@ -22,7 +22,7 @@ pub struct Start {
     /// Unique over the host; grows with time.
     pub id: u64,
     /// The prompt; never empty.
-    pub tokens: Arc<[u32]>,
+    pub tokens: Tokens,
     /// Names of the prompt's full blocks.
     pub blocks: Arc<[BlockName]>,
     /// What those names are salted with, and the names of blocks of the output.
@@ -114,8 +114,10 @@ pub enum Finish {
 /// A sequence in a worker's hands.
 pub(super) struct Sequence {
     pub(super) start: Start,
-    /// Prompt, then output.
-    pub(super) history: Vec<u32>,
+    /// What follows the prompt.
+    pub(super) output: Vec<u32>,
+    /// The distinct tokens of the prompt, where a repetition penalty asks for them.
+    penalised: Box<[u32]>,
     /// Leading tokens whose KV is in `pages`.
     pub(super) computed: usize,
     pub(super) pages: Vec<PageIdx>,
@@ -135,7 +137,7 @@ pub(super) struct Sequence {
     outbox: Vec<Sampled>,
     /// When tokens were sent last.
     sent: Option<Moment>,
-    /// Names of all full blocks of `history`.
+    /// Names of all full blocks of prompt and output.
     names: Vec<BlockName>,
     chain: NameChain,
     /// Leading pages that have their name.
@@ -147,19 +149,18 @@ pub(super) struct Sequence {
 impl Sequence {
     pub(super) fn new(start: Start, fingerprint: Fingerprint, block_tokens: usize) -> Self {
         assert!(!start.tokens.is_empty(), "a prompt has at least one token");
-        // Room for an output of usual length: growing by one token copies a long prompt again.
+        // Room for an output of usual length: growing by one name copies those of a long prompt again.
         let room = (start.output_tokens_max as usize).min(OUTPUT_ROOM_TOKENS);
         let mut names = Vec::with_capacity(start.blocks.len() + room / block_tokens + 1);
         names.extend_from_slice(&start.blocks);
-        let mut history = Vec::with_capacity(start.tokens.len() + room);
-        history.extend_from_slice(&start.tokens);
         let mut chain = NameChain::after(fingerprint, start.salt, block_tokens, names.last().copied());
-        for &token in &start.tokens[names.len() * block_tokens..] {
+        for &token in start.tokens.range(names.len() * block_tokens..start.tokens.len()).flatten() {
             let full = chain.push(token);
             assert!(full.is_none(), "the prompt's full blocks all have a name");
         }
         let mut s = Self {
-            history,
+            output: Vec::new(),
+            penalised: penalised(&start),
             start,
             computed: 0,
             pages: Vec::new(),
@@ -191,7 +192,7 @@ impl Sequence {
     }
 
     fn append(&mut self, token: u32) {
-        self.history.push(token);
+        self.output.push(token);
         if let Some(name) = self.chain.push(token) {
             self.names.push(name);
         }
@@ -201,8 +202,29 @@ impl Sequence {
         self.start.tokens.len()
     }
 
-    pub(super) fn output_len(&self) -> usize {
-        self.history.len() - self.prompt_len()
+    /// Tokens of prompt and output.
+    pub(super) fn len(&self) -> usize {
+        self.prompt_len() + self.output.len()
+    }
+
+    /// Appends the next tokens that have no KV.
+    pub(super) fn next_tokens(&self, count: usize, to: &mut Vec<u32>) {
+        let (start, end) = (self.computed, self.computed + count);
+        let prompt = self.prompt_len();
+        let of_prompt = self.start.tokens.range(start.min(prompt)..end.min(prompt));
+        of_prompt.for_each(|piece| to.extend_from_slice(piece));
+        to.extend_from_slice(&self.output[start.max(prompt) - prompt..end.max(prompt) - prompt]);
+    }
+
+    /// How its next token is drawn.
+    pub(super) fn sample_spec(&self) -> SampleSpec<'_> {
+        SampleSpec {
+            params: &self.start.sampling,
+            position: self.len() as u32,
+            prompt: &self.penalised,
+            output: &self.output,
+            mask: self.start.constraint.as_ref().map(Constraint::mask),
+        }
     }
 
     /// Whether it waited for longer than a policy may have it wait.
@@ -212,7 +234,7 @@ impl Sequence {
 
     /// Tokens without KV. One of them is left to a decode step; more is prefill.
     pub(super) fn left(&self) -> usize {
-        self.history.len() - self.computed
+        self.len() - self.computed
     }
 
     /// Names of its leading blocks that others can find.
@@ -239,7 +261,7 @@ impl Sequence {
 
     /// Names of its leading blocks that it may have from elsewhere.
     pub(super) fn usable_names(&self, block_tokens: usize) -> &[BlockName] {
-        &self.names[..((self.history.len() - 1) / block_tokens).min(self.names.len())]
+        &self.names[..((self.len() - 1) / block_tokens).min(self.names.len())]
     }
 
     /// Whether it waits for blocks from elsewhere before it can start.
@@ -282,7 +304,7 @@ impl Sequence {
     /// Notes that `count` more tokens have KV, and names the blocks that this completed.
     pub(super) fn advance(&mut self, count: usize, pool: &mut BlockPool, block_tokens: usize) {
         self.computed += count;
-        assert!(self.computed <= self.history.len(), "KV exists only for tokens that exist");
+        assert!(self.computed <= self.len(), "KV exists only for tokens that exist");
         while self.sealed < self.computed / block_tokens {
             let i = self.sealed;
             let parent = i.checked_sub(1).map(|p| self.names[p]);
@@ -346,6 +368,17 @@ impl Sequence {
         let cached_tokens = self.cached_tokens.unwrap_or(0);
         let _ = self.start.events.try_send(Event::Finished { finish, cached_tokens });
     }
+}
+
+/// What a repetition penalty is to know of a prompt.
+fn penalised(start: &Start) -> Box<[u32]> {
+    if start.sampling.repetition_penalty == 1.0 {
+        return Box::new([]);
+    }
+    let mut tokens: Vec<u32> = start.tokens.pieces().flatten().copied().collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens.into()
 }
 
 /// Chosen: most answers of agents are shorter.

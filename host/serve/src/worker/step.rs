@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use engine::{EngineError, Row, SampleSpec, Sampled, StepPlan};
+use engine::{EngineError, Row, Sampled, StepPlan};
 use kv::BlockPool;
 use policy::Frame;
 
@@ -23,7 +23,7 @@ use super::retainer::{Retainer, With};
 use super::sequence::{Event, Finish, Sequence, Start};
 use super::{Load, Message, Parts, Sender, smooth};
 use crate::ctx::{Ctx, Moment, name_id};
-use crate::prompt::{Constraint, Next};
+use crate::prompt::Next;
 use crate::speculation::Cancelled;
 
 /// State of one worker's loop; it lives on that worker's thread.
@@ -177,7 +177,7 @@ impl StepLoop {
         self.load.in_transit_tokens.fetch_sub(start.tokens.len() as u64, Ordering::Relaxed);
         let fingerprint = self.parts.executor.caps().fingerprint;
         let mut s = Sequence::new(start, fingerprint, self.block_tokens);
-        if s.output_len() > 0 && goes_no_further(&mut s) {
+        if s.output.len() > 0 && goes_no_further(&mut s) {
             return;
         }
         self.fetch(&mut s);
@@ -289,7 +289,7 @@ impl StepLoop {
         let next = &mut self.waiting[at];
         let counted = next.cached_tokens;
         next.take_cached(&mut self.pool, self.block_tokens);
-        let missing = pages_for(next.history.len(), self.block_tokens) - next.pages.len();
+        let missing = pages_for(next.len(), self.block_tokens) - next.pages.len();
         if missing > self.pool.available() as usize && !self.running.is_empty() {
             next.release(&mut self.pool);
             // It did not start: what it will find in the cache is counted when it does.
@@ -340,7 +340,7 @@ impl StepLoop {
         self.load.preemptions.fetch_add(1, Ordering::Relaxed);
         self.changed = true;
         let pages = self.pool.stats().pages as usize;
-        if pages_for(s.history.len(), self.block_tokens) > pages {
+        if pages_for(s.len(), self.block_tokens) > pages {
             // It had every page of the worker and needs more: waiting would not help it.
             let reason = format!("the worker's {pages} KV pages cannot hold this sequence");
             let _ = s.start.events.try_send(Event::Failed(reason));
@@ -410,15 +410,10 @@ impl StepLoop {
         let (mut plan_rows, mut tokens, mut pages, mut samples) = (vec![], vec![], vec![], vec![]);
         for (s, &new) in self.running.iter().zip(rows).filter(|(_, new)| **new > 0) {
             let (token_start, page_start) = (tokens.len() as u32, pages.len() as u32);
-            tokens.extend_from_slice(&s.history[s.computed..s.computed + new]);
+            s.next_tokens(new, &mut tokens);
             pages.extend_from_slice(&s.pages);
             let sample = (new == s.left() && !s.is_prompt_only()).then(|| {
-                samples.push(SampleSpec {
-                    params: &s.start.sampling,
-                    history: &s.history,
-                    prompt_len: s.prompt_len() as u32,
-                    mask: s.start.constraint.as_ref().map(Constraint::mask),
-                });
+                samples.push(s.sample_spec());
                 samples.len() as u32 - 1
             });
             plan_rows.push(Row {
@@ -460,7 +455,7 @@ impl StepLoop {
                 continue;
             }
             let Some(token) = sampled.next() else { continue };
-            if s.output_len() == 0 {
+            if s.output.len() == 0 {
                 smooth(&self.load.ttft_us_ewma, now.saturating_sub(s.start.arrived).as_micros() as u64);
             }
             if hand_out(s, token, now) {
@@ -525,7 +520,7 @@ impl StepLoop {
         set(&load.pages_kept, stats.kept as usize);
         let store = |cell: &AtomicU64, value: u64| cell.store(value, Ordering::Relaxed);
         store(&load.queued_tokens, self.waiting.iter().chain(running).map(left).sum());
-        store(&load.active_tokens, running.iter().map(|s| s.history.len() as u64).sum());
+        store(&load.active_tokens, running.iter().map(|s| s.len() as u64).sum());
         store(&load.evictions, stats.evictions);
         load.steps.fetch_add(1, Ordering::Relaxed);
         if let Some(mover) = &self.mover {
@@ -543,9 +538,8 @@ const MASKS_PER_STEP_MAX: Duration = Duration::from_millis(2);
 
 /// Has what there is of an output looked at as if it had been drawn. True when that is all of it.
 fn goes_no_further(s: &mut Sequence) -> bool {
-    let prompt_len = s.prompt_len();
-    for at in prompt_len..s.history.len() {
-        match s.follow(s.history[at]) {
+    for at in 0..s.output.len() {
+        match s.follow(s.output[at]) {
             Ok(Next::More) => {}
             Ok(Next::Complete) => {
                 s.announce();
@@ -558,7 +552,7 @@ fn goes_no_further(s: &mut Sequence) -> bool {
             }
         }
     }
-    let full = s.output_len() >= s.start.output_tokens_max as usize;
+    let full = s.output.len() >= s.start.output_tokens_max as usize;
     if full {
         s.announce();
         s.finish(Finish::Length);
@@ -574,7 +568,7 @@ fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {
     }
     let token = sampled.token;
     s.push(sampled, now);
-    let full = s.output_len() >= s.start.output_tokens_max as usize;
+    let full = s.output.len() >= s.start.output_tokens_max as usize;
     match s.follow(token) {
         Ok(Next::Complete) => s.finish(Finish::Stop),
         Ok(Next::More) if full => s.finish(Finish::Length),

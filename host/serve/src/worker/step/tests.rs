@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::config::Schedule;
 use crate::ctx::{Ctx, mix};
+use crate::prompt::Constraint;
 use crate::worker::SequenceHints;
 
 const BLOCK_TOKENS: u32 = 4;
