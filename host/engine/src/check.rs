@@ -21,10 +21,12 @@ pub(crate) fn plan(caps: &Caps, plan: &StepPlan<'_>) -> Result<(), EngineError> 
             return refuse(reason);
         }
         written.extend(written_pages(caps, plan, row).map(|page| (page, index)));
-        match row.sample.map(|sample| drawn.get_mut(sample as usize)) {
-            None => {}
-            Some(Some(drawn)) if !*drawn => *drawn = true,
-            Some(_) => return refuse(format!("sample {:?} is missing or taken", row.sample)),
+        match drawn.get_mut(to_usize(&row.samples)) {
+            Some(own) if own.len() <= row.tokens.len() && !own.contains(&true) => own.fill(true),
+            _ => {
+                let reason = format!("samples {:?} are missing, taken, or more than its tokens", row.samples);
+                return refuse(reason);
+            }
         }
     }
     if next as usize != plan.tokens.len() {

@@ -97,8 +97,9 @@ pub struct Row {
     /// Its page table, a range of [`StepPlan::pages`]: entry `i` holds positions
     /// `i * block_tokens ..`. It covers at least the last new token.
     pub pages: Range<u32>,
-    /// Which of [`StepPlan::samples`] draws from the last token's logits, if any.
-    pub sample: Option<u32>,
+    /// Which of [`StepPlan::samples`] draw from the logits of its last tokens, in order: the last one from those of the
+    /// last token. Usually one, none while a prompt is not all there, several where tokens are tried.
+    pub samples: Range<u32>,
 }
 
 /// How one row's next token is drawn.

@@ -177,7 +177,7 @@ impl StepLoop {
         self.load.in_transit_tokens.fetch_sub(start.tokens.len() as u64, Ordering::Relaxed);
         let fingerprint = self.parts.executor.caps().fingerprint;
         let mut s = Sequence::new(start, fingerprint, self.block_tokens);
-        if s.output.len() > 0 && goes_no_further(&mut s) {
+        if !s.output.is_empty() && goes_no_further(&mut s) {
             return;
         }
         self.fetch(&mut s);
@@ -455,7 +455,7 @@ impl StepLoop {
                 continue;
             }
             let Some(token) = sampled.next() else { continue };
-            if s.output.len() == 0 {
+            if s.output.is_empty() {
                 smooth(&self.load.ttft_us_ewma, now.saturating_sub(s.start.arrived).as_micros() as u64);
             }
             if hand_out(s, token, now) {
