@@ -7,9 +7,10 @@ use std::time::Duration;
 use engine::{SampleSpec, Sampled, SamplingParams};
 use kv::checkpoint::Journal;
 use kv::{BlockName, BlockPool, Fingerprint, NameChain, PageIdx, Slot};
-use policy::Attributes;
+use policy::{Attributes, Value};
 use tokio::sync::mpsc;
 
+use super::drafter::Drafter;
 use crate::ctx::Moment;
 use crate::prompt::{Constraint, Next, Tokens};
 use crate::resume::Resumed;
@@ -51,6 +52,13 @@ pub struct Start {
     pub arrived: Moment,
     /// Where events go; dropping the receiver cancels the sequence.
     pub events: mpsc::Sender<Event>,
+}
+
+impl Start {
+    /// Whether its next tokens may be guessed.
+    fn wants_drafts(&self) -> bool {
+        self.attributes.get(DRAFTS_ATTRIBUTE) != Some(&Value::Flag(false))
+    }
 }
 
 /// Bounded hints of a sequence, as numbers.
@@ -118,6 +126,11 @@ pub(super) struct Sequence {
     pub(super) output: Vec<u32>,
     /// The distinct tokens of the prompt, where a repetition penalty asks for them.
     penalised: Box<[u32]>,
+    /// What is tried in this step behind its next token.
+    pub(super) drafts: Vec<u32>,
+    pub(super) drafter: Drafter,
+    /// Whether it has any.
+    drafts_wanted: bool,
     /// Leading tokens whose KV is in `pages`.
     pub(super) computed: usize,
     pub(super) pages: Vec<PageIdx>,
@@ -161,6 +174,9 @@ impl Sequence {
         let mut s = Self {
             output: Vec::new(),
             penalised: penalised(&start),
+            drafts: Vec::new(),
+            drafter: Drafter::default(),
+            drafts_wanted: start.wants_drafts(),
             start,
             computed: 0,
             pages: Vec::new(),
@@ -202,6 +218,38 @@ impl Sequence {
         self.start.tokens.len()
     }
 
+    /// Guesses at most so many of its next tokens, to be tried in this step.
+    pub(super) fn draft(&mut self, count: usize) {
+        // The last token of an output is drawn, and nothing behind it is needed.
+        let left = (self.start.output_tokens_max as usize).saturating_sub(self.output.len() + 1);
+        let count = count.min(left);
+        if !self.drafts_wanted || self.is_prompt_only() || count == 0 {
+            return;
+        }
+        let mut drafts = self.start.constraint.as_mut().map(Constraint::forced).unwrap_or_default();
+        drafts.truncate(count);
+        if drafts.is_empty() {
+            drafts = self.drafter.draft(&self.start.tokens, &self.output, count);
+        }
+        // Nothing follows what ends the answer.
+        let stop = drafts.iter().position(|draft| self.start.stop_tokens.contains(draft));
+        drafts.truncate(stop.unwrap_or(drafts.len()));
+        if let Some(constraint) = &mut self.start.constraint {
+            constraint.try_tokens(&mut drafts);
+        }
+        self.drafts = drafts;
+    }
+
+    /// Puts its drafts behind its output, as if they had been drawn.
+    pub(super) fn lay_drafts(&mut self) {
+        self.output.extend_from_slice(&self.drafts);
+    }
+
+    /// Takes them away again.
+    pub(super) fn lift_drafts(&mut self) {
+        self.output.truncate(self.output.len() - self.drafts.len());
+    }
+
     /// Tokens of prompt and output.
     pub(super) fn len(&self) -> usize {
         self.prompt_len() + self.output.len()
@@ -216,14 +264,15 @@ impl Sequence {
         to.extend_from_slice(&self.output[start.max(prompt) - prompt..end.max(prompt) - prompt]);
     }
 
-    /// How its next token is drawn.
-    pub(super) fn sample_spec(&self) -> SampleSpec<'_> {
+    /// How the token is drawn that comes behind the first `tried` of its drafts, which are laid.
+    pub(super) fn sample_spec(&self, tried: usize) -> SampleSpec<'_> {
+        let untried = self.drafts.len() - tried;
         SampleSpec {
             params: &self.start.sampling,
-            position: self.len() as u32,
+            position: (self.len() - untried) as u32,
             prompt: &self.penalised,
-            output: &self.output,
-            mask: self.start.constraint.as_ref().map(Constraint::mask),
+            output: &self.output[..self.output.len() - untried],
+            mask: self.start.constraint.as_ref().map(|constraint| constraint.mask_behind(tried)),
         }
     }
 
@@ -381,6 +430,8 @@ fn penalised(start: &Start) -> Box<[u32]> {
     tokens.into()
 }
 
+/// The attribute that turns speculative decoding off for a request.
+const DRAFTS_ATTRIBUTE: &str = "speculative_decoding";
 /// Chosen: most answers of agents are shorter.
 const OUTPUT_ROOM_TOKENS: usize = 1024;
 /// Chosen: waking a reader costs about 10 us on both sides, and nobody reads 5,000 tokens a second one by one.

@@ -4,6 +4,7 @@
 //! pages go back then.
 
 mod ahead;
+mod compute;
 mod moving;
 
 use std::collections::VecDeque;
@@ -12,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use engine::{EngineError, Row, Sampled, StepPlan};
+#[cfg(test)]
+use engine::EngineError;
 use kv::BlockPool;
 use policy::Frame;
 
@@ -21,7 +23,7 @@ use super::inspect::Question;
 use super::order::{Order, Planner, Terms, Victim};
 use super::retainer::{Retainer, With};
 use super::sequence::{Event, Finish, Sequence, Start};
-use super::{Load, Message, Parts, Sender, smooth};
+use super::{Load, Message, Parts, Sender};
 use crate::ctx::{Ctx, Moment, name_id};
 use crate::prompt::Next;
 use crate::speculation::Cancelled;
@@ -103,6 +105,7 @@ impl StepLoop {
         let busy = rows.iter().any(|new| *new > 0);
         if busy {
             self.flush_before_prefill(&rows);
+            self.draft(&rows);
             self.step(&rows);
         }
         self.move_some(busy);
@@ -387,91 +390,6 @@ impl StepLoop {
         }
     }
 
-    /// Computes one step and hands out what it drew.
-    fn step(&mut self, rows: &[usize]) {
-        match self.execute(rows) {
-            Ok(sampled) => {
-                self.load.unhealthy.store(false, Ordering::Relaxed);
-                self.apply(rows, sampled);
-            }
-            Err(error) => {
-                tracing::error!(worker = %self.parts.name, %error, "step failed");
-                self.load.unhealthy.store(true, Ordering::Relaxed);
-                for mut s in self.running.drain(..) {
-                    s.release(&mut self.pool);
-                    let _ = s.start.events.try_send(Event::Failed(error.to_string()));
-                }
-                self.changed = true;
-            }
-        }
-    }
-
-    fn execute(&mut self, rows: &[usize]) -> Result<Vec<Sampled>, EngineError> {
-        let (mut plan_rows, mut tokens, mut pages, mut samples) = (vec![], vec![], vec![], vec![]);
-        for (s, &new) in self.running.iter().zip(rows).filter(|(_, new)| **new > 0) {
-            let (token_start, page_start) = (tokens.len() as u32, pages.len() as u32);
-            s.next_tokens(new, &mut tokens);
-            pages.extend_from_slice(&s.pages);
-            let sample = (new == s.left() && !s.is_prompt_only()).then(|| {
-                samples.push(s.sample_spec());
-                samples.len() as u32 - 1
-            });
-            plan_rows.push(Row {
-                tokens: token_start..tokens.len() as u32,
-                position: s.computed as u32,
-                pages: page_start..pages.len() as u32,
-                sample,
-            });
-        }
-        let plan = StepPlan { rows: &plan_rows, tokens: &tokens, pages: &pages, samples: &samples };
-        let ticket = self.parts.executor.submit(&plan)?;
-        let out = self.parts.executor.poll(ticket, true)?;
-        let out = out.ok_or_else(|| EngineError::Plan("a blocking poll gave no result".into()))?;
-        if let Some(mover) = &self.mover {
-            mover.computed(&plan_rows, out.took);
-        }
-        tracing::trace!(worker = %self.parts.name, rows = plan_rows.len(), tokens = tokens.len(), took = ?out.took, "step");
-        Ok(out.sampled)
-    }
-
-    fn apply(&mut self, rows: &[usize], sampled: Vec<Sampled>) {
-        let mut sampled = sampled.into_iter();
-        let now = self.parts.ctx.now();
-        let needed = self.needed();
-        let mut gone = Vec::new();
-        for (i, &new) in rows.iter().enumerate() {
-            let s = &mut self.running[i];
-            let draws = new > 0 && new == s.left();
-            s.advance(new, &mut self.pool, self.block_tokens);
-            if s.start.ahead {
-                self.parts.speculation.tokens.fetch_add(new as u64, Ordering::Relaxed);
-            }
-            if !draws {
-                continue;
-            }
-            if s.is_prompt_only() {
-                s.finish(Finish::Length);
-                gone.push(i);
-                continue;
-            }
-            let Some(token) = sampled.next() else { continue };
-            if s.output.is_empty() {
-                smooth(&self.load.ttft_us_ewma, now.saturating_sub(s.start.arrived).as_micros() as u64);
-            }
-            if hand_out(s, token, now) {
-                gone.push(i);
-            }
-        }
-        if needed > 0 {
-            smooth(&self.load.itl_us_ewma, now.saturating_sub(self.last_token_at).as_micros().max(1) as u64);
-            self.last_token_at = now;
-        }
-        for &i in gone.iter().rev() {
-            self.commit(i);
-            self.changed = true;
-        }
-    }
-
     /// A sequence leaves: what it computed stays findable, and is worth what the `retain` slot says.
     fn commit(&mut self, running: usize) {
         let mut s = self.running.remove(running);
@@ -558,24 +476,6 @@ fn goes_no_further(s: &mut Sequence) -> bool {
         s.finish(Finish::Length);
     }
     full
-}
-
-/// Takes a drawn token in and reports it. True when the sequence has ended.
-fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {
-    if s.start.stop_tokens.contains(&sampled.token) {
-        s.finish(Finish::Stop);
-        return true;
-    }
-    let token = sampled.token;
-    s.push(sampled, now);
-    let full = s.output.len() >= s.start.output_tokens_max as usize;
-    match s.follow(token) {
-        Ok(Next::Complete) => s.finish(Finish::Stop),
-        Ok(Next::More) if full => s.finish(Finish::Length),
-        Ok(Next::More) => return false,
-        Err(reason) => s.fail(reason),
-    }
-    true
 }
 
 fn frame(ctx: &Ctx) -> Frame {

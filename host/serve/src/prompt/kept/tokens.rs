@@ -87,7 +87,7 @@ impl Tokens {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.chunks.len() * self.chunk_tokens() + self.rest.len()
+        self.in_chunks() + self.rest.len()
     }
 
     /// Whether there are none.
@@ -98,6 +98,17 @@ impl Tokens {
     /// Bytes that are its own.
     pub(super) fn own_bytes(&self) -> usize {
         size_of_val(&*self.rest) + size_of_val(&*self.chunks)
+    }
+
+    /// One of them.
+    ///
+    /// Panics when there are not so many.
+    pub fn at(&self, place: usize) -> u32 {
+        let size = self.chunk_tokens();
+        match self.chunks.get(place / size) {
+            Some(chunk) => chunk.tokens[place % size],
+            None => self.rest[place - self.in_chunks()],
+        }
     }
 
     /// All of them, piece by piece.
@@ -142,6 +153,10 @@ impl Tokens {
         names
     }
 
+    fn in_chunks(&self) -> usize {
+        self.chunks.len() * self.chunk_tokens()
+    }
+
     fn chunk_tokens(&self) -> usize {
         self.chunks.first().map_or(usize::MAX, |chunk| chunk.tokens.len())
     }
@@ -173,6 +188,7 @@ mod tests {
                 prop_assert_eq!(kept.pieces().collect::<Vec<_>>().concat(), &*next);
                 prop_assert_eq!(&*kept.names(naming), &*names);
                 prop_assert_eq!(kept.len(), next.len());
+                prop_assert_eq!((0..next.len()).map(|place| kept.at(place)).collect::<Vec<_>>(), &*next);
                 for (first, last) in [(0, next.len()), (keep / 2, keep), (keep, next.len()), (keep, keep)] {
                     prop_assert_eq!(kept.range(first..last).collect::<Vec<_>>().concat(), &next[first..last]);
                 }
