@@ -9,9 +9,15 @@ mod sampling;
 
 mod config;
 mod family;
+mod fields;
+mod rope;
+mod rope_fields;
+
+mod encoding;
 mod files;
 mod model;
-mod rope;
+mod source;
+mod tensors;
 
 mod check;
 mod cpu;
@@ -20,6 +26,7 @@ mod settling;
 mod sim;
 
 mod clock;
+mod digest;
 mod exp;
 mod memory;
 mod pack;
@@ -29,7 +36,7 @@ mod loading;
 #[cfg(test)]
 mod moving;
 
-pub use config::ModelConfig;
+pub use config::{Experts, ModelConfig, Sliding};
 pub use cpu::{CpuConfig, CpuExec, Isa, peak_bf16_flops};
 pub use error::EngineError;
 pub use files::ModelFiles;

@@ -7,7 +7,19 @@ use serde_json::Value;
 use super::testing::{TestRow, logprob_of, run};
 use crate::{CpuConfig, CpuExec, EngineError, Isa, ModelFiles};
 
-const FAMILIES: [&str; 4] = ["llama2", "llama3", "llama_linear", "qwen3"];
+const FAMILIES: [&str; 11] = [
+    "llama2",
+    "llama3",
+    "llama_linear",
+    "qwen3",
+    "qwen2",
+    "mistral",
+    "gemma3",
+    "phi3",
+    "olmo2",
+    "qwen3_moe",
+    "gpt_oss",
+];
 
 /// Limits on a family's deviation from float32 arithmetic on the same weights.
 ///
