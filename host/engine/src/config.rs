@@ -71,6 +71,10 @@ pub struct Experts {
     pub normalized: bool,
 }
 
+/// Most layers, values of a head and experts of a layer. Chosen: far beyond any model, so that a wrong number in a file
+/// is refused before memory is taken for it.
+const COUNT_MAX: usize = 4096;
+
 /// Fields that [`ModelConfig::parse`] reads in every family.
 const READ: &[&str] = &[
     "eos_token_id",
@@ -86,7 +90,6 @@ const READ: &[&str] = &[
     "original_max_position_embeddings",
     "partial_rotary_factor",
     "quantization_config",
-    "query_pre_attn_scalar",
     "rms_norm_eps",
     "rope_local_base_freq",
     "rope_parameters",
@@ -115,6 +118,9 @@ impl ModelConfig {
             Some(_) => fields.size("head_dim")?,
         };
         let layers = fields.size("num_hidden_layers")?;
+        if layers > COUNT_MAX {
+            return Err(fields.malformed(format!("`num_hidden_layers` {layers} is more than {COUNT_MAX}")));
+        }
         let width = family.experts.as_ref().map_or("intermediate_size", |experts| experts.width);
         let rope = Rope::parse(fields, family.rope_theta_default)?;
         let divisor = fields.value("query_pre_attn_scalar").map(|_| fields.number("query_pre_attn_scalar"));
@@ -178,6 +184,10 @@ impl ModelConfig {
         if sizes.contains(&0) {
             return Err("a size is zero".to_owned());
         }
+        let counts = [self.layers, self.head_dim, self.experts.map_or(0, |experts| experts.count)];
+        if let Some(count) = counts.iter().find(|count| **count > COUNT_MAX) {
+            return Err(format!("{count} layers, head values or experts are more than {COUNT_MAX}"));
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!(
                 "`num_attention_heads` {} is not a multiple of `num_key_value_heads` {}",
@@ -239,6 +249,9 @@ fn refuse_what_we_do_not_compute(fields: Fields<'_>, family: &Family) -> Result<
         Windows::Asked => &["sliding_window", "use_sliding_window", "max_window_layers"],
         Windows::Pattern => &["sliding_window", "sliding_window_pattern"],
     });
+    if family.scores_divided {
+        read.push("query_pre_attn_scalar");
+    }
     match &family.experts {
         None => read.push("intermediate_size"),
         Some(experts) => {

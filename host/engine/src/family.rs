@@ -31,6 +31,8 @@ pub(crate) struct Family {
     pub(crate) activation: Activation,
     /// What names the experts in `config.json`; none for a dense layer.
     pub(crate) experts: Option<ExpertFields>,
+    /// Whether `query_pre_attn_scalar` divides scores instead of the head's width.
+    pub(crate) scores_divided: bool,
     /// Whether embeddings are multiplied by the root of their width.
     pub(crate) embed_scaled: bool,
     /// Whether the output projection is the embedding table where `config.json` does not say.
@@ -132,6 +134,7 @@ const LLAMA: Family = Family {
     windows: Windows::Never,
     activation: Activation::Silu,
     experts: None,
+    scores_divided: false,
     embed_scaled: false,
     tied_default: false,
     explicit_head_dim: false,
@@ -174,6 +177,7 @@ pub(crate) const FAMILIES: [Family; 9] = [
         qk_norm: QkNorm::Head,
         windows: Windows::Pattern,
         activation: Activation::GeluTanh,
+        scores_divided: true,
         embed_scaled: true,
         tied_default: true,
         explicit_head_dim: true,

@@ -56,7 +56,7 @@ impl<'a> Fields<'a> {
             }
             match accepted.iter().find(|(accepted, _)| *accepted == name) {
                 Some((_, "*")) => {}
-                Some((_, only)) if value.to_string() == *only => {}
+                Some((_, only)) if says(value, only) => {}
                 Some((_, only)) => {
                     return Err(self.malformed(format!(
                         "`{name}` is {value}, which is not supported (supported: {only})"
@@ -143,6 +143,11 @@ impl<'a> Fields<'a> {
     pub(crate) fn malformed(&self, reason: impl Into<String>) -> EngineError {
         EngineError::Malformed { path: self.path.to_owned(), reason: reason.into() }
     }
+}
+
+/// Whether a value is the one that a JSON text says.
+fn says(value: &Value, json: &str) -> bool {
+    serde_json::from_str::<Value>(json).is_ok_and(|only| *value == only)
 }
 
 /// Whether a value turns nothing on, whatever its field is called.

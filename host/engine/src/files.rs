@@ -1,4 +1,4 @@
-//! The files of a model: `config.json` and safetensors, mapped or compiled in.
+//! The files of a model: `config.json` and safetensors, mapped or compiled in, or one GGUF file.
 //!
 //! Called by [`crate::Model`] when it loads.
 //! **Invariant:** every tensor lies within its file and under one name.
@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::EngineError;
 use crate::encoding::Encoding;
+use crate::gguf::{self, GgufMetadata, Header, Values};
 use crate::tensors::{Entry, TensorMap};
 
 /// Where a model is read from.
@@ -23,33 +24,60 @@ pub struct ModelFiles {
     pub(crate) config: Vec<u8>,
     shards: Vec<Shard>,
     tensors: TensorMap,
+    /// Metadata of a GGUF file.
+    gguf: Option<Values>,
 }
 
 impl ModelFiles {
-    /// Opens a model folder: `config.json`, and `model.safetensors` or the shards that
-    /// `model.safetensors.index.json` names. Weights are mapped, not read.
+    /// Opens a model: a `.gguf` file, a folder with `config.json` and `model.safetensors` or the shards that
+    /// `model.safetensors.index.json` names, or a folder without a config that holds exactly one `.gguf` file.
+    /// Weights are mapped, not read.
     ///
     /// The files must not be changed while this lives: a truncated mapping ends the process.
     ///
     /// Errors: [`EngineError::Read`] for a file that cannot be read, [`EngineError::Malformed`] for one
-    /// that is truncated or is not what its name says.
-    pub fn open(dir: &Path) -> Result<Self, EngineError> {
-        let config_path = dir.join("config.json");
+    /// that is truncated or is not what its name says, [`EngineError::Architecture`] for a GGUF file of an unknown
+    /// family.
+    pub fn open(path: &Path) -> Result<Self, EngineError> {
+        let config_path = path.join("config.json");
+        let gguf = if config_path.exists() { None } else { gguf_file(path)? };
+        if let Some(path) = gguf {
+            return Self::open_gguf(&path);
+        }
         let config = read(&config_path)?;
-        let single = dir.join("model.safetensors");
-        let index = dir.join("model.safetensors.index.json");
-        let paths = if single.exists() || !index.exists() { vec![single] } else { shard_paths(dir, &index)? };
-        let mut files = Self { config_path, config, shards: Vec::new(), tensors: TensorMap::new() };
+        let single = path.join("model.safetensors");
+        let index = path.join("model.safetensors.index.json");
+        let paths =
+            if single.exists() || !index.exists() { vec![single] } else { shard_paths(path, &index)? };
+        let mut files =
+            Self { config_path, config, shards: Vec::new(), tensors: TensorMap::new(), gguf: None };
         for path in paths {
-            let file =
-                File::open(&path).map_err(|source| EngineError::Read { path: path.clone(), source })?;
-            // SAFETY: the mapping is read-only and private to this value; that the file is not
-            // truncated meanwhile is the caller's promise, stated above.
-            let map = unsafe { Mmap::map(&file) };
-            let map = map.map_err(|source| EngineError::Read { path: path.clone(), source })?;
-            files.add(path, Bytes::Mapped(map))?;
+            let bytes = map(&path)?;
+            files.add(path, bytes)?;
         }
         Ok(files)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, EngineError> {
+        let bytes = map(path)?;
+        let shard = Shard { path: path.to_owned(), bytes };
+        let header = Header::read(shard.bytes()).map_err(|reason| malformed(path, reason))?;
+        let (family, config) = gguf::config_json(path, &header, shard.bytes())?;
+        let experts = family.experts.as_ref().map_or("", |fields| fields.count);
+        let stated = ["head_dim", experts].map(|field| config[field].as_u64().unwrap_or(0) as usize);
+        Ok(Self {
+            config_path: path.to_owned(),
+            config: config.to_string().into_bytes(),
+            tensors: gguf::tensor_map(&header, family, stated),
+            shards: vec![shard],
+            gguf: Some(header.values),
+        })
+    }
+
+    /// The metadata of a GGUF file; none for safetensors.
+    pub fn gguf_metadata(&self) -> Option<GgufMetadata<'_>> {
+        let values = self.gguf.as_ref()?;
+        Some(GgufMetadata::new(values, self.shards.first()?.bytes()))
     }
 
     /// A model compiled into the binary; `name` stands for the folder in errors.
@@ -58,8 +86,13 @@ impl ModelFiles {
     pub fn embedded(name: &str, config: &'static [u8], weights: &'static [u8]) -> Result<Self, EngineError> {
         let dir = PathBuf::from(name);
         let config_path = dir.join("config.json");
-        let mut files =
-            Self { config_path, config: config.to_vec(), shards: Vec::new(), tensors: TensorMap::new() };
+        let mut files = Self {
+            config_path,
+            config: config.to_vec(),
+            shards: Vec::new(),
+            tensors: TensorMap::new(),
+            gguf: None,
+        };
         files.add(dir.join("model.safetensors"), Bytes::Static(weights))?;
         Ok(files)
     }
@@ -77,7 +110,7 @@ impl ModelFiles {
 
     /// Whether the weights of norms are what values are multiplied by, in every family.
     pub(crate) fn norms_are_whole(&self) -> bool {
-        false
+        self.gguf.is_some()
     }
 
     /// Something is wrong with the weights.
@@ -131,6 +164,37 @@ impl Shard {
 enum Bytes {
     Mapped(Mmap),
     Static(&'static [u8]),
+}
+
+fn map(path: &Path) -> Result<Bytes, EngineError> {
+    let read = |source| EngineError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read)?;
+    // SAFETY: the mapping is read-only and private to its owner; that the file is not truncated meanwhile is the
+    // promise of whoever calls `ModelFiles::open`.
+    let map = unsafe { Mmap::map(&file) };
+    Ok(Bytes::Mapped(map.map_err(read)?))
+}
+
+/// The path itself when it is a file, or the one `.gguf` file of a folder.
+fn gguf_file(path: &Path) -> Result<Option<PathBuf>, EngineError> {
+    let read = |source| EngineError::Read { path: path.to_owned(), source };
+    if !path.is_dir() {
+        return match path.extension().is_some_and(|ending| ending == "gguf") {
+            true => Ok(Some(path.to_owned())),
+            false => Err(malformed(path, "is neither a folder nor a `.gguf` file")),
+        };
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(read)? {
+        let file = entry.map_err(read)?.path();
+        if file.extension().is_some_and(|ending| ending == "gguf") {
+            found.push(file);
+        }
+    }
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        several => Err(malformed(path, format!("holds {several} `.gguf` files: name one of them"))),
+    }
 }
 
 /// How a safetensors dtype is read.

@@ -15,6 +15,7 @@ mod rope_fields;
 
 mod encoding;
 mod files;
+mod gguf;
 mod model;
 mod source;
 mod tensors;
@@ -40,6 +41,7 @@ pub use config::{Experts, ModelConfig, Sliding};
 pub use cpu::{CpuConfig, CpuExec, Isa, peak_bf16_flops};
 pub use error::EngineError;
 pub use files::ModelFiles;
+pub use gguf::GgufMetadata;
 pub use model::Model;
 pub use plan::{
     Caps, Executor, Fence, KvShape, Moved, Row, SampleSpec, Sampled, Saved, StepOut, StepPlan, Ticket,

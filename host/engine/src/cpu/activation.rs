@@ -9,7 +9,7 @@ const LANES: usize = 16;
 /// Source: arXiv 1606.08415, section 2.
 #[inline(always)]
 pub(super) fn gelu_mul(x: &[f32], out: &mut [u16]) {
-    const TWICE_ROOT: f32 = 1.595_769_1;
+    const TWICE_ROOT: f32 = 1.595_769_2;
     let (gate, up) = x.split_at(LANES);
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
         let u = TWICE_ROOT * (gate + 0.044_715 * gate * gate * gate);

@@ -41,9 +41,23 @@ struct Deviation {
     agreement: f64,
 }
 
+impl Deviation {
+    fn check(&self, what: &str) {
+        let Self { mean, p99, regret, agreement } = self;
+        println!("{what}: mean {mean:.5} p99 {p99:.4} regret {regret:.4} agreement {agreement:.4}");
+        assert!(*mean <= MEAN_MAX, "{what}: mean {mean}");
+        assert!(*p99 <= P99_MAX, "{what}: p99 {p99}");
+        assert!(*regret <= REGRET_MAX, "{what}: regret {regret}");
+    }
+}
+
 /// Teacher-forces every golden sequence, one token a step, and compares the 16 likeliest tokens.
 fn deviation(family: &str, exec: &mut CpuExec) -> Deviation {
-    let golden = std::fs::read(fixture(family).join("golden.json")).unwrap();
+    deviation_from(&fixture(family).join("golden.json"), exec)
+}
+
+fn deviation_from(golden: &Path, exec: &mut CpuExec) -> Deviation {
+    let golden = std::fs::read(golden).unwrap();
     let golden: Value = serde_json::from_slice(&golden).unwrap();
     let (mut errors, mut regrets) = (Vec::new(), Vec::new());
     for sequence in golden["sequences"].as_array().unwrap() {
@@ -89,11 +103,7 @@ fn check(isa: Isa) {
             Err(EngineError::Config(reason)) => return println!("not checked: {reason}"),
             Err(error) => panic!("{error}"),
         };
-        let Deviation { mean, p99, regret, agreement } = deviation(family, &mut exec);
-        println!("{isa:?} {family}: mean {mean:.5} p99 {p99:.4} regret {regret:.4} agreement {agreement:.4}");
-        assert!(mean <= MEAN_MAX, "{family}: mean {mean}");
-        assert!(p99 <= P99_MAX, "{family}: p99 {p99}");
-        assert!(regret <= REGRET_MAX, "{family}: regret {regret}");
+        deviation(family, &mut exec).check(&format!("{isa:?} {family}"));
     }
 }
 
@@ -110,6 +120,31 @@ fn avx2_agrees_with_the_reference() {
 #[test]
 fn portable_agrees_with_the_reference() {
     check(Isa::Portable);
+}
+
+/// The `gguf` package wrote the weights of the fixture in blocks, and transformers computed with what they stand for.
+#[test]
+fn blocks_of_a_gguf_file_agree_with_the_reference() {
+    let files = ModelFiles::open(&fixture("gguf/quantised.gguf")).unwrap();
+    let mut exec = CpuExec::load(&files, config(Isa::Auto)).unwrap();
+    deviation_from(&fixture("gguf/quantised.json"), &mut exec).check("quantised.gguf");
+}
+
+/// The `gguf` package wrote the same weights, in other shapes, orders and names.
+#[test]
+fn a_gguf_file_gives_what_its_safetensors_give() {
+    for family in ["llama3", "gemma3", "phi3", "qwen3_moe", "gpt_oss"] {
+        let files = ModelFiles::open(&fixture("gguf").join(format!("{family}.gguf"))).unwrap();
+        let mut exec = CpuExec::load(&files, config(Isa::Auto)).unwrap();
+        let from_gguf = deviation(family, &mut exec);
+        from_gguf.check(&format!("{family}.gguf"));
+        let mut exec =
+            CpuExec::load(&ModelFiles::open(&fixture(family)).unwrap(), config(Isa::Auto)).unwrap();
+        let difference = from_gguf.mean - deviation(family, &mut exec).mean;
+        // Files say the rope factors of these two in f32.
+        let exact = !["llama3", "phi3"].contains(&family);
+        assert!(difference.abs() <= if exact { 0.0 } else { 1e-4 }, "{family}: {difference}");
+    }
 }
 
 /// The limits are worth something: the smallest common mistake is far outside them.
