@@ -33,6 +33,8 @@ mod memory;
 mod pack;
 
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod loading;
 #[cfg(test)]
 mod moving;
