@@ -26,6 +26,7 @@ mod resume;
 mod retention;
 mod rollout;
 mod speculation;
+mod speculative_decoding;
 mod stores;
 mod structured;
 mod supply;

@@ -10,14 +10,6 @@ fn simulated(more: &str) -> String {
     format!("{more}\n[engine]\ndevice = \"sim\"\nworkers = 1\n")
 }
 
-/// A value of a metric, summed over its labels.
-async fn metric(host: &Host, name: &str) -> u64 {
-    let response = host.raw(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
-    let named = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-    let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
-    response.lines().filter(named).filter_map(value).sum::<f64>() as u64
-}
-
 /// A turn of a session that wishes for speculation, or not.
 fn turn(messages: &Value, wish: Option<bool>) -> Value {
     let mut body = json!({ "messages": messages, "max_tokens": 96, "temperature": 0.0 });
@@ -49,7 +41,7 @@ async fn second_turn(config: &str, wish: Option<bool>) -> (u64, Host) {
     assert_eq!(reply.status, 200, "{}", reply.json);
     if wish == Some(true) && !config.contains("off") {
         host.until("the next prompt is prepared", async || {
-            metric(&host, "pointsman_speculations_finished_total").await == 1
+            host.metric("pointsman_speculations_finished_total").await == 1
         })
         .await;
     }
@@ -62,7 +54,7 @@ async fn second_turn(config: &str, wish: Option<bool>) -> (u64, Host) {
 async fn a_next_turn_finds_what_was_prepared_for_it() {
     let (without, host) = second_turn("", None).await;
     assert_eq!(
-        metric(&host, "pointsman_speculations_total").await,
+        host.metric("pointsman_speculations_total").await,
         0,
         "a turn without calls has to ask for it"
     );
@@ -70,8 +62,8 @@ async fn a_next_turn_finds_what_was_prepared_for_it() {
     let (with, host) = second_turn("", Some(true)).await;
     assert!(with >= without + 32, "{with} tokens with it, {without} without");
     let (computed, found) = (
-        metric(&host, "pointsman_speculated_tokens_total").await,
-        metric(&host, "pointsman_speculated_hit_tokens_total").await,
+        host.metric("pointsman_speculated_tokens_total").await,
+        host.metric("pointsman_speculated_hit_tokens_total").await,
     );
     assert!(found >= 32 && found <= computed, "{found} of {computed} were found");
     host.stop().await;
@@ -81,7 +73,7 @@ async fn a_next_turn_finds_what_was_prepared_for_it() {
 async fn who_says_no_and_who_is_not_heard_get_nothing() {
     for (config, wish) in [("", Some(false)), ("[speculation]\nwhen = \"off\"", Some(true))] {
         let (_, host) = second_turn(config, wish).await;
-        assert_eq!(metric(&host, "pointsman_speculations_total").await, 0, "{config} {wish:?}");
+        assert_eq!(host.metric("pointsman_speculations_total").await, 0, "{config} {wish:?}");
         host.stop().await;
     }
 }
@@ -94,12 +86,12 @@ async fn a_turn_that_ends_with_calls_prepares_the_next_without_being_asked() {
     body["tool_choice"] = json!({ "type": "function", "function": { "name": "calc" } });
     let reply = host.chat(body.clone()).await;
     assert_eq!(reply.json["choices"][0]["finish_reason"], "tool_calls", "{}", reply.json);
-    host.until("it was thought of", async || metric(&host, "pointsman_speculations_total").await == 1).await;
-    assert_eq!(metric(&host, "pointsman_speculations_cancelled_total").await, 0);
+    host.until("it was thought of", async || host.metric("pointsman_speculations_total").await == 1).await;
+    assert_eq!(host.metric("pointsman_speculations_cancelled_total").await, 0);
     // The last of its session prepares nothing.
     body["nvext"]["session_control"]["action"] = json!("close");
     assert_eq!(host.chat(body).await.status, 200);
-    assert_eq!(metric(&host, "pointsman_speculations_total").await, 1);
+    assert_eq!(host.metric("pointsman_speculations_total").await, 1);
     host.stop().await;
 }
 
@@ -111,10 +103,10 @@ async fn it_yields_to_whoever_waits() {
     let mut body = turn(&user("hello"), Some(true));
     body["max_tokens"] = json!(400);
     assert_eq!(host.chat(body).await.status, 200);
-    host.until("it began", async || metric(&host, "pointsman_speculations_started_total").await == 1).await;
+    host.until("it began", async || host.metric("pointsman_speculations_started_total").await == 1).await;
     let other = json!({ "messages": user("somebody else"), "max_tokens": 1 });
     assert_eq!(host.chat(other).await.status, 200);
-    assert_eq!(metric(&host, "pointsman_speculations_cancelled_total{reason=\"load\"}").await, 1);
-    assert_eq!(metric(&host, "pointsman_speculations_finished_total").await, 0);
+    assert_eq!(host.metric("pointsman_speculations_cancelled_total{reason=\"load\"}").await, 1);
+    assert_eq!(host.metric("pointsman_speculations_finished_total").await, 0);
     host.stop().await;
 }

@@ -117,6 +117,15 @@ impl Host {
         TcpStream::connect(self.server.api).await.expect("the host listens")
     }
 
+    /// A value of a metric, summed over its labels.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        let response = self.raw(request).await;
+        let named = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+        response.lines().filter(named).filter_map(value).sum::<f64>() as u64
+    }
+
     /// The active generation's id.
     pub(crate) async fn generation(&self) -> u64 {
         let reply = self.admin.get("/admin/v1/generations").await.expect("the admin API answers");

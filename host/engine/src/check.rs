@@ -21,10 +21,12 @@ pub(crate) fn plan(caps: &Caps, plan: &StepPlan<'_>) -> Result<(), EngineError> 
             return refuse(reason);
         }
         written.extend(written_pages(caps, plan, row).map(|page| (page, index)));
-        match row.sample.map(|sample| drawn.get_mut(sample as usize)) {
-            None => {}
-            Some(Some(drawn)) if !*drawn => *drawn = true,
-            Some(_) => return refuse(format!("sample {:?} is missing or taken", row.sample)),
+        match drawn.get_mut(to_usize(&row.samples)) {
+            Some(own) if own.len() <= row.tokens.len() && !own.contains(&true) => own.fill(true),
+            _ => {
+                let reason = format!("samples {:?} are missing, taken, or more than its tokens", row.samples);
+                return refuse(reason);
+            }
         }
     }
     if next as usize != plan.tokens.len() {
@@ -121,9 +123,10 @@ fn check_samples(caps: &Caps, plan: &StepPlan<'_>) -> Result<(), EngineError> {
         if spec.mask.is_some_and(|mask| mask.tokens(caps.vocab).next().is_none()) {
             return Err(EngineError::Plan(format!("sample {index}: its mask allows no token")));
         }
-        if spec.prompt_len as usize > spec.history.len() {
-            let (prompt, history) = (spec.prompt_len, spec.history.len());
-            return Err(EngineError::Plan(format!("sample {index}: prompt of {prompt} in {history} tokens")));
+        if spec.output.len() >= spec.position as usize {
+            let (output, position) = (spec.output.len(), spec.position);
+            let reason = format!("sample {index}: output of {output} in a sequence of {position} tokens");
+            return Err(EngineError::Plan(reason));
         }
     }
     Ok(())

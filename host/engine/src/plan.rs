@@ -97,8 +97,9 @@ pub struct Row {
     /// Its page table, a range of [`StepPlan::pages`]: entry `i` holds positions
     /// `i * block_tokens ..`. It covers at least the last new token.
     pub pages: Range<u32>,
-    /// Which of [`StepPlan::samples`] draws from the last token's logits, if any.
-    pub sample: Option<u32>,
+    /// Which of [`StepPlan::samples`] draw from the logits of its last tokens, in order: the last one from those of the
+    /// last token. Usually one, none while a prompt is not all there, several where tokens are tried.
+    pub samples: Range<u32>,
 }
 
 /// How one row's next token is drawn.
@@ -106,10 +107,13 @@ pub struct Row {
 pub struct SampleSpec<'a> {
     /// Temperature, cuts, penalties, seed, logprobs.
     pub params: &'a SamplingParams,
-    /// All tokens of the sequence so far, prompt then output, the last new token included.
-    pub history: &'a [u32],
-    /// How many of `history` are prompt.
-    pub prompt_len: u32,
+    /// How many tokens the sequence has so far, the last new token included; with the seed it names the random number.
+    pub position: u32,
+    /// The tokens of the prompt, each at least once, in any order; read for a repetition penalty alone, and may be
+    /// empty without one.
+    pub prompt: &'a [u32],
+    /// The output so far, in order.
+    pub output: &'a [u32],
     /// Tokens that may be drawn, where a grammar says it; `None` allows all.
     pub mask: Option<TokenMask<'a>>,
 }

@@ -2,7 +2,7 @@
 //!
 //! The order is: logit bias, repetition penalty (prompt and output), presence and frequency penalties
 //! (output), mask, temperature, top-k, top-p, min-p, draw.
-//! **Invariant:** a draw depends on the row's logits, its parameters, its history, its mask and nothing else, and
+//! **Invariant:** a draw depends on the row's logits, its parameters, its tokens, its mask and nothing else, and
 //! the mask allows what was drawn.
 
 use std::cmp::Ordering;
@@ -42,7 +42,7 @@ impl Sampler {
         self.penalise(logits, spec);
         let token = if params.temperature > 0.0 {
             self.candidates_of(logits, spec);
-            pick(&self.candidates, uniform(params.seed, spec.history.len() as u64))
+            pick(&self.candidates, uniform(params.seed, spec.position.into()))
         } else {
             match spec.mask {
                 None => greedy(logits.iter().copied().zip(0..)),
@@ -62,35 +62,36 @@ impl Sampler {
             logits[*token as usize] += bias;
         }
         if params.repetition_penalty != 1.0 {
-            self.for_each_distinct(spec.history, logits.len(), |token| {
+            self.for_each_distinct([spec.prompt, spec.output], logits.len(), |token| {
                 let logit = &mut logits[token];
                 let factor = params.repetition_penalty;
                 *logit = if *logit > 0.0 { *logit / factor } else { *logit * factor };
             });
         }
-        let output = spec.history.get(spec.prompt_len as usize..).unwrap_or_default();
         if params.frequency_penalty != 0.0 {
-            for token in output {
+            for token in spec.output {
                 if let Some(logit) = logits.get_mut(*token as usize) {
                     *logit -= params.frequency_penalty;
                 }
             }
         }
         if params.presence_penalty != 0.0 {
-            self.for_each_distinct(output, logits.len(), |token| logits[token] -= params.presence_penalty);
+            self.for_each_distinct([spec.output, &[]], logits.len(), |token| {
+                logits[token] -= params.presence_penalty
+            });
         }
     }
 
-    /// Calls `visit` once for each distinct token of `history` below `vocab`.
-    fn for_each_distinct(&mut self, history: &[u32], vocab: usize, mut visit: impl FnMut(usize)) {
+    /// Calls `visit` once for each distinct token of `lists` below `vocab`.
+    fn for_each_distinct(&mut self, lists: [&[u32]; 2], vocab: usize, mut visit: impl FnMut(usize)) {
         self.seen.resize(vocab, false);
-        for token in history {
+        for token in lists.into_iter().flatten() {
             if let Some(seen) = self.seen.get_mut(*token as usize).filter(|seen| !**seen) {
                 *seen = true;
                 visit(*token as usize);
             }
         }
-        for token in history {
+        for token in lists.into_iter().flatten() {
             if let Some(seen) = self.seen.get_mut(*token as usize) {
                 *seen = false;
             }
@@ -230,18 +231,22 @@ mod tests {
     use super::*;
     use crate::SamplingParams;
 
-    fn draw(logits: &[f32], history: &[u32], prompt_len: u32, params: &SamplingParams) -> Sampled {
-        Sampler::default().draw(&mut logits.to_vec(), &SampleSpec { params, history, prompt_len, mask: None })
+    fn spec<'a>(params: &'a SamplingParams, position: u32, mask: Option<TokenMask<'a>>) -> SampleSpec<'a> {
+        SampleSpec { params, position, prompt: &[], output: &[], mask }
+    }
+
+    fn draw(logits: &[f32], position: u32, params: &SamplingParams) -> Sampled {
+        Sampler::default().draw(&mut logits.to_vec(), &spec(params, position, None))
     }
 
     fn draw_masked(logits: &[f32], mask: &[u32], params: &SamplingParams) -> Sampled {
-        let spec = SampleSpec { params, history: &[], prompt_len: 0, mask: Some(TokenMask(mask)) };
+        let spec = spec(params, 1, Some(TokenMask(mask)));
         Sampler::default().draw(&mut logits.to_vec(), &spec)
     }
 
     fn survivors(logits: &[f32], params: &SamplingParams) -> Vec<u32> {
         let mut sampler = Sampler::default();
-        sampler.candidates_of(logits, &SampleSpec { params, history: &[], prompt_len: 0, mask: None });
+        sampler.candidates_of(logits, &spec(params, 1, None));
         let mut tokens: Vec<u32> = sampler.candidates.iter().map(|c| c.token).collect();
         tokens.sort_unstable();
         tokens
@@ -259,9 +264,8 @@ mod tests {
     fn check_draws(params: &SamplingParams, logits: &[f32], expected: &[f64]) {
         const DRAWS: usize = 20_000;
         let mut counts = vec![0usize; logits.len()];
-        let history = vec![0u32; DRAWS];
-        for position in 0..DRAWS {
-            counts[draw(logits, &history[..position], 0, params).token as usize] += 1;
+        for position in 0..DRAWS as u32 {
+            counts[draw(logits, position, params).token as usize] += 1;
         }
         let mut chi = 0.0;
         let mut freedom = 0.0;
@@ -317,22 +321,22 @@ mod tests {
     #[test]
     fn greedy_takes_the_lowest_id_of_equals() {
         let params = SamplingParams { temperature: 0.0, ..Default::default() };
-        assert_eq!(draw(&[1.0, 3.0, 3.0], &[], 0, &params).token, 1);
+        assert_eq!(draw(&[1.0, 3.0, 3.0], 0, &params).token, 1);
     }
 
     #[test]
     fn a_bias_can_force_and_forbid() {
         let params = |bias| SamplingParams { temperature: 0.0, logit_bias: bias, ..Default::default() };
-        assert_eq!(draw(&LOGITS, &[], 0, &params(vec![(3, 100.0)])).token, 3);
-        assert_eq!(draw(&LOGITS, &[], 0, &params(vec![(2, -100.0)])).token, 5);
+        assert_eq!(draw(&LOGITS, 0, &params(vec![(3, 100.0)])).token, 3);
+        assert_eq!(draw(&LOGITS, 0, &params(vec![(2, -100.0)])).token, 5);
     }
 
     #[test]
     fn penalties_count_what_they_say() {
         let spec = |params| {
             let mut logits = vec![2.0f32, -2.0, 2.0, 0.0];
-            let history = [0, 0, 1, 2, 2, 2];
-            let spec = SampleSpec { params: &params, history: &history, prompt_len: 3, mask: None };
+            let (prompt, output) = (&[0, 0, 1], &[2, 2, 2]);
+            let spec = SampleSpec { params: &params, position: 6, prompt, output, mask: None };
             Sampler::default().penalise(&mut logits, &spec);
             logits
         };
@@ -352,7 +356,7 @@ mod tests {
             logprobs: Some(2),
             ..Default::default()
         };
-        let sampled = draw(&LOGITS, &[], 0, &params);
+        let sampled = draw(&LOGITS, 0, &params);
         let exact = softmax(&LOGITS, 1.0);
         assert_eq!(sampled.token, 3);
         assert!((f64::from(sampled.logprob) - exact[3].ln()).abs() < 1e-5);
@@ -458,8 +462,8 @@ mod tests {
             top_k in 0u32..100, min_p in 0.0f32..1.0, seed in any::<u64>()
         ) {
             let params = SamplingParams { temperature, top_p, top_k, min_p, seed, ..Default::default() };
-            let first = draw(&logits, &[], 0, &params).token;
-            prop_assert_eq!(first, draw(&logits, &[], 0, &params).token);
+            let first = draw(&logits, 0, &params).token;
+            prop_assert_eq!(first, draw(&logits, 0, &params).token);
             prop_assert!(survivors(&logits, &params).contains(&first));
         }
     }

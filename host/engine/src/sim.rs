@@ -144,9 +144,10 @@ impl SimExec {
     fn cost(&self, plan: &StepPlan<'_>) -> Duration {
         let mut cost_us = self.config.step_us;
         for row in plan.rows {
-            cost_us += match row.tokens.len() {
-                1 => self.config.decode_us_per_row,
-                tokens => self.config.prefill_us_per_token * tokens as f64,
+            let (tokens, drawn) = (row.tokens.len(), row.samples.len());
+            cost_us += match tokens == drawn.max(1) {
+                true => self.config.decode_us_per_row * tokens as f64,
+                false => self.config.prefill_us_per_token * tokens as f64,
             };
         }
         Duration::from_nanos((cost_us * 1000.0) as u64)
@@ -247,12 +248,15 @@ impl Executor for SimExec {
         let mut sampled = vec![Sampled::default(); plan.samples.len()];
         for (row, mut hash) in plan.rows.iter().zip(histories) {
             let tokens = &plan.tokens[row.tokens.start as usize..row.tokens.end as usize];
+            let samples = row.samples.clone().rev();
+            let mut hashes = Vec::with_capacity(tokens.len());
             for (position, token) in (row.position..).zip(tokens) {
                 hash = mix(hash.wrapping_add(START) ^ u64::from(*token)).max(1);
                 let slot = self.slot(plan, row, position);
                 self.slots[slot] = hash;
+                hashes.push(hash);
             }
-            if let Some(sample) = row.sample {
+            for (hash, sample) in hashes.into_iter().rev().zip(samples) {
                 sampled[sample as usize] = self.draw(hash, &plan.samples[sample as usize]);
             }
         }
@@ -346,12 +350,18 @@ mod tests {
         let pages: Vec<PageIdx> = pages.iter().copied().map(PageIdx).collect();
         let params = SamplingParams::default();
         let row =
-            Row { tokens: 0..tokens.len() as u32, position, pages: 0..pages.len() as u32, sample: Some(0) };
+            Row { tokens: 0..tokens.len() as u32, position, pages: 0..pages.len() as u32, samples: 0..1 };
         let plan = StepPlan {
             rows: &[row],
             tokens,
             pages: &pages,
-            samples: &[SampleSpec { params: &params, history: tokens, prompt_len: 0, mask }],
+            samples: &[SampleSpec {
+                params: &params,
+                position: position + tokens.len() as u32,
+                prompt: &[],
+                output: &[],
+                mask,
+            }],
         };
         let ticket = exec.submit(&plan)?;
         Ok(exec.poll(ticket, true)?.unwrap())

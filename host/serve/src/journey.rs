@@ -154,7 +154,7 @@ fn start(
         let (events, received) = mpsc::channel(prompt.output_tokens_max as usize + 2);
         let begun = worker.submit(Start {
             id: app.next_sequence(),
-            tokens: Arc::clone(&prompt.tokens),
+            tokens: prompt.tokens.clone(),
             blocks: Arc::clone(&prompt.blocks),
             salt: prompt.salt,
             sampling: choice_sampling(&request.sampling, number, resumed.as_ref()),

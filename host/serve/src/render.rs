@@ -7,11 +7,11 @@ use std::sync::Arc;
 use kv::BlockName;
 
 use crate::app::App;
-use crate::prompt::{Ask, Calls, Frame, Guide, INLINE_BYTES_MAX, Kept, Naming, Reasoning, Segment};
+use crate::prompt::{Ask, Calls, Frame, Guide, INLINE_BYTES_MAX, Kept, Naming, Reasoning, Segment, Tokens};
 use crate::request::{Input, Prompt, Refusal, Request, ToolChoice};
 
 /// Tokens, and the names of their full blocks.
-type Named = (Arc<[u32]>, Arc<[BlockName]>);
+type Named = (Tokens, Arc<[BlockName]>);
 
 /// Tokens, and what is known of them.
 #[derive(Default)]

@@ -6,7 +6,7 @@ use engine::SamplingParams;
 use serde_json::Value;
 
 pub use crate::prompt::Format;
-use crate::prompt::{Conversation, Guide, Kept, Segment, Tools};
+use crate::prompt::{Conversation, Guide, Kept, Segment, Tokens, Tools};
 use crate::resume::IdempotencyKey;
 use crate::threads::ThreadError;
 
@@ -111,7 +111,7 @@ pub enum ToolChoice {
 #[derive(Clone, Debug)]
 pub struct Prompt {
     /// Its tokens.
-    pub tokens: Arc<[u32]>,
+    pub tokens: Tokens,
     /// Names of its full blocks.
     pub blocks: Arc<[kv::BlockName]>,
     /// What the output has to look like; `None` where any text will do.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::app::App;
+use crate::prompt::Tokens;
 use crate::request::{Prompt, Protocol, Refusal, Request};
 
 /// Longest key. Chosen: four times a UUID with words around it.
@@ -132,10 +133,10 @@ fn begun(checkpoints: &Checkpoints, key: u128, header: &Header, now_ms: u64) -> 
     }
 }
 
-fn of_prompt(fingerprint: Fingerprint, tokens: &[u32]) -> [u8; 32] {
+fn of_prompt(fingerprint: Fingerprint, tokens: &Tokens) -> [u8; 32] {
     let mut hasher = Sha256::new();
     hasher.update(fingerprint.0.to_le_bytes());
-    tokens.iter().for_each(|token| hasher.update(token.to_le_bytes()));
+    tokens.pieces().flatten().for_each(|token| hasher.update(token.to_le_bytes()));
     hasher.finalize().into()
 }
 

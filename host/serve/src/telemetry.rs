@@ -150,6 +150,8 @@ pub struct Metrics {
     steps: Family<ByWorker, Counter>,
     evictions: Family<ByWorker, Counter>,
     preemptions: Family<ByWorker, Counter>,
+    drafted_tokens: Family<ByWorker, Counter>,
+    accepted_tokens: Family<ByWorker, Counter>,
     pages: Family<ByPages, Gauge>,
     policy_calls: Family<ByCall, Counter>,
     policy_clipped: Family<BySlot, Counter>,
@@ -187,6 +189,8 @@ impl Metrics {
             steps: Family::default(),
             evictions: Family::default(),
             preemptions: Family::default(),
+            drafted_tokens: Family::default(),
+            accepted_tokens: Family::default(),
             pages: Family::default(),
             policy_calls: Family::default(),
             policy_clipped: Family::default(),
@@ -229,6 +233,9 @@ impl Metrics {
         r.register("steps", "Steps computed", self.steps.clone());
         r.register("kv_evictions", "Blocks evicted", self.evictions.clone());
         r.register("preemptions", "Sequences preempted for want of pages", self.preemptions.clone());
+        let drafted = "Tokens of answers that were guessed, by speculative decoding";
+        r.register("draft_tokens", drafted, self.drafted_tokens.clone());
+        r.register("draft_tokens_accepted", "Those of them that were right", self.accepted_tokens.clone());
         r.register("kv_pages", "KV pages by state", self.pages.clone());
         r.register("policy_calls", "Policy calls by outcome", self.policy_calls.clone());
         r.register(
@@ -342,6 +349,9 @@ impl Metrics {
             self.steps.get_or_create(&label).inner().store(w.load.steps.load(Relaxed), Relaxed);
             self.evictions.get_or_create(&label).inner().store(w.load.evictions.load(Relaxed), Relaxed);
             self.preemptions.get_or_create(&label).inner().store(w.load.preemptions.load(Relaxed), Relaxed);
+            let (drafted, accepted) = (&self.drafted_tokens, &self.accepted_tokens);
+            drafted.get_or_create(&label).inner().store(w.load.drafted_tokens.load(Relaxed), Relaxed);
+            accepted.get_or_create(&label).inner().store(w.load.accepted_tokens.load(Relaxed), Relaxed);
             let (pinned, cached) = (w.load.pages_pinned.load(Relaxed), w.load.pages_cached.load(Relaxed));
             let free = w.load.pages.load(Relaxed).saturating_sub(pinned + cached);
             for (state, count) in

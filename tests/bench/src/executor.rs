@@ -88,7 +88,7 @@ fn table(sequence: usize, tokens: usize) -> Vec<PageIdx> {
 fn prefill_once(exec: &mut CpuExec, sequence: usize) -> anyhow::Result<Duration> {
     let tokens: Vec<u32> = (0..PROMPT as u32).map(|i| (i * 7919 + 13) % 49_152).collect();
     let pages = table(sequence, PROMPT);
-    let row = Row { tokens: 0..PROMPT as u32, position: 0, pages: 0..pages.len() as u32, sample: None };
+    let row = Row { tokens: 0..PROMPT as u32, position: 0, pages: 0..pages.len() as u32, samples: 0..0 };
     step(exec, &StepPlan { rows: &[row], tokens: &tokens, pages: &pages, samples: &[] })
 }
 
@@ -98,8 +98,8 @@ fn decode_rate(exec: &mut CpuExec, sequences: usize) -> anyhow::Result<f64> {
         prefill_once(exec, sequence)?;
     }
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let history = vec![1; PROMPT];
-    let sample = SampleSpec { params: &greedy, history: &history, prompt_len: PROMPT as u32, mask: None };
+    let position = PROMPT as u32 + 1;
+    let sample = SampleSpec { params: &greedy, position, prompt: &[], output: &[], mask: None };
     let mut took = Duration::ZERO;
     for i in 0..DECODE_STEPS {
         let (mut rows, mut pages) = (Vec::new(), Vec::new());
@@ -111,7 +111,7 @@ fn decode_rate(exec: &mut CpuExec, sequences: usize) -> anyhow::Result<f64> {
                 tokens: at..at + 1,
                 position: (PROMPT + i) as u32,
                 pages: begin..pages.len() as u32,
-                sample: Some(at),
+                samples: at..at + 1,
             });
         }
         let (tokens, samples) = (vec![17; sequences], vec![sample; sequences]);

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
+use crate::bare;
+
 /// First argument of the child process.
 pub(crate) const CHILD: &str = "host-under-test";
 
@@ -40,12 +42,16 @@ pub(crate) struct Host {
 impl Host {
     /// Starts a host with a configuration file and waits until it listens.
     pub(crate) fn start(config: &Path) -> anyhow::Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg(CHILD)
-            .arg(config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        Self::run(Command::new(std::env::current_exe()?).arg(CHILD).arg(config))
+    }
+
+    /// Starts a server that does nothing.
+    pub(crate) fn bare() -> anyhow::Result<Self> {
+        Self::run(Command::new(std::env::current_exe()?).arg(bare::CHILD))
+    }
+
+    fn run(command: &mut Command) -> anyhow::Result<Self> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("stdout is piped")?).lines();
         let mut address = |name: &str| -> anyhow::Result<String> {
             let line = lines

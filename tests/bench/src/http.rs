@@ -30,30 +30,35 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("pointsman.toml");
     std::fs::write(&path, config())?;
-    let host = Host::start(&path)?;
+    let (host, bare) = (Host::start(&path)?, Host::bare()?);
     let runtime = load::runtime()?;
     let never = Arc::new(AtomicBool::new(false));
-    let drive = |connections, limit| {
+    let drive = |host: &Host, connections, limit| {
         runtime.block_on(load::run(&host.api, connections, Duration::ZERO, limit, Arc::clone(&never)))
     };
-    drive(16, Duration::from_secs(1));
+    drive(&host, 16, Duration::from_secs(1));
     let counts = [1, 16, 64];
     let mut turns: Vec<Vec<Turn>> = counts.iter().map(|_| Vec::new()).collect();
+    let mut nothing: Vec<Vec<f64>> = counts.iter().map(|_| Vec::new()).collect();
     for _ in 0..TURNS {
-        for (of_count, &connections) in turns.iter_mut().zip(&counts) {
+        for ((of_count, of_nothing), &connections) in turns.iter_mut().zip(&mut nothing).zip(&counts) {
             let before = host.cpu()?;
-            let seen = drive(connections, TURN);
+            let seen = drive(&host, connections, TURN);
             anyhow::ensure!(seen.failed == 0, "{} requests failed", seen.failed);
             of_count.push(turn(&seen, host.cpu()? - before));
+            let before = bare.cpu()?;
+            let seen = drive(&bare, connections, TURN / 3);
+            of_nothing.push(turn(&seen, bare.cpu()? - before).cpu_us);
         }
     }
     head("HTTP frontend: 200-word prompt, 16 streamed tokens, keep-alive, simulated device of no cost");
     println!("(baselines: Dynamo 1.6.1 with KV routing, measured elsewhere on the same kind of machine)");
-    for (of_count, connections) in turns.iter().zip(counts) {
+    for ((of_count, of_nothing), connections) in turns.iter().zip(nothing).zip(counts) {
         let value = |field: fn(&Turn) -> f64| median(of_count.iter().map(field).collect());
         let name = |what: &str| format!("{what}, {connections} connections");
         let peer = if connections == 64 { (Some(535.0), Some(1175.0)) } else { (None, None) };
         row(&name("CPU us a request"), value(|t| t.cpu_us), peer.0, Bar::AtMost(150.0));
+        row(&name("the same of a server that does nothing"), median(of_nothing), None, Bar::None);
         row(&name("requests/s"), value(|t| t.per_second), peer.1, Bar::None);
         let bar = if connections == 1 { Bar::AtMost(300.0) } else { Bar::None };
         row(&name("TTFT us p50"), value(|t| t.ttft_us_p50), None, bar);
@@ -61,7 +66,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         row(&name("whole stream us p50"), value(|t| t.total_us_p50), None, Bar::None);
     }
     row("resident memory, MiB", host.rss_mib()?, Some(180.0), Bar::AtMost(40.0));
-    drop(host);
+    drop((host, bare));
     turns::run()
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the machine's clock")]
 
+mod bare;
 mod choices;
 mod executor;
 mod grammar;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         "languages" => languages::run(),
         "speculation" => speculation::run(),
         host::CHILD => host::serve(),
+        bare::CHILD => bare::serve(),
         _ => {
             eprintln!("usage: bench policy|swap|http|kv|retention|executor|grammar|languages|speculation");
             return ExitCode::from(2);

@@ -118,15 +118,20 @@ fn measure(host: &Host, runtime: &Runtime, bytes: usize, increment: usize) -> an
 pub(crate) fn run() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let runtime = load::runtime()?;
-    let (kept, without) = (start(folder.path(), 256)?, start(folder.path(), 0)?);
+    let (kept, without, bare) = (start(folder.path(), 256)?, start(folder.path(), 0)?, Host::bare()?);
     head("Turns of agents: a history that was seen and 2 kB more; baseline: prompts.memory_mib = 0");
     for (name, bytes) in [("4 kB", 4 << 10), ("40 kB", 40 << 10), ("400 kB", 400 << 10), ("4 MB", 4 << 20)] {
         let own = measure(&kept, &runtime, bytes, RESULT_BYTES)?;
         let old = measure(&without, &runtime, bytes, RESULT_BYTES)?;
+        let nothing = measure(&bare, &runtime, bytes, RESULT_BYTES)?;
         let at_400 = bytes == 400 << 10;
         let bar = |us: f64| if at_400 { Bar::AtMost(us) } else { Bar::None };
         row(&format!("CPU us a turn, {name}"), own.cpu_us, Some(old.cpu_us), bar(800.0));
+        let what = format!("the same of a server that does nothing, {name}");
+        row(&what, nothing.cpu_us, None, Bar::None);
         row(&format!("TTFT us p50, {name}"), own.ttft_us_p50, Some(old.ttft_us_p50), bar(1000.0));
+        let what = format!("the same of a server that does nothing, {name}");
+        row(&what, nothing.ttft_us_p50, None, Bar::None);
         row(&format!("TTFT us p99, {name}"), own.ttft_us_p99, Some(old.ttft_us_p99), Bar::None);
     }
     head("The same history with a small and a large increment: CPU us a turn");

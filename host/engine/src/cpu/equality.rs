@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::testing::{TestRow, run};
+use super::testing::{TestRow, run, run_drawing};
 use crate::{
     CpuConfig, CpuExec, EngineError, Executor, Experts, Fence, Isa, Model, ModelConfig, Rope, RopeScaling,
     Sampled, Sliding, Xfer,
@@ -126,6 +126,24 @@ fn stale_bytes_in_a_page_change_nothing() {
     let fresh = plain(&mut exec, &short);
     plain(&mut exec, &tokens(7, 300));
     assert_eq!(plain(&mut exec, &short), fresh);
+}
+
+#[test]
+fn tokens_that_are_tried_give_the_bits_of_single_steps_and_leave_nothing_behind() {
+    let model = model();
+    let tokens = tokens(3, 60);
+    for isa in [Isa::Avx512Bf16, Isa::Avx2, Isa::Portable] {
+        let Some(mut exec) = exec(&model, isa, 2, 16) else { continue };
+        let alone: Vec<Sampled> = (40..=60).map(|count| plain(&mut exec, &tokens[..count])).collect();
+        let row = |tokens, position| [TestRow { tokens, position, pages: pages(30) }];
+        run(&mut exec, &row(&tokens[..39], 0)).unwrap();
+        // What comes after the 44th is wrong, and is computed again.
+        let tried = [&tokens[39..44], &[7, 8, 9]].concat();
+        let drawn = run_drawing(&mut exec, &row(&tried, 39), |_| 8).unwrap();
+        assert_eq!(drawn[..5], alone[..5]);
+        let drawn = run_drawing(&mut exec, &row(&tokens[44..], 44), |_| 16).unwrap();
+        assert_eq!(drawn, alone[5..]);
+    }
 }
 
 proptest! {

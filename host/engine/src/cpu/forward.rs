@@ -212,16 +212,17 @@ impl Pass<'_> {
         });
     }
 
-    /// Logits of the last token of every row that draws, in the order of the plan's samples.
+    /// Logits of the last tokens of every row that draws, in the order of the plan's samples.
     fn logits(&self, machine: &mut Machine) {
         let config = &self.model.config;
         let Machine { core, buffers, .. } = machine;
         let hidden = config.hidden;
         for row in self.plan.rows {
-            let Some(sample) = row.sample else { continue };
-            let x = &buffers.x[(row.tokens.end as usize - 1) * hidden..][..hidden];
-            let out = &mut buffers.a[sample as usize * stride(hidden)..][..hidden];
-            (core.kernels.rmsnorm)(x, &self.model.norm, config.norm_eps, out);
+            for (token, sample) in (row.tokens.end - row.samples.len() as u32..).zip(row.samples.clone()) {
+                let x = &buffers.x[token as usize * hidden..][..hidden];
+                let out = &mut buffers.a[sample as usize * stride(hidden)..][..hidden];
+                (core.kernels.rmsnorm)(x, &self.model.norm, config.norm_eps, out);
+            }
         }
         let samples = self.plan.samples.len();
         buffers.logits.resize(samples * config.vocab, 0.0);

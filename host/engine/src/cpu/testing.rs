@@ -16,11 +16,21 @@ pub(crate) fn report_all() -> SamplingParams {
     SamplingParams { temperature: 0.0, logprobs: Some(u32::MAX), ..Default::default() }
 }
 
-/// Runs one step that samples every row.
+/// Runs one step that samples every row after its last token.
 pub(crate) fn run(exec: &mut dyn Executor, rows: &[TestRow<'_>]) -> Result<Vec<Sampled>, EngineError> {
+    run_drawing(exec, rows, |_| 1)
+}
+
+/// Runs one step that samples every row after so many of its last tokens.
+pub(crate) fn run_drawing(
+    exec: &mut dyn Executor,
+    rows: &[TestRow<'_>],
+    draws: impl Fn(&TestRow<'_>) -> usize,
+) -> Result<Vec<Sampled>, EngineError> {
     let params = report_all();
     let (mut tokens, mut pages, mut plan_rows) = (Vec::new(), Vec::new(), Vec::new());
-    for (index, row) in rows.iter().enumerate() {
+    let mut samples = Vec::new();
+    for row in rows {
         let (token, page) = (tokens.len() as u32, pages.len() as u32);
         tokens.extend_from_slice(row.tokens);
         pages.extend(row.pages.iter().copied().map(PageIdx));
@@ -28,13 +38,17 @@ pub(crate) fn run(exec: &mut dyn Executor, rows: &[TestRow<'_>]) -> Result<Vec<S
             tokens: token..tokens.len() as u32,
             position: row.position,
             pages: page..pages.len() as u32,
-            sample: Some(index as u32),
+            samples: samples.len() as u32..(samples.len() + draws(row)) as u32,
         });
+        let first = row.position + (row.tokens.len() + 1 - draws(row)) as u32;
+        samples.extend((first..).take(draws(row)).map(|position| SampleSpec {
+            params: &params,
+            position,
+            prompt: &[],
+            output: &[],
+            mask: None,
+        }));
     }
-    let samples: Vec<_> = rows
-        .iter()
-        .map(|row| SampleSpec { params: &params, history: row.tokens, prompt_len: 0, mask: None })
-        .collect();
     let ticket =
         exec.submit(&StepPlan { rows: &plan_rows, tokens: &tokens, pages: &pages, samples: &samples })?;
     let out = exec.poll(ticket, true)?;

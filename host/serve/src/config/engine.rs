@@ -140,11 +140,21 @@ pub struct Schedule {
     pub step_rows_max: u32,
     /// A sequence that waited longer goes first, whatever the policy says.
     pub starvation_ms_max: u64,
+    /// Tokens of an answer that are guessed and tried in one step; 0 guesses none.
+    pub draft_tokens_max: u32,
+    /// Tokens of a step up to which others are guessed beside them.
+    pub draft_step_tokens_max: u32,
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { step_tokens_max: 512, step_rows_max: 64, starvation_ms_max: 30_000 }
+        Self {
+            step_tokens_max: 512,
+            step_rows_max: 64,
+            starvation_ms_max: 30_000,
+            draft_tokens_max: 8,
+            draft_step_tokens_max: 16,
+        }
     }
 }
 

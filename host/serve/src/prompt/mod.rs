@@ -31,7 +31,7 @@ pub use error::PromptError;
 pub(crate) use grammar::check_schema;
 pub use grammar::{Ask, Calls, Constraint, Format, Grammar, Grammars, Guide, Next, Reasoning};
 pub(crate) use kept::{Frame, INLINE_BYTES_MAX, Naming};
-pub use kept::{Kept, Prompts, ReadTools};
+pub use kept::{Kept, Prompts, ReadTools, Tokens};
 pub use output::{ArgumentStyle, CallSyntax, Family, NameStyle, OutputEvent, OutputParser, ReasoningMarks};
 pub use segments::{Role, Segment, Span, end_of_message, reasoning_tokens, segments};
 pub use stop::{Safe, StopMatcher};

@@ -1,6 +1,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::*;
+use crate::prompt::Tokens;
 
 fn names(names: &[u128]) -> Arc<[BlockName]> {
     names.iter().copied().map(BlockName).collect()
@@ -18,7 +19,7 @@ fn given(speculation: &Speculation, session: u64, blocks: &[u128]) -> mpsc::Send
 
 fn prompt(blocks: &[u128]) -> Prompt {
     Prompt {
-        tokens: Arc::new([]),
+        tokens: Tokens::default(),
         blocks: names(blocks),
         salt: 0,
         guide: None,

@@ -75,13 +75,13 @@ impl Conversation {
 /// The stretches of prompt and output; neighbours of one role and one wish are one.
 fn stretches(sequence: &Sequence) -> Vec<Stretch> {
     let prompt_len = sequence.prompt_len() as u32;
-    let len = sequence.history.len() as u32;
+    let len = sequence.len() as u32;
     let mut starts: Vec<(Segment, u32)> = Vec::new();
     match sequence.start.turn.as_deref() {
         Some(turn) => {
             starts.extend(turn.segments.iter().copied().zip(turn.wishes.ttl_ms(&turn.segments)));
-            let output = &sequence.history[prompt_len as usize..];
-            let thought = reasoning_tokens(&turn.tokenizer, turn.family, output, turn.in_reasoning) as u32;
+            let thought =
+                reasoning_tokens(&turn.tokenizer, turn.family, &sequence.output, turn.in_reasoning) as u32;
             let part = |role, start| (Segment { role, start, message: Span::AFTER }, 0);
             if thought > 0 {
                 starts.push(part(Role::Reasoning, prompt_len));

@@ -3,6 +3,7 @@
 //! The journey starts sequences here and receives their tokens; routing reads the published [`Load`].
 //! **Invariant:** only the worker's thread touches its executor and its pool; everybody else sees numbers.
 
+mod drafter;
 pub mod inspect;
 mod memory;
 mod order;
@@ -109,6 +110,10 @@ pub struct Load {
     pub evictions: AtomicU64,
     /// Sequences put back to waiting for want of pages.
     pub preemptions: AtomicU64,
+    /// Tokens that were guessed.
+    pub drafted_tokens: AtomicU64,
+    /// Those of them that were right.
+    pub accepted_tokens: AtomicU64,
     /// Steps so far.
     pub steps: AtomicU64,
     /// Smoothed time to first token, in microseconds.

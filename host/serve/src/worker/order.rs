@@ -177,7 +177,7 @@ fn fill(table: &mut Table, sequences: &[Sequence], now: Moment) {
         |s, now| now.saturating_sub(s.start.arrived).as_secs_f32() * 1e3,
         |s, _| s.left() as f32,
         |s, _| s.cached_tokens.unwrap_or(0) as f32,
-        |s, _| s.output_len() as f32,
+        |s, _| s.output.len() as f32,
         |s, _| s.start.hints.expected_output_tokens as f32,
         |s, _| s.start.hints.priority,
         |s, _| s.start.hints.strict_tier as f32,

@@ -4,14 +4,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Sampled, SamplingParams};
+use engine::{SampleSpec, Sampled, SamplingParams};
 use kv::checkpoint::Journal;
 use kv::{BlockName, BlockPool, Fingerprint, NameChain, PageIdx, Slot};
-use policy::Attributes;
+use policy::{Attributes, Value};
 use tokio::sync::mpsc;
 
+use super::drafter::Drafter;
 use crate::ctx::Moment;
-use crate::prompt::{Constraint, Next};
+use crate::prompt::{Constraint, Next, Tokens};
 use crate::resume::Resumed;
 use crate::retain::Turn;
 use crate::tiers::Fetch;
@@ -22,7 +23,7 @@ pub struct Start {
     /// Unique over the host; grows with time.
     pub id: u64,
     /// The prompt; never empty.
-    pub tokens: Arc<[u32]>,
+    pub tokens: Tokens,
     /// Names of the prompt's full blocks.
     pub blocks: Arc<[BlockName]>,
     /// What those names are salted with, and the names of blocks of the output.
@@ -51,6 +52,13 @@ pub struct Start {
     pub arrived: Moment,
     /// Where events go; dropping the receiver cancels the sequence.
     pub events: mpsc::Sender<Event>,
+}
+
+impl Start {
+    /// Whether its next tokens may be guessed.
+    fn wants_drafts(&self) -> bool {
+        self.attributes.get(DRAFTS_ATTRIBUTE) != Some(&Value::Flag(false))
+    }
 }
 
 /// Bounded hints of a sequence, as numbers.
@@ -114,8 +122,15 @@ pub enum Finish {
 /// A sequence in a worker's hands.
 pub(super) struct Sequence {
     pub(super) start: Start,
-    /// Prompt, then output.
-    pub(super) history: Vec<u32>,
+    /// What follows the prompt.
+    pub(super) output: Vec<u32>,
+    /// The distinct tokens of the prompt, where a repetition penalty asks for them.
+    penalised: Box<[u32]>,
+    /// What is tried in this step behind its next token.
+    pub(super) drafts: Vec<u32>,
+    pub(super) drafter: Drafter,
+    /// Whether it has any.
+    drafts_wanted: bool,
     /// Leading tokens whose KV is in `pages`.
     pub(super) computed: usize,
     pub(super) pages: Vec<PageIdx>,
@@ -135,7 +150,7 @@ pub(super) struct Sequence {
     outbox: Vec<Sampled>,
     /// When tokens were sent last.
     sent: Option<Moment>,
-    /// Names of all full blocks of `history`.
+    /// Names of all full blocks of prompt and output.
     names: Vec<BlockName>,
     chain: NameChain,
     /// Leading pages that have their name.
@@ -147,19 +162,21 @@ pub(super) struct Sequence {
 impl Sequence {
     pub(super) fn new(start: Start, fingerprint: Fingerprint, block_tokens: usize) -> Self {
         assert!(!start.tokens.is_empty(), "a prompt has at least one token");
-        // Room for an output of usual length: growing by one token copies a long prompt again.
+        // Room for an output of usual length: growing by one name copies those of a long prompt again.
         let room = (start.output_tokens_max as usize).min(OUTPUT_ROOM_TOKENS);
         let mut names = Vec::with_capacity(start.blocks.len() + room / block_tokens + 1);
         names.extend_from_slice(&start.blocks);
-        let mut history = Vec::with_capacity(start.tokens.len() + room);
-        history.extend_from_slice(&start.tokens);
         let mut chain = NameChain::after(fingerprint, start.salt, block_tokens, names.last().copied());
-        for &token in &start.tokens[names.len() * block_tokens..] {
+        for &token in start.tokens.range(names.len() * block_tokens..start.tokens.len()).flatten() {
             let full = chain.push(token);
             assert!(full.is_none(), "the prompt's full blocks all have a name");
         }
         let mut s = Self {
-            history,
+            output: Vec::new(),
+            penalised: penalised(&start),
+            drafts: Vec::new(),
+            drafter: Drafter::default(),
+            drafts_wanted: start.wants_drafts(),
             start,
             computed: 0,
             pages: Vec::new(),
@@ -191,7 +208,7 @@ impl Sequence {
     }
 
     fn append(&mut self, token: u32) {
-        self.history.push(token);
+        self.output.push(token);
         if let Some(name) = self.chain.push(token) {
             self.names.push(name);
         }
@@ -201,8 +218,62 @@ impl Sequence {
         self.start.tokens.len()
     }
 
-    pub(super) fn output_len(&self) -> usize {
-        self.history.len() - self.prompt_len()
+    /// Guesses at most so many of its next tokens, to be tried in this step.
+    pub(super) fn draft(&mut self, count: usize) {
+        // The last token of an output is drawn, and nothing behind it is needed.
+        let left = (self.start.output_tokens_max as usize).saturating_sub(self.output.len() + 1);
+        let count = count.min(left);
+        if !self.drafts_wanted || self.is_prompt_only() || count == 0 {
+            return;
+        }
+        let mut drafts = self.start.constraint.as_mut().map(Constraint::forced).unwrap_or_default();
+        drafts.truncate(count);
+        if drafts.is_empty() {
+            drafts = self.drafter.draft(&self.start.tokens, &self.output, count);
+        }
+        // Nothing follows what ends the answer.
+        let stop = drafts.iter().position(|draft| self.start.stop_tokens.contains(draft));
+        drafts.truncate(stop.unwrap_or(drafts.len()));
+        if let Some(constraint) = &mut self.start.constraint {
+            constraint.try_tokens(&mut drafts);
+        }
+        self.drafts = drafts;
+    }
+
+    /// Puts its drafts behind its output, as if they had been drawn.
+    pub(super) fn lay_drafts(&mut self) {
+        self.output.extend_from_slice(&self.drafts);
+    }
+
+    /// Takes them away again.
+    pub(super) fn lift_drafts(&mut self) {
+        self.output.truncate(self.output.len() - self.drafts.len());
+    }
+
+    /// Tokens of prompt and output.
+    pub(super) fn len(&self) -> usize {
+        self.prompt_len() + self.output.len()
+    }
+
+    /// Appends the next tokens that have no KV.
+    pub(super) fn next_tokens(&self, count: usize, to: &mut Vec<u32>) {
+        let (start, end) = (self.computed, self.computed + count);
+        let prompt = self.prompt_len();
+        let of_prompt = self.start.tokens.range(start.min(prompt)..end.min(prompt));
+        of_prompt.for_each(|piece| to.extend_from_slice(piece));
+        to.extend_from_slice(&self.output[start.max(prompt) - prompt..end.max(prompt) - prompt]);
+    }
+
+    /// How the token is drawn that comes behind the first `tried` of its drafts, which are laid.
+    pub(super) fn sample_spec(&self, tried: usize) -> SampleSpec<'_> {
+        let untried = self.drafts.len() - tried;
+        SampleSpec {
+            params: &self.start.sampling,
+            position: (self.len() - untried) as u32,
+            prompt: &self.penalised,
+            output: &self.output[..self.output.len() - untried],
+            mask: self.start.constraint.as_ref().map(|constraint| constraint.mask_behind(tried)),
+        }
     }
 
     /// Whether it waited for longer than a policy may have it wait.
@@ -212,7 +283,7 @@ impl Sequence {
 
     /// Tokens without KV. One of them is left to a decode step; more is prefill.
     pub(super) fn left(&self) -> usize {
-        self.history.len() - self.computed
+        self.len() - self.computed
     }
 
     /// Names of its leading blocks that others can find.
@@ -239,7 +310,7 @@ impl Sequence {
 
     /// Names of its leading blocks that it may have from elsewhere.
     pub(super) fn usable_names(&self, block_tokens: usize) -> &[BlockName] {
-        &self.names[..((self.history.len() - 1) / block_tokens).min(self.names.len())]
+        &self.names[..((self.len() - 1) / block_tokens).min(self.names.len())]
     }
 
     /// Whether it waits for blocks from elsewhere before it can start.
@@ -282,7 +353,7 @@ impl Sequence {
     /// Notes that `count` more tokens have KV, and names the blocks that this completed.
     pub(super) fn advance(&mut self, count: usize, pool: &mut BlockPool, block_tokens: usize) {
         self.computed += count;
-        assert!(self.computed <= self.history.len(), "KV exists only for tokens that exist");
+        assert!(self.computed <= self.len(), "KV exists only for tokens that exist");
         while self.sealed < self.computed / block_tokens {
             let i = self.sealed;
             let parent = i.checked_sub(1).map(|p| self.names[p]);
@@ -348,6 +419,19 @@ impl Sequence {
     }
 }
 
+/// What a repetition penalty is to know of a prompt.
+fn penalised(start: &Start) -> Box<[u32]> {
+    if start.sampling.repetition_penalty == 1.0 {
+        return Box::new([]);
+    }
+    let mut tokens: Vec<u32> = start.tokens.pieces().flatten().copied().collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens.into()
+}
+
+/// The attribute that turns speculative decoding off for a request.
+const DRAFTS_ATTRIBUTE: &str = "speculative_decoding";
 /// Chosen: most answers of agents are shorter.
 const OUTPUT_ROOM_TOKENS: usize = 1024;
 /// Chosen: waking a reader costs about 10 us on both sides, and nobody reads 5,000 tokens a second one by one.

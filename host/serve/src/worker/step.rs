@@ -4,6 +4,7 @@
 //! pages go back then.
 
 mod ahead;
+mod compute;
 mod moving;
 
 use std::collections::VecDeque;
@@ -12,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use engine::{EngineError, Row, SampleSpec, Sampled, StepPlan};
+#[cfg(test)]
+use engine::EngineError;
 use kv::BlockPool;
 use policy::Frame;
 
@@ -21,9 +23,9 @@ use super::inspect::Question;
 use super::order::{Order, Planner, Terms, Victim};
 use super::retainer::{Retainer, With};
 use super::sequence::{Event, Finish, Sequence, Start};
-use super::{Load, Message, Parts, Sender, smooth};
+use super::{Load, Message, Parts, Sender};
 use crate::ctx::{Ctx, Moment, name_id};
-use crate::prompt::{Constraint, Next};
+use crate::prompt::Next;
 use crate::speculation::Cancelled;
 
 /// State of one worker's loop; it lives on that worker's thread.
@@ -103,6 +105,7 @@ impl StepLoop {
         let busy = rows.iter().any(|new| *new > 0);
         if busy {
             self.flush_before_prefill(&rows);
+            self.draft(&rows);
             self.step(&rows);
         }
         self.move_some(busy);
@@ -177,7 +180,7 @@ impl StepLoop {
         self.load.in_transit_tokens.fetch_sub(start.tokens.len() as u64, Ordering::Relaxed);
         let fingerprint = self.parts.executor.caps().fingerprint;
         let mut s = Sequence::new(start, fingerprint, self.block_tokens);
-        if s.output_len() > 0 && goes_no_further(&mut s) {
+        if !s.output.is_empty() && goes_no_further(&mut s) {
             return;
         }
         self.fetch(&mut s);
@@ -289,7 +292,7 @@ impl StepLoop {
         let next = &mut self.waiting[at];
         let counted = next.cached_tokens;
         next.take_cached(&mut self.pool, self.block_tokens);
-        let missing = pages_for(next.history.len(), self.block_tokens) - next.pages.len();
+        let missing = pages_for(next.len(), self.block_tokens) - next.pages.len();
         if missing > self.pool.available() as usize && !self.running.is_empty() {
             next.release(&mut self.pool);
             // It did not start: what it will find in the cache is counted when it does.
@@ -340,7 +343,7 @@ impl StepLoop {
         self.load.preemptions.fetch_add(1, Ordering::Relaxed);
         self.changed = true;
         let pages = self.pool.stats().pages as usize;
-        if pages_for(s.history.len(), self.block_tokens) > pages {
+        if pages_for(s.len(), self.block_tokens) > pages {
             // It had every page of the worker and needs more: waiting would not help it.
             let reason = format!("the worker's {pages} KV pages cannot hold this sequence");
             let _ = s.start.events.try_send(Event::Failed(reason));
@@ -384,96 +387,6 @@ impl StepLoop {
     fn flush_before_prefill(&mut self, rows: &[usize]) {
         if rows.iter().any(|&new| new > 1) {
             self.running.iter_mut().for_each(Sequence::flush);
-        }
-    }
-
-    /// Computes one step and hands out what it drew.
-    fn step(&mut self, rows: &[usize]) {
-        match self.execute(rows) {
-            Ok(sampled) => {
-                self.load.unhealthy.store(false, Ordering::Relaxed);
-                self.apply(rows, sampled);
-            }
-            Err(error) => {
-                tracing::error!(worker = %self.parts.name, %error, "step failed");
-                self.load.unhealthy.store(true, Ordering::Relaxed);
-                for mut s in self.running.drain(..) {
-                    s.release(&mut self.pool);
-                    let _ = s.start.events.try_send(Event::Failed(error.to_string()));
-                }
-                self.changed = true;
-            }
-        }
-    }
-
-    fn execute(&mut self, rows: &[usize]) -> Result<Vec<Sampled>, EngineError> {
-        let (mut plan_rows, mut tokens, mut pages, mut samples) = (vec![], vec![], vec![], vec![]);
-        for (s, &new) in self.running.iter().zip(rows).filter(|(_, new)| **new > 0) {
-            let (token_start, page_start) = (tokens.len() as u32, pages.len() as u32);
-            tokens.extend_from_slice(&s.history[s.computed..s.computed + new]);
-            pages.extend_from_slice(&s.pages);
-            let sample = (new == s.left() && !s.is_prompt_only()).then(|| {
-                samples.push(SampleSpec {
-                    params: &s.start.sampling,
-                    history: &s.history,
-                    prompt_len: s.prompt_len() as u32,
-                    mask: s.start.constraint.as_ref().map(Constraint::mask),
-                });
-                samples.len() as u32 - 1
-            });
-            plan_rows.push(Row {
-                tokens: token_start..tokens.len() as u32,
-                position: s.computed as u32,
-                pages: page_start..pages.len() as u32,
-                sample,
-            });
-        }
-        let plan = StepPlan { rows: &plan_rows, tokens: &tokens, pages: &pages, samples: &samples };
-        let ticket = self.parts.executor.submit(&plan)?;
-        let out = self.parts.executor.poll(ticket, true)?;
-        let out = out.ok_or_else(|| EngineError::Plan("a blocking poll gave no result".into()))?;
-        if let Some(mover) = &self.mover {
-            mover.computed(&plan_rows, out.took);
-        }
-        tracing::trace!(worker = %self.parts.name, rows = plan_rows.len(), tokens = tokens.len(), took = ?out.took, "step");
-        Ok(out.sampled)
-    }
-
-    fn apply(&mut self, rows: &[usize], sampled: Vec<Sampled>) {
-        let mut sampled = sampled.into_iter();
-        let now = self.parts.ctx.now();
-        let needed = self.needed();
-        let mut gone = Vec::new();
-        for (i, &new) in rows.iter().enumerate() {
-            let s = &mut self.running[i];
-            let draws = new > 0 && new == s.left();
-            s.advance(new, &mut self.pool, self.block_tokens);
-            if s.start.ahead {
-                self.parts.speculation.tokens.fetch_add(new as u64, Ordering::Relaxed);
-            }
-            if !draws {
-                continue;
-            }
-            if s.is_prompt_only() {
-                s.finish(Finish::Length);
-                gone.push(i);
-                continue;
-            }
-            let Some(token) = sampled.next() else { continue };
-            if s.output_len() == 0 {
-                smooth(&self.load.ttft_us_ewma, now.saturating_sub(s.start.arrived).as_micros() as u64);
-            }
-            if hand_out(s, token, now) {
-                gone.push(i);
-            }
-        }
-        if needed > 0 {
-            smooth(&self.load.itl_us_ewma, now.saturating_sub(self.last_token_at).as_micros().max(1) as u64);
-            self.last_token_at = now;
-        }
-        for &i in gone.iter().rev() {
-            self.commit(i);
-            self.changed = true;
         }
     }
 
@@ -525,7 +438,7 @@ impl StepLoop {
         set(&load.pages_kept, stats.kept as usize);
         let store = |cell: &AtomicU64, value: u64| cell.store(value, Ordering::Relaxed);
         store(&load.queued_tokens, self.waiting.iter().chain(running).map(left).sum());
-        store(&load.active_tokens, running.iter().map(|s| s.history.len() as u64).sum());
+        store(&load.active_tokens, running.iter().map(|s| s.len() as u64).sum());
         store(&load.evictions, stats.evictions);
         load.steps.fetch_add(1, Ordering::Relaxed);
         if let Some(mover) = &self.mover {
@@ -543,9 +456,8 @@ const MASKS_PER_STEP_MAX: Duration = Duration::from_millis(2);
 
 /// Has what there is of an output looked at as if it had been drawn. True when that is all of it.
 fn goes_no_further(s: &mut Sequence) -> bool {
-    let prompt_len = s.prompt_len();
-    for at in prompt_len..s.history.len() {
-        match s.follow(s.history[at]) {
+    for at in 0..s.output.len() {
+        match s.follow(s.output[at]) {
             Ok(Next::More) => {}
             Ok(Next::Complete) => {
                 s.announce();
@@ -558,30 +470,12 @@ fn goes_no_further(s: &mut Sequence) -> bool {
             }
         }
     }
-    let full = s.output_len() >= s.start.output_tokens_max as usize;
+    let full = s.output.len() >= s.start.output_tokens_max as usize;
     if full {
         s.announce();
         s.finish(Finish::Length);
     }
     full
-}
-
-/// Takes a drawn token in and reports it. True when the sequence has ended.
-fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {
-    if s.start.stop_tokens.contains(&sampled.token) {
-        s.finish(Finish::Stop);
-        return true;
-    }
-    let token = sampled.token;
-    s.push(sampled, now);
-    let full = s.output_len() >= s.start.output_tokens_max as usize;
-    match s.follow(token) {
-        Ok(Next::Complete) => s.finish(Finish::Stop),
-        Ok(Next::More) if full => s.finish(Finish::Length),
-        Ok(Next::More) => return false,
-        Err(reason) => s.fail(reason),
-    }
-    true
 }
 
 fn frame(ctx: &Ctx) -> Frame {

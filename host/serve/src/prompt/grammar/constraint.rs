@@ -42,6 +42,8 @@ pub struct Constraint {
     mask: SimpleVob,
     /// Whether `mask` is that of the next token.
     ready: bool,
+    /// Those behind each of the tokens that are tried after it.
+    tried: Vec<SimpleVob>,
     /// The last bytes of reasoning, for its end may span tokens.
     tail: Vec<u8>,
     /// Where the grammar is kept for others, to be told when it fails.
@@ -92,6 +94,7 @@ impl Constraint {
             matcher,
             mask: SimpleVob::new(),
             ready: false,
+            tried: Vec::new(),
             tail: Vec::new(),
             kept,
         }
@@ -127,6 +130,48 @@ impl Constraint {
     /// Whether the tokens that may come next are computed.
     pub fn is_ready(&self) -> bool {
         self.ready
+    }
+
+    /// The tokens that the grammar leaves no choice about, as it would spell them; none where it does.
+    pub fn forced(&mut self) -> Vec<u32> {
+        match self.phase {
+            Phase::Answer => self.matcher.compute_ff_tokens(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Computes what may come behind each of these tokens, as if they were drawn one after the other, and drops those
+    /// from the first on that may not come or end the answer. Only after [`Constraint::compute`].
+    ///
+    /// Cost: that of a mask for each of them.
+    pub fn try_tokens(&mut self, tokens: &mut Vec<u32>) {
+        self.tried.clear();
+        let mut taken = 0;
+        while self.phase == Phase::Answer
+            && let Some(&token) = tokens.get(self.tried.len())
+            && self.mask_behind(self.tried.len()).allows(token)
+            && self.matcher.consume_token(token).is_ok()
+        {
+            taken += 1;
+            if self.matcher.is_stopped() {
+                break;
+            }
+            match self.matcher.compute_mask() {
+                Ok(mask) => self.tried.push(mask),
+                Err(_) => break,
+            }
+        }
+        // Where this fails the next mask does too, and says why.
+        let _ = self.matcher.rollback(taken);
+        tokens.truncate(self.tried.len());
+    }
+
+    /// The tokens that may come behind the first `tried` of those that are tried.
+    pub fn mask_behind(&self, tried: usize) -> TokenMask<'_> {
+        match tried.checked_sub(1) {
+            Some(last) => TokenMask(self.tried[last].as_slice()),
+            None => self.mask(),
+        }
     }
 
     /// The tokens that may come next. Only after [`Constraint::compute`].

@@ -242,7 +242,7 @@ impl Maker<'_> {
             *first = Span { role: Role::History, message: 0, ..*first };
         }
         let turn = turn(&spans).map(|turn| turn + turn_at);
-        let own = segments_of(self.tokenizer, &spans, text, &tokens.from(first_token, self.naming));
+        let own = segments_of(self.tokenizer, &spans, text, &tokens.since(first_token));
         let own = own.into_iter().map(|segment| Segment {
             start: segment.start + last.start,
             message: match segment.message {
@@ -255,8 +255,9 @@ impl Maker<'_> {
     }
 
     /// The tokens of a prompt and the names of its blocks.
-    pub(crate) fn tokens(&self, kept: &Kept) -> (Arc<[u32]>, Arc<[BlockName]>) {
-        kept.0.tokens.joined(self.naming)
+    pub(crate) fn tokens(&self, kept: &Kept) -> (Tokens, Arc<[BlockName]>) {
+        let tokens = &kept.0.tokens;
+        (tokens.clone(), tokens.names(self.naming))
     }
 }
 
@@ -285,7 +286,7 @@ impl Kept {
         let at = state.end.rfind(mark)?;
         let cut = state.cuts.iter().rev().find(|cut| cut.bytes <= before_end + at)?;
         let between = state.end.get(cut.bytes.checked_sub(before_end)?..at)?;
-        let mut tokens = state.tokens.from(0, maker.naming);
+        let mut tokens = state.tokens.since(0);
         tokens.truncate(cut.tokens);
         tokens.extend(maker.tokenizer.encode_prompt(between));
         Some(tokens)

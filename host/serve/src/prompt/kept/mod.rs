@@ -32,6 +32,7 @@ use super::{PromptError, Tokenizer};
 use crate::request::Refusal;
 
 pub(crate) use self::tokens::Naming;
+pub use self::tokens::Tokens;
 
 /// Chosen: longer texts would hold up other requests of this thread for more than a millisecond.
 pub(crate) const INLINE_BYTES_MAX: usize = 64 << 10;

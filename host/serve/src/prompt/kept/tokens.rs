@@ -1,8 +1,9 @@
 //! The tokens of a conversation and the names of their blocks, in chunks that its turns share.
 //!
-//! A turn of an agent adds a few hundred tokens to a hundred thousand; what is full is never copied again to be kept.
-//! **Invariant:** a chunk is full and never changes; only the last tokens, less than a chunk, are a turn's own.
+//! A turn of an agent adds a few hundred tokens to a hundred thousand; what is full is never copied again, neither to be
+//! kept nor to be computed. **Invariant:** a chunk is full and never changes; only what is behind the last one is a turn's own.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kv::{BlockName, Fingerprint};
@@ -33,11 +34,14 @@ impl Naming {
     }
 }
 
-/// Tokens in order.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Tokens {
-    chunks: Vec<Arc<Chunk>>,
-    rest: Vec<u32>,
+/// The tokens of a prompt, in order.
+///
+/// Cost of a clone: two counters.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// All of one size.
+    chunks: Arc<[Arc<Chunk>]>,
+    rest: Arc<[u32]>,
 }
 
 #[derive(Debug)]
@@ -47,35 +51,48 @@ struct Chunk {
     _held: Held,
 }
 
+impl Default for Tokens {
+    fn default() -> Self {
+        Self { chunks: Arc::new([]), rest: Arc::new([]) }
+    }
+}
+
+impl From<Vec<u32>> for Tokens {
+    /// Tokens that are no conversation's, and are counted nowhere.
+    fn from(tokens: Vec<u32>) -> Self {
+        Self { chunks: Arc::new([]), rest: tokens.into() }
+    }
+}
+
 impl Tokens {
     /// The first `keep` of these tokens, and others after them.
     pub(super) fn then(&self, keep: usize, added: &[u32], naming: Naming, memory: &Memory) -> Self {
         let size = naming.chunk_tokens();
         let whole = (keep / size).min(self.chunks.len());
-        let mut next = Self { chunks: self.chunks[..whole].to_vec(), rest: Vec::new() };
+        let mut chunks = self.chunks[..whole].to_vec();
+        let mut last = chunks.last().and_then(|chunk| chunk.names.last().copied());
         let left = keep - whole * size;
         let partly = self.chunks.get(whole).map_or(&self.rest[..], |chunk| &chunk.tokens);
-        next.rest.reserve_exact(left + added.len());
-        next.rest.extend_from_slice(&partly[..left]);
-        next.rest.extend_from_slice(added);
-        while next.rest.len() >= size {
-            let rest = next.rest.split_off(size);
-            let tokens: Box<[u32]> = std::mem::replace(&mut next.rest, rest).into();
-            let names: Box<[BlockName]> = naming.names(next.last_name(), &tokens).into();
-            let held = memory.hold(size_of_val(&*tokens) + size_of_val(&*names));
-            next.chunks.push(Arc::new(Chunk { tokens, names, _held: held }));
+        let own = [&partly[..left], added].concat();
+        let full = own.chunks_exact(size);
+        let rest = full.remainder().into();
+        for tokens in full {
+            let names: Box<[BlockName]> = naming.names(last, tokens).into();
+            last = names.last().copied();
+            let held = memory.hold(size_of_val(tokens) + size_of_val(&*names));
+            chunks.push(Arc::new(Chunk { tokens: tokens.into(), names, _held: held }));
         }
-        next.rest.shrink_to_fit();
-        next
-    }
-
-    fn last_name(&self) -> Option<BlockName> {
-        self.chunks.last().and_then(|chunk| chunk.names.last().copied())
+        Self { chunks: chunks.into(), rest }
     }
 
     /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.chunks.iter().map(|chunk| chunk.tokens.len()).sum::<usize>() + self.rest.len()
+    pub fn len(&self) -> usize {
+        self.in_chunks() + self.rest.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Bytes that are its own.
@@ -83,31 +100,65 @@ impl Tokens {
         size_of_val(&*self.rest) + size_of_val(&*self.chunks)
     }
 
-    /// The tokens from the `first`th on.
-    pub(super) fn from(&self, first: usize, naming: Naming) -> Vec<u32> {
-        let size = naming.chunk_tokens();
-        let whole = (first / size).min(self.chunks.len());
-        let later = self.chunks[whole..].iter().flat_map(|chunk| &*chunk.tokens).chain(&self.rest);
-        later.skip(first - whole * size).copied().collect()
+    /// One of them.
+    ///
+    /// Panics when there are not so many.
+    pub fn at(&self, place: usize) -> u32 {
+        let size = self.chunk_tokens();
+        match self.chunks.get(place / size) {
+            Some(chunk) => chunk.tokens[place % size],
+            None => self.rest[place - self.in_chunks()],
+        }
     }
 
-    /// All of them in one piece, with the names of all full blocks.
+    /// All of them, piece by piece.
+    pub fn pieces(&self) -> impl Iterator<Item = &[u32]> {
+        self.chunks.iter().map(|chunk| &*chunk.tokens).chain([&*self.rest])
+    }
+
+    /// Those of a range, piece by piece.
     ///
-    /// Cost: that of a copy.
-    pub(super) fn joined(&self, naming: Naming) -> (Arc<[u32]>, Arc<[BlockName]>) {
-        let mut tokens: Arc<[u32]> = std::iter::repeat_n(0, self.len()).collect();
-        let mut names = Vec::with_capacity(tokens.len() / naming.block_tokens);
-        let mut at = 0;
-        let out = Arc::get_mut(&mut tokens).expect("nobody else has it yet");
-        for chunk in &self.chunks {
-            out[at..at + chunk.tokens.len()].copy_from_slice(&chunk.tokens);
-            names.extend_from_slice(&chunk.names);
-            at += chunk.tokens.len();
+    /// Panics when the range ends behind the last one.
+    pub fn range(&self, range: Range<usize>) -> impl Iterator<Item = &[u32]> {
+        assert!(range.end <= self.len(), "{range:?} of {} tokens", self.len());
+        let size = self.chunk_tokens();
+        let first = (range.start / size).min(self.chunks.len());
+        self.pieces().zip(0..).skip(first).map_while(move |(piece, index)| {
+            let start = index * size;
+            let end = range.end.checked_sub(start).filter(|end| *end > 0)?;
+            Some(&piece[range.start.saturating_sub(start).min(piece.len())..end.min(piece.len())])
+        })
+    }
+
+    /// Those from the `first`th on, in one piece.
+    pub(super) fn since(&self, first: usize) -> Vec<u32> {
+        self.range(first..self.len()).flatten().copied().collect()
+    }
+
+    /// The names of all full blocks.
+    ///
+    /// Cost: that of a copy, and 1 ns a token for those that fill no chunk.
+    pub(super) fn names(&self, naming: Naming) -> Arc<[BlockName]> {
+        let chunks = self.chunks.iter();
+        let last = self.chunks.last().and_then(|chunk| chunk.names.last().copied());
+        let rest = naming.names(last, &self.rest);
+        let named = chunks.clone().map(|chunk| chunk.names.len()).sum::<usize>() + rest.len();
+        let mut names: Arc<[BlockName]> = std::iter::repeat_n(BlockName(0), named).collect();
+        let mut left = Arc::get_mut(&mut names).expect("nobody else has it yet");
+        for piece in chunks.map(|chunk| &*chunk.names).chain([&*rest]) {
+            let (here, behind) = left.split_at_mut(piece.len());
+            here.copy_from_slice(piece);
+            left = behind;
         }
-        out[at..].copy_from_slice(&self.rest);
-        let rest = naming.names(names.last().copied(), &self.rest);
-        names.extend(rest);
-        (tokens, names.into())
+        names
+    }
+
+    fn in_chunks(&self) -> usize {
+        self.chunks.len() * self.chunk_tokens()
+    }
+
+    fn chunk_tokens(&self) -> usize {
+        self.chunks.first().map_or(usize::MAX, |chunk| chunk.tokens.len())
     }
 }
 
@@ -134,11 +185,14 @@ mod tests {
                 let next: Vec<u32> = flat[..keep].iter().chain(&added).copied().collect();
                 let names = BlockName::names(naming.fingerprint, naming.salt, &next, block_tokens);
                 kept = kept.then(keep, &added, naming, &memory);
-                let (tokens, found) = kept.joined(naming);
-                prop_assert_eq!(&*tokens, &*next);
-                prop_assert_eq!(&*found, &*names);
+                prop_assert_eq!(kept.pieces().collect::<Vec<_>>().concat(), &*next);
+                prop_assert_eq!(&*kept.names(naming), &*names);
+                prop_assert_eq!(kept.len(), next.len());
+                prop_assert_eq!((0..next.len()).map(|place| kept.at(place)).collect::<Vec<_>>(), &*next);
+                for (first, last) in [(0, next.len()), (keep / 2, keep), (keep, next.len()), (keep, keep)] {
+                    prop_assert_eq!(kept.range(first..last).collect::<Vec<_>>().concat(), &next[first..last]);
+                }
                 flat = next;
-                prop_assert_eq!(kept.len(), flat.len());
             }
             drop(kept);
             prop_assert_eq!(memory.bytes(), 0);

@@ -80,7 +80,7 @@ impl StepLoop {
         while budget > 0 && self.running.len() < self.parts.schedule.step_rows_max as usize {
             let Some(mut s) = self.ahead.pop_front() else { break };
             s.take_cached(&mut self.pool, self.block_tokens);
-            let missing = pages_for(s.history.len(), self.block_tokens) - s.pages.len();
+            let missing = pages_for(s.len(), self.block_tokens) - s.pages.len();
             if missing as u32 + self.spare_pages() > self.pool.available() {
                 s.release(&mut self.pool);
                 self.parts.speculation.cancel(Cancelled::Pages);

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::config::Schedule;
 use crate::ctx::{Ctx, mix};
+use crate::prompt::Constraint;
 use crate::worker::SequenceHints;
 
 const BLOCK_TOKENS: u32 = 4;
@@ -114,7 +115,7 @@ fn bench(pages: u32, schedule: Schedule, planner: Option<Arc<dyn Planner>>) -> B
 }
 
 fn schedule(step_tokens_max: u32, step_rows_max: u32, starvation_ms_max: u64) -> Schedule {
-    Schedule { step_tokens_max, step_rows_max, starvation_ms_max }
+    Schedule { step_tokens_max, step_rows_max, starvation_ms_max, ..Schedule::default() }
 }
 
 impl Bench {

@@ -1,0 +1,170 @@
+//! One step: what its rows try, compute and draw, and what becomes of that.
+//!
+//! **Invariant:** KV counts as computed only for tokens that were drawn; what was tried in vain is written over.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use engine::{EngineError, Row, Sampled, StepPlan};
+
+use super::super::sequence::{Event, Finish, Sequence};
+use super::super::smooth;
+use super::{StepLoop, pages_for};
+use crate::ctx::Moment;
+use crate::prompt::Next;
+
+/// When nobody is helped to guesses any more in a step. Chosen: a step of a real model takes at least five.
+const DRAFTING_MAX: Duration = Duration::from_millis(1);
+
+impl StepLoop {
+    /// Has sequences that draw one token try the next ones too, where a step has room for them. A step reads all
+    /// weights, however few its tokens are: a few more cost little.
+    pub(super) fn draft(&mut self, rows: &[usize]) {
+        let schedule = &self.parts.schedule;
+        let begun = self.parts.ctx.now();
+        let taken: usize = rows.iter().sum();
+        let mut room = (schedule.draft_step_tokens_max as usize).saturating_sub(taken);
+        for (s, &new) in self.running.iter_mut().zip(rows) {
+            if new != 1 || s.left() != 1 || !s.is_prepared() || room == 0 {
+                continue;
+            }
+            if self.parts.ctx.now().saturating_sub(begun) > DRAFTING_MAX {
+                break;
+            }
+            s.draft(room.min(schedule.draft_tokens_max as usize));
+            let pages = pages_for(s.len() + s.drafts.len(), self.block_tokens);
+            let wanted = pages.saturating_sub(s.pages.len()) as u32;
+            match self.pool.allocate(wanted) {
+                Ok(pages) => s.pages.extend(pages),
+                // Nobody gives way for what may be in vain.
+                Err(_) => s.drafts.truncate(s.pages.len() * self.block_tokens - s.len()),
+            }
+            room -= s.drafts.len();
+        }
+    }
+
+    /// Computes one step and hands out what it drew.
+    pub(super) fn step(&mut self, rows: &[usize]) {
+        match self.execute(rows) {
+            Ok(sampled) => {
+                self.load.unhealthy.store(false, Ordering::Relaxed);
+                self.apply(rows, sampled);
+            }
+            Err(error) => {
+                tracing::error!(worker = %self.parts.name, %error, "step failed");
+                self.load.unhealthy.store(true, Ordering::Relaxed);
+                for mut s in self.running.drain(..) {
+                    s.release(&mut self.pool);
+                    let _ = s.start.events.try_send(Event::Failed(error.to_string()));
+                }
+                self.changed = true;
+            }
+        }
+    }
+
+    fn execute(&mut self, rows: &[usize]) -> Result<Vec<Sampled>, EngineError> {
+        self.running.iter_mut().for_each(Sequence::lay_drafts);
+        let sampled = self.compute(rows);
+        self.running.iter_mut().for_each(Sequence::lift_drafts);
+        sampled
+    }
+
+    fn compute(&mut self, rows: &[usize]) -> Result<Vec<Sampled>, EngineError> {
+        let (mut plan_rows, mut tokens, mut pages, mut samples) = (vec![], vec![], vec![], vec![]);
+        for (s, &new) in self.running.iter().zip(rows).filter(|(_, new)| **new > 0) {
+            let (token_start, page_start) = (tokens.len() as u32, pages.len() as u32);
+            let new = new + s.drafts.len();
+            s.next_tokens(new, &mut tokens);
+            pages.extend_from_slice(&s.pages);
+            let first = samples.len() as u32;
+            if new == s.left() && !s.is_prompt_only() {
+                samples.extend((0..=s.drafts.len()).map(|tried| s.sample_spec(tried)));
+            }
+            plan_rows.push(Row {
+                tokens: token_start..tokens.len() as u32,
+                position: s.computed as u32,
+                pages: page_start..pages.len() as u32,
+                samples: first..samples.len() as u32,
+            });
+        }
+        let plan = StepPlan { rows: &plan_rows, tokens: &tokens, pages: &pages, samples: &samples };
+        let ticket = self.parts.executor.submit(&plan)?;
+        let out = self.parts.executor.poll(ticket, true)?;
+        let out = out.ok_or_else(|| EngineError::Plan("a blocking poll gave no result".into()))?;
+        if let Some(mover) = &self.mover {
+            mover.computed(&plan_rows, out.took);
+        }
+        tracing::trace!(worker = %self.parts.name, rows = plan_rows.len(), tokens = tokens.len(), took = ?out.took, "step");
+        Ok(out.sampled)
+    }
+
+    fn apply(&mut self, rows: &[usize], sampled: Vec<Sampled>) {
+        let mut sampled = sampled.into_iter();
+        let now = self.parts.ctx.now();
+        let needed = self.needed();
+        let mut gone = Vec::new();
+        for (i, &new) in rows.iter().enumerate() {
+            let s = &mut self.running[i];
+            let draws = new > 0 && new == s.left();
+            s.advance(new, &mut self.pool, self.block_tokens);
+            if s.start.ahead {
+                self.parts.speculation.tokens.fetch_add(new as u64, Ordering::Relaxed);
+            }
+            if !draws {
+                continue;
+            }
+            if s.is_prompt_only() {
+                s.finish(Finish::Length);
+                gone.push(i);
+                continue;
+            }
+            let drafts = std::mem::take(&mut s.drafts);
+            let drawn: Vec<Sampled> = sampled.by_ref().take(1 + drafts.len()).collect();
+            if s.output.is_empty() {
+                smooth(&self.load.ttft_us_ewma, now.saturating_sub(s.start.arrived).as_micros() as u64);
+            }
+            let right = drafts.iter().zip(&drawn).take_while(|(draft, drawn)| **draft == drawn.token).count();
+            if !drafts.is_empty() {
+                s.drafter.tried(drafts.len(), right);
+                self.load.drafted_tokens.fetch_add(drafts.len() as u64, Ordering::Relaxed);
+                self.load.accepted_tokens.fetch_add(right as u64, Ordering::Relaxed);
+            }
+            for (place, token) in drawn.into_iter().take(right + 1).enumerate() {
+                if place > 0 {
+                    // The draft before it was right, and its KV with it.
+                    s.advance(1, &mut self.pool, self.block_tokens);
+                }
+                if hand_out(s, token, now) {
+                    gone.push(i);
+                    break;
+                }
+            }
+        }
+        if needed > 0 {
+            smooth(&self.load.itl_us_ewma, now.saturating_sub(self.last_token_at).as_micros().max(1) as u64);
+            self.last_token_at = now;
+        }
+        for &i in gone.iter().rev() {
+            self.commit(i);
+            self.changed = true;
+        }
+    }
+}
+
+/// Takes a drawn token in and reports it. True when the sequence has ended.
+fn hand_out(s: &mut Sequence, sampled: Sampled, now: Moment) -> bool {
+    if s.start.stop_tokens.contains(&sampled.token) {
+        s.finish(Finish::Stop);
+        return true;
+    }
+    let token = sampled.token;
+    s.push(sampled, now);
+    let full = s.output.len() >= s.start.output_tokens_max as usize;
+    match s.follow(token) {
+        Ok(Next::Complete) => s.finish(Finish::Stop),
+        Ok(Next::More) if full => s.finish(Finish::Length),
+        Ok(Next::More) => return false,
+        Err(reason) => s.fail(reason),
+    }
+    true
+}
