@@ -8,7 +8,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::EngineError;
-use crate::family::{self, Family};
+use crate::family::{self, Family, Windows};
+use crate::fields::Fields;
 use crate::rope::{Rope, RopeScaling};
 
 /// Shape and constants of a decoder-only model.
@@ -26,7 +27,7 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     /// Width of a head, even.
     pub head_dim: usize,
-    /// Width of the gated feed-forward layer.
+    /// Width of the gated feed-forward layer, of one expert where there are experts.
     pub ffn: usize,
     /// Number of token ids.
     pub vocab: usize,
@@ -36,11 +37,67 @@ pub struct ModelConfig {
     pub norm_eps: f32,
     /// Rotary embedding.
     pub rope: Rope,
+    /// Layers that see a window of tokens; none when all see everything before them.
+    pub sliding: Option<Sliding>,
+    /// What attention divides scores by the root of; none for `head_dim`.
+    pub score_divisor: Option<f32>,
+    /// Experts that share the feed-forward layers; none for dense ones.
+    pub experts: Option<Experts>,
     /// Whether the output projection is the embedding table.
     pub tied: bool,
     /// Token ids that end a text, as `config.json` names them; may be empty.
     pub eos_tokens: Vec<u32>,
 }
+
+/// Layers whose tokens see only the last tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sliding {
+    /// Tokens seen, a token itself included.
+    pub window: usize,
+    /// Which layers, one flag for each.
+    pub layers: Vec<bool>,
+    /// Rotary embedding in these layers.
+    pub rope: Rope,
+}
+
+/// Experts of every layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Experts that compute a token.
+    pub active: usize,
+    /// Whether the weights of a token's experts sum to 1; otherwise they are their shares among all.
+    pub normalized: bool,
+}
+
+/// Most layers, values of a head and experts of a layer. Chosen: far beyond any model, so that a wrong number in a file
+/// is refused before memory is taken for it.
+const COUNT_MAX: usize = 4096;
+
+/// Fields that [`ModelConfig::parse`] reads in every family.
+const READ: &[&str] = &[
+    "eos_token_id",
+    "head_dim",
+    "hidden_act",
+    "hidden_activation",
+    "hidden_size",
+    "layer_types",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "quantization_config",
+    "rms_norm_eps",
+    "rope_local_base_freq",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "tie_word_embeddings",
+    "vocab_size",
+];
 
 impl ModelConfig {
     /// Reads the bytes of a `config.json`; `path` names it in errors.
@@ -48,34 +105,44 @@ impl ModelConfig {
     /// Errors: [`EngineError::Architecture`] for an unknown family, [`EngineError::Malformed`] for a
     /// missing field or one that asks for what we do not compute.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self, EngineError> {
-        let fields: Map<String, Value> =
-            serde_json::from_slice(json).map_err(|error| malformed(path, error.to_string()))?;
+        let fields: Map<String, Value> = serde_json::from_slice(json)
+            .map_err(|error| EngineError::Malformed { path: path.to_owned(), reason: error.to_string() })?;
         let fields = Fields { path, fields: &fields };
-        let family = fields.family()?;
-        fields.refuse_what_we_do_not_compute()?;
+        let family = family_of(fields)?;
+        refuse_what_we_do_not_compute(fields, family)?;
         let hidden = fields.size("hidden_size")?;
         let heads = fields.size("num_attention_heads")?;
-        let head_dim = match fields.fields.get("head_dim") {
-            Some(Value::Null) | None if family.explicit_head_dim => return Err(fields.missing("head_dim")),
-            Some(Value::Null) | None => hidden / heads.max(1),
+        let head_dim = match fields.value("head_dim") {
+            None if family.explicit_head_dim => return Err(fields.missing("head_dim")),
+            None => hidden / heads.max(1),
             Some(_) => fields.size("head_dim")?,
         };
+        let layers = fields.size("num_hidden_layers")?;
+        if layers > COUNT_MAX {
+            return Err(fields.malformed(format!("`num_hidden_layers` {layers} is more than {COUNT_MAX}")));
+        }
+        let width = family.experts.as_ref().map_or("intermediate_size", |experts| experts.width);
+        let rope = Rope::parse(fields, family.rope_theta_default)?;
+        let divisor = fields.value("query_pre_attn_scalar").map(|_| fields.number("query_pre_attn_scalar"));
         let config = Self {
             architecture: family.architecture.to_owned(),
             hidden,
-            layers: fields.size("num_hidden_layers")?,
+            layers,
             heads,
             kv_heads: fields.size_or("num_key_value_heads", heads)?,
             head_dim,
-            ffn: fields.size("intermediate_size")?,
+            ffn: fields.size(width)?,
             vocab: fields.size("vocab_size")?,
-            context_max: fields.size("max_position_embeddings")?,
+            context_max: Rope::context_max(fields)?,
             norm_eps: fields.number("rms_norm_eps")? as f32,
-            rope: fields.rope(family)?,
-            tied: fields.flag("tie_word_embeddings"),
-            eos_tokens: fields.tokens("eos_token_id"),
+            sliding: sliding(fields, family, layers, &rope)?,
+            rope,
+            score_divisor: divisor.transpose()?.map(|divisor| divisor as f32),
+            experts: experts(fields, family)?,
+            tied: fields.flag_or("tie_word_embeddings", family.tied_default)?,
+            eos_tokens: fields.tokens("eos_token_id")?,
         };
-        config.check().map_err(|reason| malformed(path, reason))?;
+        config.check().map_err(|reason| fields.malformed(reason))?;
         Ok(config)
     }
 
@@ -94,16 +161,20 @@ impl ModelConfig {
             context_max: 8192,
             norm_eps: 1e-5,
             rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            sliding: None,
+            score_divisor: None,
+            experts: None,
             tied: true,
             eos_tokens: Vec::new(),
         }
     }
 
-    /// Parameters in matrices, the embedding counted once: what a decode step reads.
+    /// Parameters in matrices, the embedding counted once: what a decode step of one sequence reads.
     pub fn matrix_parameters(&self) -> u64 {
         let attention = self.hidden * (2 * self.heads + 2 * self.kv_heads) * self.head_dim;
-        let layer = attention + 3 * self.hidden * self.ffn;
-        (layer * self.layers + self.hidden * self.vocab) as u64
+        let gated = 3 * self.hidden * self.ffn;
+        let ffn = self.experts.map_or(gated, |experts| experts.active * gated + experts.count * self.hidden);
+        ((attention + ffn) * self.layers + self.hidden * self.vocab) as u64
     }
 
     /// Checks what the arithmetic needs; the text says what is wrong.
@@ -112,6 +183,10 @@ impl ModelConfig {
             [self.hidden, self.layers, self.heads, self.kv_heads, self.head_dim, self.ffn, self.vocab];
         if sizes.contains(&0) {
             return Err("a size is zero".to_owned());
+        }
+        let counts = [self.layers, self.head_dim, self.experts.map_or(0, |experts| experts.count)];
+        if let Some(count) = counts.iter().find(|count| **count > COUNT_MAX) {
+            return Err(format!("{count} layers, head values or experts are more than {COUNT_MAX}"));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!(
@@ -127,138 +202,141 @@ impl ModelConfig {
                 return Err(format!("`{name}` {size} is odd"));
             }
         }
-        Ok(())
+        if let Some(token) = self.eos_tokens.iter().find(|token| **token as usize >= self.vocab) {
+            return Err(format!("`eos_token_id` names token {token} of {}", self.vocab));
+        }
+        if self.score_divisor.is_some_and(|divisor| divisor <= 0.0) {
+            return Err("`query_pre_attn_scalar` is not above 0".to_owned());
+        }
+        self.rope.check(self.head_dim)?;
+        self.check_sliding()?;
+        match self.experts {
+            Some(Experts { count, active, .. }) if active == 0 || active > count => {
+                Err(format!("{active} of {count} experts cannot compute a token"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_sliding(&self) -> Result<(), String> {
+        let Some(Sliding { window, layers, rope }) = &self.sliding else { return Ok(()) };
+        if *window == 0 {
+            return Err("`sliding_window` 0 leaves nothing to see".to_owned());
+        }
+        if layers.len() != self.layers {
+            return Err(format!("`layer_types` names {} layers of {}", layers.len(), self.layers));
+        }
+        rope.check(self.head_dim)
     }
 }
 
-/// The object in `config.json`, with its path for errors.
-struct Fields<'a> {
-    path: &'a Path,
-    fields: &'a Map<String, Value>,
+fn family_of(fields: Fields<'_>) -> Result<&'static Family, EngineError> {
+    let architectures = fields.value("architectures").and_then(|list| list.get(0));
+    let architecture =
+        architectures.and_then(Value::as_str).ok_or_else(|| fields.missing("architectures"))?;
+    family::find(architecture).ok_or_else(|| EngineError::Architecture {
+        path: fields.path.to_owned(),
+        architecture: architecture.to_owned(),
+        supported: family::names(),
+    })
 }
 
-impl Fields<'_> {
-    fn family(&self) -> Result<&'static Family, EngineError> {
-        let architecture = self
-            .fields
-            .get("architectures")
-            .and_then(|list| list.get(0))
-            .and_then(Value::as_str)
-            .ok_or_else(|| self.missing("architectures"))?;
-        family::find(architecture).ok_or_else(|| EngineError::Architecture {
-            path: self.path.to_owned(),
-            architecture: architecture.to_owned(),
-            supported: family::names(),
+fn refuse_what_we_do_not_compute(fields: Fields<'_>, family: &Family) -> Result<(), EngineError> {
+    let mut read = READ.to_vec();
+    read.extend_from_slice(match family.windows {
+        Windows::Never => &[],
+        Windows::All | Windows::Alternate => &["sliding_window"],
+        Windows::Asked => &["sliding_window", "use_sliding_window", "max_window_layers"],
+        Windows::Pattern => &["sliding_window", "sliding_window_pattern"],
+    });
+    if family.scores_divided {
+        read.push("query_pre_attn_scalar");
+    }
+    match &family.experts {
+        None => read.push("intermediate_size"),
+        Some(experts) => {
+            read.extend([experts.count, experts.active, experts.width]);
+            read.extend(experts.normalized);
+        }
+    }
+    fields.refuse_others(&read, family.accepted)?;
+    if let Some(quantization) = fields.object("quantization_config")? {
+        let method = quantization.text("quant_method")?.unwrap_or("unnamed");
+        if family.architecture != "GptOssForCausalLM" || method != "mxfp4" {
+            return Err(fields.malformed(format!(
+                "`quantization_config` asks for method `{method}`, which is not supported"
+            )));
+        }
+    }
+    let supported = family.activation.name();
+    for name in ["hidden_act", "hidden_activation"] {
+        if let Some(other) = fields.text(name)?.filter(|name| *name != supported) {
+            return Err(
+                fields.malformed(format!("`{name}` `{other}` is not supported (supported: {supported})"))
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Which layers have a window. The family's habit counts where `layer_types` does not list them.
+fn sliding(
+    fields: Fields<'_>,
+    family: &Family,
+    layers: usize,
+    rope: &Rope,
+) -> Result<Option<Sliding>, EngineError> {
+    let asked = match family.windows {
+        Windows::Asked => fields.flag_or("use_sliding_window", false)?,
+        _ => true,
+    };
+    let mut windowed: Vec<bool> = match family.windows {
+        _ if !asked => vec![false; layers],
+        Windows::Never => vec![false; layers],
+        Windows::All => vec![fields.value("sliding_window").is_some(); layers],
+        Windows::Asked => {
+            let first = fields.size_or("max_window_layers", 28)?;
+            (0..layers).map(|layer| layer >= first).collect()
+        }
+        Windows::Pattern => {
+            let every = fields.size_or("sliding_window_pattern", 6)?.max(1);
+            (1..=layers).map(|layer| !layer.is_multiple_of(every)).collect()
+        }
+        Windows::Alternate => (0..layers).map(|layer| layer.is_multiple_of(2)).collect(),
+    };
+    if let Some(kinds) = fields.value("layer_types") {
+        windowed = layer_types(fields, kinds)?;
+    }
+    if !windowed.contains(&true) {
+        return Ok(None);
+    }
+    if family.windows == Windows::Never || !asked {
+        let reason = "`layer_types` names \"sliding_attention\", supported is \"full_attention\"";
+        return Err(fields.malformed(reason));
+    }
+    let rope = Rope::parse_sliding(fields)?.unwrap_or_else(|| rope.clone());
+    Ok(Some(Sliding { window: fields.size("sliding_window")?, layers: windowed, rope }))
+}
+
+fn layer_types(fields: Fields<'_>, kinds: &Value) -> Result<Vec<bool>, EngineError> {
+    let kinds = kinds.as_array().ok_or_else(|| fields.malformed("`layer_types` is not a list"))?;
+    kinds
+        .iter()
+        .map(|kind| match kind.as_str() {
+            Some("full_attention") => Ok(false),
+            Some("sliding_attention") => Ok(true),
+            _ => Err(fields.malformed(format!(
+                "`layer_types` names {kind}, supported are \"full_attention\" and \"sliding_attention\""
+            ))),
         })
-    }
-
-    fn refuse_what_we_do_not_compute(&self) -> Result<(), EngineError> {
-        for name in ["attention_bias", "mlp_bias", "use_sliding_window"] {
-            if self.flag(name) {
-                return Err(malformed(self.path, format!("`{name}` is true, which is not supported")));
-            }
-        }
-        let layer_types = self.fields.get("layer_types").and_then(Value::as_array);
-        let other = layer_types.and_then(|types| types.iter().find(|kind| *kind != "full_attention"));
-        if let Some(other) = other {
-            let reason = format!("`layer_types` names {other}, supported is \"full_attention\"");
-            return Err(malformed(self.path, reason));
-        }
-        if let Some(quantization) = self.fields.get("quantization_config").filter(|value| !value.is_null()) {
-            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
-            let reason = format!("`quantization_config` asks for method `{method}`, which is not supported");
-            return Err(malformed(self.path, reason));
-        }
-        match self.fields.get("hidden_act").and_then(Value::as_str) {
-            Some("silu") | None => Ok(()),
-            Some(other) => Err(malformed(
-                self.path,
-                format!("`hidden_act` `{other}` is not supported (supported: silu)"),
-            )),
-        }
-    }
-
-    /// Reads both shapes: `rope_parameters`, or `rope_theta` beside an optional `rope_scaling`.
-    fn rope(&self, family: &Family) -> Result<Rope, EngineError> {
-        let nested = self.object("rope_parameters")?.or(self.object("rope_scaling")?);
-        let empty = Map::new();
-        let inner = Fields { path: self.path, fields: nested.unwrap_or(&empty) };
-        for fields in [self, &inner] {
-            let share = fields.fields.get("partial_rotary_factor").and_then(Value::as_f64).unwrap_or(1.0);
-            if share != 1.0 {
-                let reason = format!("`partial_rotary_factor` {share} is not supported (supported: 1)");
-                return Err(malformed(self.path, reason));
-            }
-        }
-        let theta = match (inner.fields.get("rope_theta"), self.fields.get("rope_theta")) {
-            (Some(_), _) => inner.number("rope_theta")?,
-            (None, Some(_)) => self.number("rope_theta")?,
-            (None, None) => family.rope_theta_default.ok_or_else(|| self.missing("rope_theta"))?,
-        };
-        let kind = inner.fields.get("rope_type").or(inner.fields.get("type"));
-        let scaling = match kind.and_then(Value::as_str).unwrap_or("default") {
-            "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: inner.number("factor")? },
-            "llama3" => RopeScaling::Llama3 {
-                factor: inner.number("factor")?,
-                low_freq_factor: inner.number("low_freq_factor")?,
-                high_freq_factor: inner.number("high_freq_factor")?,
-                original_context: inner.number("original_max_position_embeddings")?,
-            },
-            other => {
-                let reason =
-                    format!("rope type `{other}` is not supported (supported: default, linear, llama3)");
-                return Err(malformed(self.path, reason));
-            }
-        };
-        Ok(Rope { theta, scaling })
-    }
-
-    fn object(&self, name: &str) -> Result<Option<&Map<String, Value>>, EngineError> {
-        match self.fields.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Object(object)) => Ok(Some(object)),
-            Some(_) => Err(malformed(self.path, format!("`{name}` is not an object"))),
-        }
-    }
-
-    fn number(&self, name: &str) -> Result<f64, EngineError> {
-        let value = self.fields.get(name).ok_or_else(|| self.missing(name))?;
-        value.as_f64().ok_or_else(|| malformed(self.path, format!("`{name}` is not a number")))
-    }
-
-    fn size(&self, name: &str) -> Result<usize, EngineError> {
-        let value = self.fields.get(name).ok_or_else(|| self.missing(name))?;
-        let size = value.as_u64().and_then(|value| u32::try_from(value).ok());
-        size.map(|size| size as usize)
-            .ok_or_else(|| malformed(self.path, format!("`{name}` is not a whole number below 2^32")))
-    }
-
-    fn size_or(&self, name: &str, default: usize) -> Result<usize, EngineError> {
-        match self.fields.get(name) {
-            None | Some(Value::Null) => Ok(default),
-            Some(_) => self.size(name),
-        }
-    }
-
-    fn flag(&self, name: &str) -> bool {
-        self.fields.get(name).and_then(Value::as_bool).unwrap_or(false)
-    }
-
-    fn tokens(&self, name: &str) -> Vec<u32> {
-        let one = |value: &Value| value.as_u64().and_then(|token| u32::try_from(token).ok());
-        match self.fields.get(name) {
-            Some(Value::Array(list)) => list.iter().filter_map(one).collect(),
-            Some(value) => one(value).into_iter().collect(),
-            None => Vec::new(),
-        }
-    }
-
-    fn missing(&self, name: &str) -> EngineError {
-        malformed(self.path, format!("field `{name}` is missing"))
-    }
+        .collect()
 }
 
-fn malformed(path: &Path, reason: impl Into<String>) -> EngineError {
-    EngineError::Malformed { path: path.to_owned(), reason: reason.into() }
+fn experts(fields: Fields<'_>, family: &Family) -> Result<Option<Experts>, EngineError> {
+    let Some(names) = &family.experts else { return Ok(None) };
+    Ok(Some(Experts {
+        count: fields.size(names.count)?,
+        active: fields.size(names.active)?,
+        normalized: names.normalized.map_or(Ok(true), |name| fields.flag_or(name, false))?,
+    }))
 }

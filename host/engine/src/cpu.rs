@@ -5,12 +5,14 @@
 //! **Invariant:** a row's result depends on its tokens and position alone: not on the other rows, the
 //! chunks of its prefill, the page size or the number of threads.
 
+mod activation;
 mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod disjoint;
+mod experts;
 mod forward;
 mod gemm;
 mod kernels;

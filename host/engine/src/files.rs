@@ -1,21 +1,20 @@
-//! The files of a model: `config.json` and safetensors, mapped or compiled in.
+//! The files of a model: `config.json` and safetensors, mapped or compiled in, or one GGUF file.
 //!
 //! Called by [`crate::Model`] when it loads.
-//! **Invariant:** a tensor is handed out only with the shape and a dtype that the caller asked for.
+//! **Invariant:** every tensor lies within its file and under one name.
 #![allow(unsafe_code, reason = "files are memory-mapped")]
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use half::f16;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use crate::EngineError;
-use crate::pack::narrow;
+use crate::encoding::Encoding;
+use crate::gguf::{self, GgufMetadata, Header, Values};
+use crate::tensors::{Entry, TensorMap};
 
 /// Where a model is read from.
 pub struct ModelFiles {
@@ -24,34 +23,61 @@ pub struct ModelFiles {
     /// Bytes of `config.json`.
     pub(crate) config: Vec<u8>,
     shards: Vec<Shard>,
-    tensors: BTreeMap<String, Entry>,
+    tensors: TensorMap,
+    /// Metadata of a GGUF file.
+    gguf: Option<Values>,
 }
 
 impl ModelFiles {
-    /// Opens a model folder: `config.json`, and `model.safetensors` or the shards that
-    /// `model.safetensors.index.json` names. Weights are mapped, not read.
+    /// Opens a model: a `.gguf` file, a folder with `config.json` and `model.safetensors` or the shards that
+    /// `model.safetensors.index.json` names, or a folder without a config that holds exactly one `.gguf` file.
+    /// Weights are mapped, not read.
     ///
     /// The files must not be changed while this lives: a truncated mapping ends the process.
     ///
     /// Errors: [`EngineError::Read`] for a file that cannot be read, [`EngineError::Malformed`] for one
-    /// that is truncated or is not what its name says.
-    pub fn open(dir: &Path) -> Result<Self, EngineError> {
-        let config_path = dir.join("config.json");
+    /// that is truncated or is not what its name says, [`EngineError::Architecture`] for a GGUF file of an unknown
+    /// family.
+    pub fn open(path: &Path) -> Result<Self, EngineError> {
+        let config_path = path.join("config.json");
+        let gguf = if config_path.exists() { None } else { gguf_file(path)? };
+        if let Some(path) = gguf {
+            return Self::open_gguf(&path);
+        }
         let config = read(&config_path)?;
-        let single = dir.join("model.safetensors");
-        let index = dir.join("model.safetensors.index.json");
-        let paths = if single.exists() || !index.exists() { vec![single] } else { shard_paths(dir, &index)? };
-        let mut files = Self { config_path, config, shards: Vec::new(), tensors: BTreeMap::new() };
+        let single = path.join("model.safetensors");
+        let index = path.join("model.safetensors.index.json");
+        let paths =
+            if single.exists() || !index.exists() { vec![single] } else { shard_paths(path, &index)? };
+        let mut files =
+            Self { config_path, config, shards: Vec::new(), tensors: TensorMap::new(), gguf: None };
         for path in paths {
-            let file =
-                File::open(&path).map_err(|source| EngineError::Read { path: path.clone(), source })?;
-            // SAFETY: the mapping is read-only and private to this value; that the file is not
-            // truncated meanwhile is the caller's promise, stated above.
-            let map = unsafe { Mmap::map(&file) };
-            let map = map.map_err(|source| EngineError::Read { path: path.clone(), source })?;
-            files.add(path, Bytes::Mapped(map))?;
+            let bytes = map(&path)?;
+            files.add(path, bytes)?;
         }
         Ok(files)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, EngineError> {
+        let bytes = map(path)?;
+        let shard = Shard { path: path.to_owned(), bytes };
+        let header = Header::read(shard.bytes()).map_err(|reason| malformed(path, reason))?;
+        let (family, config) = gguf::config_json(path, &header, shard.bytes())?;
+        let experts = family.experts.as_ref().map_or("", |fields| fields.count);
+        let stated = ["head_dim", experts].map(|field| config[field].as_u64().unwrap_or(0) as usize);
+        Ok(Self {
+            config_path: path.to_owned(),
+            config: config.to_string().into_bytes(),
+            tensors: gguf::tensor_map(&header, family, stated),
+            shards: vec![shard],
+            gguf: Some(header.values),
+        })
+    }
+
+    /// The metadata of a GGUF file; none for safetensors.
+    pub fn gguf_metadata(&self) -> Option<GgufMetadata<'_>> {
+        let values = self.gguf.as_ref()?;
+        Some(GgufMetadata::new(values, self.shards.first()?.bytes()))
     }
 
     /// A model compiled into the binary; `name` stands for the folder in errors.
@@ -60,33 +86,36 @@ impl ModelFiles {
     pub fn embedded(name: &str, config: &'static [u8], weights: &'static [u8]) -> Result<Self, EngineError> {
         let dir = PathBuf::from(name);
         let config_path = dir.join("config.json");
-        let mut files =
-            Self { config_path, config: config.to_vec(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let mut files = Self {
+            config_path,
+            config: config.to_vec(),
+            shards: Vec::new(),
+            tensors: TensorMap::new(),
+            gguf: None,
+        };
         files.add(dir.join("model.safetensors"), Bytes::Static(weights))?;
         Ok(files)
     }
 
-    /// A tensor of exactly this shape, in f16, bf16 or f32.
-    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, EngineError> {
-        let Some(entry) = self.tensors.get(name) else {
-            let path = self.shards.first().map_or(&self.config_path, |shard| &shard.path);
-            return Err(malformed(path, format!("tensor `{name}` is missing")));
-        };
-        let shard = &self.shards[entry.shard];
-        if entry.shape != shape {
-            let reason = format!("tensor `{name}` has shape {:?}, expected {shape:?}", entry.shape);
-            return Err(malformed(&shard.path, reason));
-        }
-        let width = match entry.dtype {
-            Dtype::F16 | Dtype::BF16 => 2,
-            Dtype::F32 => 4,
-            other => {
-                let reason = format!("tensor `{name}` has dtype {other:?}, expected F16, BF16 or F32");
-                return Err(malformed(&shard.path, reason));
-            }
-        };
-        let cols = shape.last().copied().unwrap_or(1);
-        Ok(Tensor { bytes: &shard.bytes()[entry.bytes.clone()], dtype: entry.dtype, row_bytes: cols * width })
+    /// Every tensor, by name.
+    pub(crate) fn tensors(&self) -> &TensorMap {
+        &self.tensors
+    }
+
+    /// Path and bytes of a file of weights.
+    pub(crate) fn shard(&self, shard: usize) -> (&Path, &[u8]) {
+        let shard = &self.shards[shard];
+        (&shard.path, shard.bytes())
+    }
+
+    /// Whether the weights of norms are what values are multiplied by, in every family.
+    pub(crate) fn norms_are_whole(&self) -> bool {
+        self.gguf.is_some()
+    }
+
+    /// Something is wrong with the weights.
+    pub(crate) fn malformed(&self, reason: impl Into<String>) -> EngineError {
+        malformed(self.shards.first().map_or(&self.config_path, |shard| &shard.path), reason)
     }
 
     fn add(&mut self, path: PathBuf, bytes: Bytes) -> Result<(), EngineError> {
@@ -107,52 +136,15 @@ impl ModelFiles {
                 );
                 return Err(malformed(&shard.path, reason));
             }
-            let entry =
-                Entry { shard: self.shards.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
+            let entry = Entry::plain(self.shards.len(), encoding(info.dtype), info.shape.clone(), bytes);
+            if self.tensors.contains_key(&name) {
+                return Err(malformed(&shard.path, format!("tensor `{name}` is in another file, too")));
+            }
             self.tensors.insert(name, entry);
         }
         self.shards.push(shard);
         Ok(())
     }
-}
-
-/// A tensor's values in their file, row by row along the last dimension.
-#[derive(Clone, Copy)]
-pub(crate) struct Tensor<'a> {
-    bytes: &'a [u8],
-    dtype: Dtype,
-    row_bytes: usize,
-}
-
-impl Tensor<'_> {
-    /// Writes one row as bf16 bits: `out` [cols]. f16 and f32 round to nearest, ties to even.
-    pub(crate) fn row(&self, row: usize, out: &mut [u16]) {
-        let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];
-        match self.dtype {
-            Dtype::BF16 => halves(bytes).zip(out).for_each(|(bits, out)| *out = bits),
-            Dtype::F16 => {
-                halves(bytes).zip(out).for_each(|(bits, out)| *out = narrow(f16::from_bits(bits).to_f32()))
-            }
-            _ => singles(bytes).zip(out).for_each(|(value, out)| *out = narrow(value)),
-        }
-    }
-
-    /// The first row as f32, exactly.
-    pub(crate) fn to_f32(self) -> Vec<f32> {
-        let bytes = &self.bytes[..self.row_bytes];
-        match self.dtype {
-            Dtype::BF16 => halves(bytes).map(crate::pack::widen).collect(),
-            Dtype::F16 => halves(bytes).map(|bits| f16::from_bits(bits).to_f32()).collect(),
-            _ => singles(bytes).collect(),
-        }
-    }
-}
-
-struct Entry {
-    shard: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Range<usize>,
 }
 
 struct Shard {
@@ -174,12 +166,57 @@ enum Bytes {
     Static(&'static [u8]),
 }
 
-fn halves(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
-    bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+fn map(path: &Path) -> Result<Bytes, EngineError> {
+    let read = |source| EngineError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read)?;
+    // SAFETY: the mapping is read-only and private to its owner; that the file is not truncated meanwhile is the
+    // promise of whoever calls `ModelFiles::open`.
+    let map = unsafe { Mmap::map(&file) };
+    Ok(Bytes::Mapped(map.map_err(read)?))
 }
 
-fn singles(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
-    bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+/// The path itself when it is a file, or the one `.gguf` file of a folder.
+fn gguf_file(path: &Path) -> Result<Option<PathBuf>, EngineError> {
+    let read = |source| EngineError::Read { path: path.to_owned(), source };
+    if !path.is_dir() {
+        return match path.extension().is_some_and(|ending| ending == "gguf") {
+            true => Ok(Some(path.to_owned())),
+            false => Err(malformed(path, "is neither a folder nor a `.gguf` file")),
+        };
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(read)? {
+        let file = entry.map_err(read)?.path();
+        if file.extension().is_some_and(|ending| ending == "gguf") {
+            found.push(file);
+        }
+    }
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        several => Err(malformed(path, format!("holds {several} `.gguf` files: name one of them"))),
+    }
+}
+
+/// How a safetensors dtype is read.
+fn encoding(dtype: Dtype) -> Encoding {
+    match dtype {
+        Dtype::F32 => Encoding::F32,
+        Dtype::F16 => Encoding::F16,
+        Dtype::BF16 => Encoding::Bf16,
+        Dtype::F64 => Encoding::Unread("F64"),
+        Dtype::BOOL => Encoding::Unread("BOOL"),
+        Dtype::U8 => Encoding::Unread("U8"),
+        Dtype::I8 => Encoding::Unread("I8"),
+        Dtype::I16 => Encoding::Unread("I16"),
+        Dtype::U16 => Encoding::Unread("U16"),
+        Dtype::I32 => Encoding::Unread("I32"),
+        Dtype::U32 => Encoding::Unread("U32"),
+        Dtype::I64 => Encoding::Unread("I64"),
+        Dtype::U64 => Encoding::Unread("U64"),
+        Dtype::F8_E4M3 => Encoding::Unread("F8_E4M3"),
+        Dtype::F8_E5M2 => Encoding::Unread("F8_E5M2"),
+        _ => Encoding::Unread("of another kind"),
+    }
 }
 
 /// The distinct shards that an index names, in the order of their names.

@@ -9,9 +9,16 @@ mod sampling;
 
 mod config;
 mod family;
-mod files;
-mod model;
+mod fields;
 mod rope;
+mod rope_fields;
+
+mod encoding;
+mod files;
+mod gguf;
+mod model;
+mod source;
+mod tensors;
 
 mod check;
 mod cpu;
@@ -20,19 +27,23 @@ mod settling;
 mod sim;
 
 mod clock;
+mod digest;
 mod exp;
 mod memory;
 mod pack;
 
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod loading;
 #[cfg(test)]
 mod moving;
 
-pub use config::ModelConfig;
+pub use config::{Experts, ModelConfig, Sliding};
 pub use cpu::{CpuConfig, CpuExec, Isa, peak_bf16_flops};
 pub use error::EngineError;
 pub use files::ModelFiles;
+pub use gguf::GgufMetadata;
 pub use model::Model;
 pub use plan::{
     Caps, Executor, Fence, KvShape, Moved, Row, SampleSpec, Sampled, Saved, StepOut, StepPlan, Ticket,

@@ -120,15 +120,17 @@ fn an_unknown_architecture_is_told_with_those_we_know() {
     check_config(
         |config| config["architectures"] = json!(["MambaForCausalLM"]),
         "config.json: architecture `MambaForCausalLM` is not supported \
-         (supported: LlamaForCausalLM, Qwen3ForCausalLM)",
+         (supported: LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MistralForCausalLM, Gemma3ForCausalLM, \
+         Phi3ForCausalLM, Olmo2ForCausalLM, Qwen3MoeForCausalLM, GptOssForCausalLM)",
     );
 }
 
 #[test]
 fn an_unknown_rope_type_is_told_with_those_we_know() {
-    for kind in ["yarn", "dynamic"] {
-        let expected =
-            format!("config.json: rope type `{kind}` is not supported (supported: default, linear, llama3)");
+    for kind in ["ntk", "dynamic"] {
+        let expected = format!(
+            "config.json: rope type `{kind}` is not supported (supported: default, linear, llama3, yarn, longrope)"
+        );
         check_config(|config| config["rope_parameters"]["rope_type"] = json!(kind), &expected);
         let older = |config: &mut Value| {
             config["rope_parameters"] = Value::Null;
@@ -153,7 +155,7 @@ fn a_missing_field_is_named() {
 
 #[test]
 fn what_is_not_computed_is_refused() {
-    for field in ["attention_bias", "mlp_bias", "use_sliding_window"] {
+    for field in ["attention_bias", "mlp_bias", "use_bidirectional_attention", "a_field_of_tomorrow"] {
         let expected = format!("config.json: `{field}` is true, which is not supported");
         check_config(|config| config[field] = json!(true), &expected);
     }
@@ -168,6 +170,18 @@ fn what_is_not_computed_is_refused() {
     check_config(
         |config| config["quantization_config"] = json!({"quant_method": "awq"}),
         "config.json: `quantization_config` asks for method `awq`, which is not supported",
+    );
+    check_config(
+        |config| config["final_logit_softcapping"] = json!(30.0),
+        "config.json: `final_logit_softcapping` is 30.0, which is not supported",
+    );
+    check_config(
+        |config| config["rope_parameters"]["mrope_section"] = json!([16, 24]),
+        "config.json: `mrope_section` is [16,24], which is not supported",
+    );
+    check_config(
+        |config| config["eos_token_id"] = json!([1, 320]),
+        "config.json: `eos_token_id` names token 320 of 320",
     );
     check_config(
         |config| config["num_key_value_heads"] = json!(3),

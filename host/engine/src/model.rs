@@ -4,22 +4,30 @@
 
 use kv::Fingerprint;
 
-use crate::family::{self, Family};
-use crate::files::Tensor;
-use crate::pack::{PANEL, Packed, narrow};
+use crate::digest::{digest_bytes, digest_floats, digest_values};
+use crate::family::{self, Activation, Family, QkNorm};
+use crate::pack::Packed;
+use crate::rope::Frequencies;
+use crate::source::{Source, gated_bias, pack, pack_gated};
 use crate::{EngineError, ModelConfig, ModelFiles};
 
 /// Weights in bf16, packed for the matrix kernels, with the shape they have.
+///
+/// What a family does not have is absent here, so that a pass is one plan for all of them.
 #[derive(Debug)]
 pub struct Model {
     /// Shape and constants.
     pub config: ModelConfig,
     /// What KV bytes depend on besides tokens: weights, shape, rope and dtype.
     pub fingerprint: Fingerprint,
-    /// Rotary frequencies of each pair.
-    pub(crate) frequencies: Vec<f32>,
-    /// Token embeddings [vocab, hidden].
+    /// Rotary frequencies that layers name by index.
+    pub(crate) ropes: Vec<Frequencies>,
+    /// Token embeddings [vocab, hidden], and what they are multiplied by.
     pub(crate) embed: Packed,
+    pub(crate) embed_scale: f32,
+    /// Factor of attention scores.
+    pub(crate) score_scale: f32,
+    pub(crate) activation: Activation,
     /// The layers, first to last.
     pub(crate) layers: Vec<Layer>,
     /// Weights of the last norm, [hidden].
@@ -28,51 +36,94 @@ pub struct Model {
     pub(crate) head: Option<Packed>,
 }
 
-/// One layer's weights. Norm weights are f32.
+/// One layer's weights.
 #[derive(Debug)]
 pub(crate) struct Layer {
-    /// [hidden].
-    pub(crate) attn_norm: Vec<f32>,
+    pub(crate) attention: Attention,
+    pub(crate) ffn: FeedForward,
+}
+
+/// Weights of norms and biases are f32; a bias that is absent is empty.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    /// Norm of the input, [hidden].
+    pub(crate) norm_in: Option<Vec<f32>>,
     /// Queries, keys and values, one below the other: [(heads + 2 kv_heads) head_dim, hidden].
     pub(crate) qkv: Packed,
-    /// Per-head norms of queries and of keys, [head_dim] each.
+    pub(crate) qkv_bias: Vec<f32>,
+    /// Norms of queries and of keys: of each head, [head_dim], or of all as one.
     pub(crate) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// Index of the layer's rotary frequencies.
+    pub(crate) rope: usize,
+    /// Tokens seen, as in `cpu/attend.rs`.
+    pub(crate) window: usize,
+    /// [heads], or empty.
+    pub(crate) sinks: Vec<f32>,
     /// [hidden, heads head_dim].
     pub(crate) o: Packed,
-    /// [hidden].
-    pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) o_bias: Vec<f32>,
+    /// Norm of what is added to the residual stream, [hidden].
+    pub(crate) norm_out: Option<Vec<f32>>,
+}
+
+/// The second half of a layer, with its norms as in [`Attention`].
+#[derive(Debug)]
+pub(crate) struct FeedForward {
+    pub(crate) norm_in: Option<Vec<f32>>,
+    /// For experts, how a token finds its own.
+    pub(crate) router: Option<Router>,
+    /// The experts; the one dense layer when there is no router.
+    pub(crate) gated: Vec<Gated>,
+    pub(crate) norm_out: Option<Vec<f32>>,
+}
+
+/// Scores of experts: f32, because a rounded score would choose another expert.
+#[derive(Debug)]
+pub(crate) struct Router {
+    /// [experts, hidden].
+    pub(crate) weights: Vec<f32>,
+    /// [experts], or empty.
+    pub(crate) bias: Vec<f32>,
+}
+
+/// One gated layer.
+#[derive(Debug)]
+pub(crate) struct Gated {
     /// 16 rows of gate, 16 rows of up, and so on, [2 ffn, hidden]: a panel holds what it takes to
     /// compute 16 outputs of the gated layer.
     pub(crate) gate_up: Packed,
+    /// In the same order, or empty.
+    pub(crate) gate_up_bias: Vec<f32>,
     /// [hidden, ffn].
     pub(crate) down: Packed,
+    pub(crate) down_bias: Vec<f32>,
 }
 
 impl Model {
-    /// Reads and packs all weights. f16, bf16 and f32 files are accepted; matrices become bf16.
+    /// Reads and packs all weights. Floats of 16 and 32 bits and the blocks of GGUF files are accepted; matrices
+    /// become bf16.
     ///
     /// Cost: reads each byte of the files once; memory is 2 bytes a parameter.
     /// Errors: those of [`ModelConfig::parse`], and [`EngineError::Malformed`] for a tensor that is
-    /// missing or has another shape or dtype than the config implies.
+    /// missing, that has another shape or dtype than the config implies, that holds a value that is not finite, or
+    /// that nothing is computed with.
     pub fn load(files: &ModelFiles) -> Result<Self, EngineError> {
         let config = ModelConfig::parse(&files.config_path, &files.config)?;
-        Self::build(config, |name, shape| Ok(Rows::File(files.tensor(name, shape)?)))
+        let family = family_of(&config)?;
+        let source = Source::files(files, family, &config)?;
+        let model = Self::build(config, family, &source)?;
+        source.finish(&model.config)?;
+        Ok(model)
     }
 
     /// A model of the given shape with random weights, for benchmarks and tests.
     ///
-    /// Weights are uniform with variance `1 / inputs`, norms are 1; equal seeds give equal models.
+    /// Weights are uniform with variance `1 / inputs`; norms, biases and sinks are 1. Equal seeds give equal models.
     /// Errors: [`EngineError::Config`] when the shape is none that we compute.
     pub fn random(config: ModelConfig, seed: u64) -> Result<Self, EngineError> {
         config.check().map_err(EngineError::Config)?;
-        Self::build(config, |name, shape| {
-            let tensor = name.bytes().fold(seed, |hash, byte| mix(hash ^ u64::from(byte)));
-            Ok(Rows::Random {
-                seed: tensor,
-                vector: shape.len() == 1,
-                cols: shape.last().copied().unwrap_or(1),
-            })
-        })
+        let family = family_of(&config)?;
+        Self::build(config, family, &Source::Random { seed })
     }
 
     /// The matrix that turns the last hidden state into logits.
@@ -80,27 +131,22 @@ impl Model {
         self.head.as_ref().unwrap_or(&self.embed)
     }
 
-    fn build<'a>(
-        config: ModelConfig,
-        source: impl Fn(&str, &[usize]) -> Result<Rows<'a>, EngineError>,
-    ) -> Result<Self, EngineError> {
-        let family = family::find(&config.architecture).ok_or_else(|| {
-            EngineError::Config(format!("architecture `{}` is not supported", config.architecture))
-        })?;
+    fn build(config: ModelConfig, family: &Family, source: &Source<'_>) -> Result<Self, EngineError> {
         let (hidden, vocab) = (config.hidden, config.vocab);
-        let layer = |index| Layer::build(&config, family, index, &source);
-        let embed = pack(&[(source("model.embed_tokens.weight", &[vocab, hidden])?, vocab)], hidden)?;
-        let head = match config.tied {
-            true => None,
-            false => Some(pack(&[(source("lm_head.weight", &[vocab, hidden])?, vocab)], hidden)?),
-        };
+        let table = |name| pack(&[(source.matrix(name, [vocab, hidden])?, vocab)], hidden);
+        let layers = LayerSource { config: &config, family, source };
+        let ropes = std::iter::once(&config.rope).chain(config.sliding.as_ref().map(|sliding| &sliding.rope));
+        let divisor = config.score_divisor.unwrap_or(config.head_dim as f32);
         let mut model = Self {
             fingerprint: Fingerprint(0),
-            frequencies: config.rope.frequencies(config.head_dim),
-            embed,
-            layers: (0..config.layers).map(layer).collect::<Result<_, _>>()?,
-            norm: source("model.norm.weight", &[hidden])?.vector(),
-            head,
+            ropes: ropes.map(|rope| rope.frequencies(config.head_dim)).collect(),
+            embed: table("model.embed_tokens.weight")?,
+            embed_scale: if family.embed_scaled { (hidden as f32).sqrt() } else { 1.0 },
+            score_scale: 1.0 / divisor.sqrt(),
+            activation: family.activation,
+            layers: (0..config.layers).map(|index| layers.build(index)).collect::<Result<_, _>>()?,
+            norm: layers.norm("model.norm.weight", hidden)?,
+            head: if config.tied { None } else { Some(table("lm_head.weight")?) },
             config,
         };
         model.fingerprint = Fingerprint(model.digest());
@@ -113,145 +159,131 @@ impl Model {
     fn digest(&self) -> u64 {
         let mut hash = digest_bytes(0, format!("bf16 {:?}", self.config).as_bytes());
         hash = digest_values(hash, self.embed.values());
-        for layer in &self.layers {
-            for matrix in [&layer.qkv, &layer.o, &layer.gate_up, &layer.down] {
-                hash = digest_values(hash, matrix.values());
+        for Layer { attention, ffn } in &self.layers {
+            hash =
+                [&attention.qkv, &attention.o].iter().fold(hash, |hash, m| digest_values(hash, m.values()));
+            for gated in &ffn.gated {
+                hash = digest_values(digest_values(hash, gated.gate_up.values()), gated.down.values());
+                hash = digest_floats(digest_floats(hash, &gated.gate_up_bias), &gated.down_bias);
             }
-            let heads = layer.qk_norm.iter().flat_map(|(q_norm, k_norm)| [q_norm, k_norm]);
-            for norm in [&layer.attn_norm, &layer.ffn_norm].into_iter().chain(heads) {
-                hash = norm.iter().fold(hash, |hash, value| mix(hash ^ u64::from(value.to_bits())));
-            }
+            let heads = attention.qk_norm.iter().flat_map(|(q_norm, k_norm)| [q_norm, k_norm]);
+            let norms = [&attention.norm_in, &attention.norm_out, &ffn.norm_in, &ffn.norm_out];
+            let router = ffn.router.iter().flat_map(|router| [&router.weights, &router.bias]);
+            let rest = [&attention.qkv_bias, &attention.sinks, &attention.o_bias];
+            let vectors = heads.chain(norms.into_iter().flatten()).chain(router).chain(rest);
+            hash = vectors.fold(hash, |hash, vector| digest_floats(hash, vector));
         }
         hash
     }
 }
 
-impl Layer {
-    fn build<'a>(
-        config: &ModelConfig,
-        family: &Family,
-        index: usize,
-        source: &impl Fn(&str, &[usize]) -> Result<Rows<'a>, EngineError>,
-    ) -> Result<Self, EngineError> {
-        let (hidden, ffn, head_dim) = (config.hidden, config.ffn, config.head_dim);
-        let (q, kv) = (config.heads * head_dim, config.kv_heads * head_dim);
-        let get = |name: &str, shape: &[usize]| source(&format!("model.layers.{index}.{name}.weight"), shape);
-        let qkv = [
-            (get("self_attn.q_proj", &[q, hidden])?, q),
-            (get("self_attn.k_proj", &[kv, hidden])?, kv),
-            (get("self_attn.v_proj", &[kv, hidden])?, kv),
-        ];
-        let qk_norm = match family.qk_norm {
-            true => {
-                let norm = |name| Ok::<_, EngineError>(get(name, &[head_dim])?.vector());
-                Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?))
-            }
-            false => None,
+fn family_of(config: &ModelConfig) -> Result<&'static Family, EngineError> {
+    family::find(&config.architecture).ok_or_else(|| {
+        EngineError::Config(format!("architecture `{}` is not supported", config.architecture))
+    })
+}
+
+/// What layers are built from.
+struct LayerSource<'a> {
+    config: &'a ModelConfig,
+    family: &'a Family,
+    source: &'a Source<'a>,
+}
+
+impl LayerSource<'_> {
+    fn build(&self, index: usize) -> Result<Layer, EngineError> {
+        let prefix = format!("model.layers.{index}");
+        Ok(Layer { attention: self.attention(index, &prefix)?, ffn: self.feed_forward(&prefix)? })
+    }
+
+    fn attention(&self, index: usize, prefix: &str) -> Result<Attention, EngineError> {
+        let ModelConfig { hidden, heads, kv_heads, head_dim, .. } = *self.config;
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let name = |part: &str| format!("{prefix}.self_attn.{part}");
+        let part = |part: &str, rows| {
+            Ok::<_, EngineError>((
+                self.source.matrix(&name(&format!("{part}.weight")), [rows, hidden])?,
+                rows,
+            ))
         };
-        Ok(Self {
-            attn_norm: get("input_layernorm", &[hidden])?.vector(),
-            qkv: pack(&qkv, hidden)?,
-            qk_norm,
-            o: pack(&[(get("self_attn.o_proj", &[hidden, q])?, hidden)], q)?,
-            ffn_norm: get("post_attention_layernorm", &[hidden])?.vector(),
-            gate_up: pack_gated(
-                &get("mlp.gate_proj", &[ffn, hidden])?,
-                &get("mlp.up_proj", &[ffn, hidden])?,
-                [ffn, hidden],
-            )?,
-            down: pack(&[(get("mlp.down_proj", &[hidden, ffn])?, hidden)], ffn)?,
+        let mut qkv_bias = Vec::new();
+        if self.family.bias.0 {
+            for (part, rows) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
+                qkv_bias.extend(self.source.vector(&name(&format!("{part}.bias")), rows)?);
+            }
+        }
+        let qk_norm = |q, k| {
+            let norms = (self.norm(&name("q_norm.weight"), q)?, self.norm(&name("k_norm.weight"), k)?);
+            Ok::<_, EngineError>(Some(norms))
+        };
+        let sliding = self.config.sliding.as_ref().filter(|sliding| sliding.layers[index]);
+        Ok(Attention {
+            norm_in: self.layer_norm(prefix, self.family.norms.attn_in)?,
+            qkv: pack(&[part("q_proj", q)?, part("k_proj", kv)?, part("v_proj", kv)?], hidden)?,
+            qkv_bias,
+            qk_norm: match self.family.qk_norm {
+                QkNorm::None => None,
+                QkNorm::Head => qk_norm(head_dim, head_dim)?,
+                QkNorm::Whole => qk_norm(q, kv)?,
+            },
+            rope: usize::from(sliding.is_some()),
+            window: sliding.map_or(usize::MAX, |sliding| sliding.window),
+            sinks: self.vector_if(self.family.sinks, &name("sinks"), heads)?,
+            o: pack(&[(self.source.matrix(&name("o_proj.weight"), [hidden, q])?, hidden)], q)?,
+            o_bias: self.vector_if(self.family.bias.1, &name("o_proj.bias"), hidden)?,
+            norm_out: self.layer_norm(prefix, self.family.norms.attn_out)?,
         })
     }
-}
 
-/// Rows of a tensor: from a file, or made up.
-enum Rows<'a> {
-    File(Tensor<'a>),
-    Random { seed: u64, vector: bool, cols: usize },
-}
-
-impl Rows<'_> {
-    fn row(&self, row: usize, out: &mut [u16]) {
-        match self {
-            Self::File(tensor) => tensor.row(row, out),
-            Self::Random { seed, cols, .. } => {
-                // A uniform variable on [-1, 1] has variance 1/3.
-                let scale = (3.0 / *cols as f32).sqrt();
-                let mut state = mix(seed ^ row as u64);
-                for out in out {
-                    state = state.wrapping_add(GOLDEN);
-                    let unit = (mix(state) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-                    *out = narrow(unit * scale);
-                }
+    fn feed_forward(&self, prefix: &str) -> Result<FeedForward, EngineError> {
+        let (router, gated) = match &self.config.experts {
+            None => (None, vec![self.gated(&format!("{prefix}.mlp"), false)?]),
+            Some(experts) => {
+                let bias = self.family.experts.as_ref().is_some_and(|fields| fields.bias);
+                let name = format!("{prefix}.mlp.gate");
+                let router = Router {
+                    weights: self
+                        .source
+                        .matrix_f32(&format!("{name}.weight"), [experts.count, self.config.hidden])?,
+                    bias: self.vector_if(bias, &format!("{name}.bias"), experts.count)?,
+                };
+                let expert = |index| self.gated(&format!("{prefix}.mlp.experts.{index}"), bias);
+                (Some(router), (0..experts.count).map(expert).collect::<Result<_, _>>()?)
             }
-        }
+        };
+        Ok(FeedForward {
+            norm_in: self.layer_norm(prefix, self.family.norms.ffn_in)?,
+            router,
+            gated,
+            norm_out: self.layer_norm(prefix, self.family.norms.ffn_out)?,
+        })
     }
 
-    fn vector(&self) -> Vec<f32> {
-        match self {
-            Self::File(tensor) => tensor.to_f32(),
-            Self::Random { vector, cols, .. } => {
-                assert!(*vector);
-                vec![1.0; *cols]
-            }
-        }
+    fn gated(&self, prefix: &str, bias: bool) -> Result<Gated, EngineError> {
+        let ModelConfig { hidden, ffn, .. } = *self.config;
+        let matrix = |part: &str, shape| self.source.matrix(&format!("{prefix}.{part}.weight"), shape);
+        let vector = |part: &str, len| self.vector_if(bias, &format!("{prefix}.{part}.bias"), len);
+        let shape = [ffn, hidden];
+        Ok(Gated {
+            gate_up: pack_gated(&matrix("gate_proj", shape)?, &matrix("up_proj", shape)?, shape)?,
+            gate_up_bias: gated_bias(&vector("gate_proj", ffn)?, &vector("up_proj", ffn)?),
+            down: pack(&[(matrix("down_proj", [hidden, ffn])?, hidden)], ffn)?,
+            down_bias: vector("down_proj", hidden)?,
+        })
     }
-}
 
-/// Packs matrices one below the other.
-fn pack(parts: &[(Rows<'_>, usize)], cols: usize) -> Result<Packed, EngineError> {
-    let rows = parts.iter().map(|(_, rows)| rows).sum();
-    Packed::pack(rows, cols, |row, out| {
-        let mut row = row;
-        for (source, rows) in parts {
-            if row < *rows {
-                source.row(row, out);
-                break;
-            }
-            row -= rows;
-        }
-    })
-}
-
-/// Packs gate and up in alternating groups of half a panel; missing rows of the last group are zero.
-fn pack_gated(gate: &Rows<'_>, up: &Rows<'_>, [ffn, cols]: [usize; 2]) -> Result<Packed, EngineError> {
-    const HALF: usize = PANEL / 2;
-    Packed::pack(ffn.next_multiple_of(HALF) * 2, cols, |row, out| {
-        let (panel, lane) = (row / PANEL, row % PANEL);
-        let source = if lane < HALF { gate } else { up };
-        let at = panel * HALF + lane % HALF;
-        if at < ffn {
-            source.row(at, out);
-        }
-    })
-}
-
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// The finaliser of splitmix64: a bijection that scatters every bit.
-///
-/// Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-pub(crate) fn mix(value: u64) -> u64 {
-    let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ value >> 31
-}
-
-fn digest_bytes(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| mix(hash.wrapping_add(GOLDEN) ^ u64::from(*byte)))
-}
-
-/// Four independent multiply chains, so that it runs at memory speed.
-fn digest_values(hash: u64, values: &[u16]) -> u64 {
-    let mut lanes = [hash, hash ^ GOLDEN, !hash, hash.rotate_left(32)];
-    let blocks = values.chunks_exact(16);
-    let rest = blocks.remainder();
-    for block in blocks {
-        for (lane, four) in lanes.iter_mut().zip(block.chunks_exact(4)) {
-            let word = four.iter().fold(0u64, |word, value| word << 16 | u64::from(*value));
-            *lane = (*lane ^ word).wrapping_mul(GOLDEN).rotate_left(29);
-        }
+    fn layer_norm(&self, prefix: &str, name: Option<&str>) -> Result<Option<Vec<f32>>, EngineError> {
+        name.map(|name| self.norm(&format!("{prefix}.{name}.weight"), self.config.hidden)).transpose()
     }
-    let hash = lanes.iter().fold(values.len() as u64, |hash, lane| mix(hash.wrapping_add(GOLDEN) ^ lane));
-    rest.iter().fold(hash, |hash, value| mix(hash.wrapping_add(GOLDEN) ^ u64::from(*value)))
+
+    fn norm(&self, name: &str, len: usize) -> Result<Vec<f32>, EngineError> {
+        let mut weights = self.source.vector(name, len)?;
+        let offset = self.source.norm_offset(self.family);
+        weights.iter_mut().for_each(|weight| *weight += offset);
+        Ok(weights)
+    }
+
+    fn vector_if(&self, present: bool, name: &str, len: usize) -> Result<Vec<f32>, EngineError> {
+        if present { self.source.vector(name, len) } else { Ok(Vec::new()) }
+    }
 }

@@ -7,8 +7,8 @@
 
 use std::cmp::Ordering;
 
+use crate::digest::mix;
 use crate::exp::exp;
-use crate::model::mix;
 use crate::{SampleSpec, Sampled, TokenLogprob, TokenMask};
 
 /// Draws tokens; holds the memory that it takes.

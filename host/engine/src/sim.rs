@@ -13,7 +13,7 @@ use std::time::Duration;
 use kv::{Fingerprint, PageIdx};
 
 use crate::clock::Stopwatch;
-use crate::model::mix;
+use crate::digest::mix;
 use crate::settling::Settling;
 use crate::{
     Caps, EngineError, Executor, Fence, KvShape, Moved, Row, SampleSpec, Sampled, Saved, StepOut, StepPlan,

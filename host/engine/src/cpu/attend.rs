@@ -8,6 +8,8 @@
 //! weights [.., 128] x values [128, head_dim] -> added to out [.., head_dim], rescaled
 //! ```
 //!
+//! A layer with a window starts at the tile that holds the oldest key any of its queries sees.
+//!
 //! **Invariant:** a token's result depends on its position and the KV before it, not on the batch, the
 //! chunk or the page size: tiles start at fixed positions, and masked keys add exactly zero.
 #![allow(unsafe_code, reason = "keys and values are read through page pointers")]
@@ -53,6 +55,25 @@ pub(crate) struct Layer<'a> {
     pub(crate) layer: usize,
     /// Queries [tokens, heads, head_dim] bf16.
     pub(crate) queries: &'a [u16],
+    pub(crate) rule: Rule<'a>,
+}
+
+/// What a layer's scores mean.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rule<'a> {
+    /// Factor of every score.
+    pub(crate) scale: f32,
+    /// Keys that a token sees, its own included; `usize::MAX` for all before it.
+    pub(crate) window: usize,
+    /// For each query head a score without a value, which takes its share of the softmax; or none.
+    pub(crate) sinks: &'a [f32],
+}
+
+impl Rule<'_> {
+    /// The oldest position that a token at `position` sees.
+    fn oldest(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.window)
+    }
 }
 
 /// Heads of a model.
@@ -109,6 +130,15 @@ impl Scratch {
         self.states.clear();
         self.states.resize(queries, Softmax { max: f32::NEG_INFINITY, sum: 0.0 });
     }
+
+    /// Begins every softmax with the sink of its head, as if it were a first key whose value is zero.
+    fn begin_with_sinks(&mut self, sinks: &[f32]) {
+        for group in self.states.chunks_exact_mut(sinks.len()) {
+            for (state, sink) in group.iter_mut().zip(sinks) {
+                *state = Softmax { max: *sink, sum: 1.0 };
+            }
+        }
+    }
 }
 
 /// Values from one packed query to the next; one cache line more than it needs, so that rows of a
@@ -156,10 +186,15 @@ pub(crate) fn items(heads: Heads, tokens: Range<usize>, position: usize, pages: 
 
 impl Item {
     /// Multiply-adds, about.
-    pub(crate) fn macs(&self, heads: Heads) -> usize {
+    pub(crate) fn macs(&self, heads: Heads, rule: Rule<'_>) -> usize {
         let queries = self.tokens.len() * heads.heads / heads.kv_heads;
         // Packing a key costs about as much as four queries.
-        (queries + 4) * (self.position + self.tokens.len()) * heads.head_dim * 2
+        (queries + 4) * self.keys(rule).len() * heads.head_dim * 2
+    }
+
+    /// Positions of the keys that are read: whole tiles up to the last token.
+    fn keys(&self, rule: Rule<'_>) -> Range<usize> {
+        rule.oldest(self.position) / KEYS * KEYS..self.position + self.tokens.len()
     }
 
     /// Computes the item: writes its heads of its tokens to `out` [tokens, heads, head_dim] bf16.
@@ -180,9 +215,12 @@ impl Item {
                 scratch.queries[to..to + head_dim].copy_from_slice(&layer.queries[from..][..head_dim]);
             }
         }
-        let end = self.position + self.tokens.len();
-        self.prefetch(layer, 0..end.min(KEYS));
-        for first in (0..end).step_by(KEYS) {
+        if !layer.rule.sinks.is_empty() {
+            scratch.begin_with_sinks(&layer.rule.sinks[self.kv_head * group..][..group]);
+        }
+        let Range { start, end } = self.keys(layer.rule);
+        self.prefetch(layer, start..end.min(start + KEYS));
+        for first in (start..end).step_by(KEYS) {
             self.prefetch(layer, first + KEYS..end.min(first + 2 * KEYS));
             self.add_keys(layer, scratch, first..end.min(first + KEYS));
         }
@@ -216,13 +254,15 @@ impl Item {
                 c_stride: KEYS,
             },
         );
-        let scale = 1.0 / (head_dim as f32).sqrt();
         for (query, (state, keep)) in scratch.states.iter_mut().zip(&mut scratch.keep).enumerate() {
             let position = self.position + query / group;
             let live = (position + 1).saturating_sub(positions.start).min(positions.len());
             let scores = &mut scratch.scores[query * KEYS..][..panels * PANEL];
             let weights = &mut scratch.weights[query * WEIGHTS_STRIDE..][..panels * PANEL];
-            *keep = (kernels.softmax)(scores, live, scale, state, weights);
+            let outside = layer.rule.oldest(position).saturating_sub(positions.start);
+            let live = if outside < live { live } else { 0 };
+            scores[..outside.min(live)].fill(f32::NEG_INFINITY);
+            *keep = (kernels.softmax)(scores, live, layer.rule.scale, state, weights);
         }
         multiply(
             kernels,

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::kernels::{Gather, Kernels, Softmax, Tile, prefetch, row_functions};
-use super::row;
+use super::{activation, row};
 use crate::pack::PANEL;
 
 row_functions!("avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma");
@@ -19,6 +19,10 @@ pub(super) const KERNELS: Kernels = Kernels {
     rope,
     narrow,
     silu_mul,
+    gelu_mul,
+    clamped_mul,
+    sum_products,
+    add_scaled,
     add,
     scale_add,
     scale_narrow,

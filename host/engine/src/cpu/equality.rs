@@ -5,7 +5,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::testing::{TestRow, run, run_drawing};
-use crate::{CpuConfig, CpuExec, EngineError, Executor, Fence, Isa, Model, ModelConfig, Sampled, Xfer};
+use crate::{
+    CpuConfig, CpuExec, EngineError, Executor, Experts, Fence, Isa, Model, ModelConfig, Rope, RopeScaling,
+    Sampled, Sliding, Xfer,
+};
 
 /// Large enough that products and attention run on several threads; widths that fill no panel.
 fn model() -> Arc<Model> {
@@ -23,6 +26,19 @@ fn model() -> Arc<Model> {
     Arc::new(Model::random(shape, 5).unwrap())
 }
 
+/// As [`model`], with a window that ends within a tile of keys, sinks, biases and experts.
+fn windowed() -> Arc<Model> {
+    let rope = Rope { theta: 100.0, scaling: RopeScaling::Linear { factor: 2.0 } };
+    let shape = ModelConfig {
+        architecture: "GptOssForCausalLM".to_owned(),
+        ffn: 90,
+        sliding: Some(Sliding { window: 37, layers: vec![true, false], rope }),
+        experts: Some(Experts { count: 4, active: 2, normalized: true }),
+        ..model().config.clone()
+    };
+    Arc::new(Model::random(shape, 6).unwrap())
+}
+
 fn exec(model: &Arc<Model>, isa: Isa, threads: usize, block_tokens: u32) -> Option<CpuExec> {
     let config = CpuConfig { threads, pages: 100, block_tokens, context_max: 0, isa };
     match CpuExec::new(Arc::clone(model), config) {
@@ -30,6 +46,12 @@ fn exec(model: &Arc<Model>, isa: Isa, threads: usize, block_tokens: u32) -> Opti
         Err(EngineError::Config(_)) => None,
         Err(error) => panic!("{error}"),
     }
+}
+
+/// Every instruction set with every model.
+fn everywhere() -> impl Iterator<Item = (Isa, Arc<Model>)> {
+    let isas = [Isa::Avx512Bf16, Isa::Avx2, Isa::Portable];
+    [model(), windowed()].into_iter().flat_map(move |model| isas.map(|isa| (isa, Arc::clone(&model))))
 }
 
 fn tokens(seed: u32, count: u32) -> Vec<u32> {
@@ -47,9 +69,8 @@ fn plain(exec: &mut CpuExec, tokens: &[u32]) -> Sampled {
 
 #[test]
 fn chunks_of_any_size_give_the_bits_of_one_pass() {
-    let model = model();
     let tokens = tokens(1, 300);
-    for isa in [Isa::Avx512Bf16, Isa::Avx2, Isa::Portable] {
+    for (isa, model) in everywhere() {
         let Some(mut exec) = exec(&model, isa, 2, 16) else { continue };
         let whole = plain(&mut exec, &tokens);
         for chunk in [1, 7, 16, 100, 129] {
@@ -65,9 +86,8 @@ fn chunks_of_any_size_give_the_bits_of_one_pass() {
 
 #[test]
 fn threads_and_page_sizes_change_no_bit() {
-    let model = model();
     let tokens = tokens(2, 200);
-    for isa in [Isa::Avx512Bf16, Isa::Avx2, Isa::Portable] {
+    for (isa, model) in everywhere() {
         let Some(mut one) = exec(&model, isa, 1, 16) else { continue };
         let whole = plain(&mut one, &tokens);
         for (threads, block_tokens) in [(2, 16), (3, 32), (1, 9), (4, 128)] {
@@ -79,8 +99,12 @@ fn threads_and_page_sizes_change_no_bit() {
 
 #[test]
 fn a_prefix_hit_gives_the_bits_of_the_plain_run() {
-    let model = model();
-    let mut exec = exec(&model, Isa::Auto, 2, 16).unwrap();
+    check_prefix_hit(&model());
+    check_prefix_hit(&windowed());
+}
+
+fn check_prefix_hit(model: &Arc<Model>) {
+    let mut exec = exec(model, Isa::Auto, 2, 16).unwrap();
     let (first, mut second) = (tokens(3, 100), tokens(3, 64));
     second.extend(tokens(4, 70));
     let whole = plain(&mut exec, &second);
@@ -128,9 +152,10 @@ proptest! {
     /// Whatever shares the step, a row gives the bits that it gives alone.
     #[test]
     fn a_batch_gives_every_row_its_own_bits(
-        lengths in proptest::collection::vec((0u32..60, 1u32..40), 1..9), threads in 1usize..4
+        lengths in proptest::collection::vec((0u32..60, 1u32..40), 1..9), threads in 1usize..4,
+        windows in any::<bool>()
     ) {
-        let model = model();
+        let model = if windows { windowed() } else { model() };
         let mut exec = exec(&model, Isa::Auto, threads, 16).unwrap();
         let sequences: Vec<Vec<u32>> = (0..).zip(&lengths).map(|(i, (past, new))| tokens(i, past + new)).collect();
         let alone: Vec<Sampled> = sequences.iter().map(|tokens| plain(&mut exec, tokens)).collect();

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::attend::{self, Heads, Item, Layout};
 use super::disjoint::{Disjoint, Rows};
+use super::experts::Routes;
 use super::gemm::{Activations, INLINE_MACS_MAX, Output, product};
 use super::kernels::Kernels;
 use super::pool::Pool;
 use crate::memory::Bf16Buf;
-use crate::model::{Layer, Model};
-use crate::pack::PANEL;
+use crate::model::{Attention, FeedForward, Gated, Model};
+use crate::pack::{PANEL, Packed};
 use crate::plan::StepPlan;
 use crate::rope::fill_angles;
 
@@ -33,17 +34,21 @@ pub(crate) struct Core {
 #[derive(Default)]
 pub(super) struct Buffers {
     /// Residual stream [tokens, hidden] f32.
-    x: Vec<f32>,
+    pub(super) x: Vec<f32>,
     /// Input of the next product, bf16, rows `stride(width)` apart.
-    a: Vec<u16>,
+    pub(super) a: Vec<u16>,
     /// Queries, keys, values [tokens, (heads + 2 kv_heads) head_dim] f32.
     qkv: Vec<f32>,
     /// Queries after rope [tokens, heads, head_dim] bf16.
     q: Vec<u16>,
     /// Gated values, bf16, rows `stride(ffn)` apart.
-    gated: Vec<u16>,
-    /// Cosines and sines [tokens, head_dim] f32.
+    pub(super) gated: Vec<u16>,
+    /// What a layer adds to the residual stream where it is not added as it is computed [tokens, hidden] f32.
+    pub(super) branch: Vec<f32>,
+    /// Cosines and sines of every rotary embedding [ropes, tokens, head_dim] f32.
     angles: Vec<f32>,
+    /// Which experts compute which token.
+    pub(super) routes: Routes,
     /// Where each token's KV goes: its page table entry, and the slot there.
     slots: Vec<(kv::PageIdx, usize)>,
     /// Attention of all rows; the same in every layer.
@@ -54,7 +59,7 @@ pub(super) struct Buffers {
 
 /// Values between rows of `width` activations: one cache line more than a multiple of one, so that
 /// the rows of a tile do not fall on the same cache sets when `width` is a power of two.
-fn stride(width: usize) -> usize {
+pub(super) fn stride(width: usize) -> usize {
     width.next_multiple_of(PANEL) + PANEL
 }
 
@@ -73,8 +78,8 @@ impl Pass<'_> {
     pub(super) fn run(&self, machine: &mut Machine, kv: &mut Bf16Buf) {
         self.prepare(&mut machine.buffers);
         for (index, layer) in self.model.layers.iter().enumerate() {
-            self.attention(machine, kv, index, layer);
-            self.feed_forward(machine, layer);
+            self.attention(machine, kv, index, &layer.attention);
+            self.feed_forward(machine, &layer.ffn);
         }
         self.logits(machine);
     }
@@ -89,37 +94,52 @@ impl Pass<'_> {
         buffers.qkv.resize(tokens * (config.heads + 2 * config.kv_heads) * head_dim, 0.0);
         buffers.q.resize(tokens * config.heads * head_dim, 0);
         buffers.gated.resize(tokens * stride(config.ffn), 0);
-        buffers.angles.resize(tokens * head_dim, 0.0);
+        buffers.branch.resize(tokens * hidden, 0.0);
+        buffers.angles.resize(self.model.ropes.len() * tokens * head_dim, 0.0);
         buffers.slots.clear();
         buffers.items.clear();
         for (token, x) in self.plan.tokens.iter().zip(buffers.x.chunks_exact_mut(hidden)) {
             self.model.embed.unpack_row(*token as usize, x);
+            if self.model.embed_scale != 1.0 {
+                x.iter_mut().for_each(|x| *x *= self.model.embed_scale);
+            }
         }
-        let mut angles = buffers.angles.chunks_exact_mut(head_dim);
         for row in self.plan.rows {
             let pages = row.pages.start as usize..row.pages.end as usize;
             let tokens = row.tokens.start as usize..row.tokens.end as usize;
-            for (position, angles) in (row.position..).zip(angles.by_ref().take(tokens.len())) {
-                fill_angles(&self.model.frequencies, position, angles);
+            for position in (row.position..).take(tokens.len()) {
                 let block = position as usize / self.layout.block_tokens;
                 let page = self.plan.pages[pages.start + block];
                 buffers.slots.push((page, position as usize % self.layout.block_tokens));
             }
             buffers.items.extend(attend::items(self.heads, tokens, row.position as usize, pages));
         }
+        self.fill_angles(&mut buffers.angles);
     }
 
-    /// `x += o(attention(rope(norm(qkv(norm(x))))))`; writes the layer's KV.
-    fn attention(&self, machine: &mut Machine, kv: &mut Bf16Buf, index: usize, layer: &Layer) {
+    fn fill_angles(&self, angles: &mut [f32]) {
+        let tokens = self.plan.tokens.len();
+        let head_dim = self.model.config.head_dim;
+        for (rope, angles) in self.model.ropes.iter().zip(angles.chunks_exact_mut(tokens * head_dim)) {
+            let positions = self.plan.rows.iter().flat_map(|row| (row.position..).take(row.tokens.len()));
+            for (position, angles) in positions.zip(angles.chunks_exact_mut(head_dim)) {
+                fill_angles(rope, position, angles);
+            }
+        }
+    }
+
+    /// `x += o(attention(rope(qkv(x))))`, with the norms and biases that the layer has; writes the layer's KV.
+    fn attention(&self, machine: &mut Machine, kv: &mut Bf16Buf, index: usize, layer: &Attention) {
         let config = &self.model.config;
         let Machine { core, buffers, scratch } = machine;
         let tokens = self.plan.tokens.len();
         let (hidden, q_width) = (config.hidden, config.heads * config.head_dim);
-        self.norm(core, &layer.attn_norm, &buffers.x, &mut buffers.a);
+        self.norm(core, layer.norm_in.as_deref(), &buffers.x, &mut buffers.a);
         let a = Activations { values: &buffers.a, stride: stride(hidden), rows: tokens };
         let qkv = Output::Store(Rows::new(&mut buffers.qkv, layer.qkv.rows));
         product(core, &layer.qkv, a, &qkv);
         self.rotate_and_store(core, (index, layer), buffers, kv);
+        let rule = attend::Rule { scale: self.model.score_scale, window: layer.window, sinks: &layer.sinks };
         let shared = attend::Layer {
             kernels: &core.kernels,
             heads: self.heads,
@@ -128,24 +148,68 @@ impl Pass<'_> {
             layout: self.layout,
             layer: index,
             queries: &buffers.q,
+            rule,
         };
         let out = Rows::new(&mut buffers.a, stride(q_width));
         attend_items(&mut core.pool, &shared, &buffers.items, scratch, &out);
         let a = Activations { values: &buffers.a, stride: stride(q_width), rows: tokens };
-        product(core, &layer.o, a, &Output::Add(Rows::new(&mut buffers.x, hidden)));
+        let branch = Branch { weights: &layer.o, bias: &layer.o_bias, norm: layer.norm_out.as_deref() };
+        self.add_branch(core, &branch, a, (&mut buffers.x, &mut buffers.branch));
     }
 
-    /// `x += down(silu(gate(norm(x))) * up(norm(x)))`.
-    fn feed_forward(&self, machine: &mut Machine, layer: &Layer) {
+    /// `x += down(gate(x))`, with the norms and biases that the layer has, or the same by experts.
+    fn feed_forward(&self, machine: &mut Machine, layer: &FeedForward) {
         let config = &self.model.config;
         let Machine { core, buffers, .. } = machine;
-        let (tokens, hidden) = (self.plan.tokens.len(), config.hidden);
-        self.norm(core, &layer.ffn_norm, &buffers.x, &mut buffers.a);
-        let a = Activations { values: &buffers.a, stride: stride(hidden), rows: tokens };
-        let gated = Output::SiluMul(Rows::new(&mut buffers.gated, stride(config.ffn)));
-        product(core, &layer.gate_up, a, &gated);
+        let tokens = self.plan.tokens.len();
+        self.norm(core, layer.norm_in.as_deref(), &buffers.x, &mut buffers.a);
+        if let Some(router) = &layer.router {
+            return self.experts(core, buffers, router, layer);
+        }
+        let [gated] = &layer.gated[..] else { unreachable!("without a router there is one layer") };
+        let a = Activations { values: &buffers.a, stride: stride(config.hidden), rows: tokens };
+        product(core, &gated.gate_up, a, &self.gated_output(core, gated, &mut buffers.gated));
         let a = Activations { values: &buffers.gated, stride: stride(config.ffn), rows: tokens };
-        product(core, &layer.down, a, &Output::Add(Rows::new(&mut buffers.x, hidden)));
+        let branch = Branch { weights: &gated.down, bias: &gated.down_bias, norm: layer.norm_out.as_deref() };
+        self.add_branch(core, &branch, a, (&mut buffers.x, &mut buffers.branch));
+    }
+
+    /// Where the product with gate and up goes.
+    pub(super) fn gated_output<'a>(&self, core: &Core, gated: &'a Gated, out: &'a mut [u16]) -> Output<'a> {
+        Output::Gated {
+            out: Rows::new(out, stride(self.model.config.ffn)),
+            gate: core.kernels.gate(self.model.activation),
+            bias: &gated.gate_up_bias,
+        }
+    }
+
+    /// `x += norm(weights a + bias)`; straight into `x` when there is neither norm nor bias.
+    fn add_branch(
+        &self,
+        core: &mut Core,
+        branch: &Branch<'_>,
+        a: Activations<'_>,
+        (x, sums): (&mut [f32], &mut [f32]),
+    ) {
+        let hidden = self.model.config.hidden;
+        if branch.bias.is_empty() && branch.norm.is_none() {
+            return product(core, branch.weights, a, &Output::Add(Rows::new(x, hidden)));
+        }
+        product(core, branch.weights, a, &Output::Store(Rows::new(sums, hidden)));
+        let eps = self.model.config.norm_eps;
+        let Core { kernels, pool } = core;
+        let (x, sums) = (Rows::new(x, hidden), Rows::new(sums, hidden));
+        for_rows(pool, a.rows, hidden * 4, &|token| {
+            // SAFETY: rows are apart, and each is written by one part.
+            let (x, sums) = unsafe { (x.row(token, 0, hidden), sums.row(token, 0, hidden)) };
+            if !branch.bias.is_empty() {
+                (kernels.add)(branch.bias, sums);
+            }
+            if let Some(norm) = branch.norm {
+                (kernels.rmsnorm_head)(sums, norm, eps);
+            }
+            (kernels.add)(sums, x);
+        });
     }
 
     /// Logits of the last tokens of every row that draws, in the order of the plan's samples.
@@ -169,15 +233,20 @@ impl Pass<'_> {
         }
     }
 
-    fn norm(&self, core: &mut Core, weight: &[f32], x: &[f32], out: &mut [u16]) {
+    /// The residual stream in bf16, normed where the layer says so.
+    fn norm(&self, core: &mut Core, weight: Option<&[f32]>, x: &[f32], out: &mut [u16]) {
         let Core { kernels, pool } = core;
-        let (hidden, eps) = (weight.len(), self.model.config.norm_eps);
+        let (hidden, eps) = (self.model.config.hidden, self.model.config.norm_eps);
         let out = Rows::new(out, stride(hidden));
         // A norm costs about as much as 4 multiply-adds a value do in a product.
         for_rows(pool, x.len() / hidden, hidden * 4, &|token| {
             // SAFETY: rows are apart, and each is written by one part.
             let out = unsafe { out.row(token, 0, hidden) };
-            (kernels.rmsnorm)(&x[token * hidden..][..hidden], weight, eps, out);
+            let x = &x[token * hidden..][..hidden];
+            match weight {
+                Some(weight) => (kernels.rmsnorm)(x, weight, eps, out),
+                None => (kernels.narrow)(x, out),
+            }
         });
     }
 
@@ -185,50 +254,70 @@ impl Pass<'_> {
     fn rotate_and_store(
         &self,
         core: &mut Core,
-        (index, layer): (usize, &Layer),
+        (index, layer): (usize, &Attention),
         buffers: &mut Buffers,
         kv: &mut Bf16Buf,
     ) {
         let Core { kernels, pool } = core;
         let Heads { heads, kv_heads, head_dim } = self.heads;
         let width = (heads + 2 * kv_heads) * head_dim;
-        let eps = self.model.config.norm_eps;
         let (qkv, q, kv) =
             (Disjoint::new(&mut buffers.qkv), Disjoint::new(&mut buffers.q), Disjoint::new(kv));
-        let (angles, slots) = (&buffers.angles, &buffers.slots);
+        let slots = &buffers.slots;
+        let angles = &buffers.angles[layer.rope * slots.len() * head_dim..];
         for_rows(pool, slots.len(), width * 8, &|token| {
             let angles = &angles[token * head_dim..][..head_dim];
             let (page, slot) = slots[token];
-            for head in 0..heads + 2 * kv_heads {
-                // SAFETY: tokens are apart in `qkv` and `q`; in the pages they are too, because the
-                // plan's rows write different slots. Each is written by one part.
-                let (x, out) = unsafe {
-                    let x = qkv.range(token * width + head * head_dim, head_dim);
-                    let out = if head < heads {
+            // SAFETY: tokens are apart in `qkv`, and each is written by one part.
+            let row = unsafe { qkv.range(token * width, width) };
+            self.bias_and_norm(kernels, layer, row);
+            for (head, x) in row.chunks_exact(head_dim).enumerate() {
+                // SAFETY: tokens are apart in `q`; in the pages they are too, because the plan's rows
+                // write different slots. Each is written by one part.
+                let out = unsafe {
+                    if head < heads {
                         q.range((token * heads + head) * head_dim, head_dim)
                     } else {
                         let (value, kv_head) = ((head - heads) / kv_heads, (head - heads) % kv_heads);
                         let at = self.layout.head(page, index, value, kv_head) + slot * head_dim;
                         kv.range(at, head_dim)
-                    };
-                    (x, out)
+                    }
                 };
-                if head >= heads + kv_heads {
+                if head < heads + kv_heads {
+                    (kernels.rope)(x, angles, out);
+                } else {
                     (kernels.narrow)(x, out);
-                    continue;
                 }
-                if let Some((q_norm, k_norm)) = &layer.qk_norm {
-                    let weight = if head < heads { q_norm } else { k_norm };
-                    (kernels.rmsnorm_head)(x, weight, eps);
-                }
-                (kernels.rope)(x, angles, out);
             }
         });
     }
+
+    /// Adds the biases of one token's queries, keys and values, and norms its queries and keys, as many heads at
+    /// once as the norm has weights for.
+    fn bias_and_norm(&self, kernels: &Kernels, layer: &Attention, qkv: &mut [f32]) {
+        if !layer.qkv_bias.is_empty() {
+            (kernels.add)(&layer.qkv_bias, qkv);
+        }
+        let Some((q_norm, k_norm)) = &layer.qk_norm else { return };
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let (queries, rest) = qkv.split_at_mut(heads * head_dim);
+        for (part, weight) in [(queries, q_norm), (&mut rest[..kv_heads * head_dim], k_norm)] {
+            for part in part.chunks_exact_mut(weight.len()) {
+                (kernels.rmsnorm_head)(part, weight, self.model.config.norm_eps);
+            }
+        }
+    }
+}
+
+/// A product whose result is added to the residual stream.
+struct Branch<'a> {
+    weights: &'a Packed,
+    bias: &'a [f32],
+    norm: Option<&'a [f32]>,
 }
 
 /// Calls `row` for every row, on all threads when the work is worth it.
-fn for_rows(pool: &mut Pool, rows: usize, macs: usize, row: &(dyn Fn(usize) + Sync)) {
+pub(super) fn for_rows(pool: &mut Pool, rows: usize, macs: usize, row: &(dyn Fn(usize) + Sync)) {
     let threads = pool.threads();
     if threads == 1 || rows * macs <= INLINE_MACS_MAX {
         return (0..rows).for_each(row);
@@ -245,7 +334,7 @@ fn attend_items(
     out: &Rows<'_, u16>,
 ) {
     let next = AtomicUsize::new(0);
-    let macs: usize = items.iter().map(|item| item.macs(layer.heads)).sum();
+    let macs: usize = items.iter().map(|item| item.macs(layer.heads, layer.rule)).sum();
     let take = |index: usize| {
         // A thread that panicked with the lock held left nothing that `prepare` does not set.
         let mut scratch = scratch[index].lock().unwrap_or_else(std::sync::PoisonError::into_inner);

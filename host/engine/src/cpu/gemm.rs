@@ -35,8 +35,14 @@ pub(crate) enum Output<'a> {
     Store(Rows<'a, f32>),
     /// `out` [rows, columns] f32 += product.
     Add(Rows<'a, f32>),
-    /// `out` [rows, columns] bf16 = silu(gate) * up, for weights packed as gate and up.
-    SiluMul(Rows<'a, u16>),
+    /// `out` [rows, columns] bf16 = the gate of gate and up, for weights packed as both.
+    Gated {
+        out: Rows<'a, u16>,
+        /// One of `Kernels::gate`.
+        gate: fn(&[f32], &mut [u16]),
+        /// Added to the product, packed as the weights are; or empty.
+        bias: &'a [f32],
+    },
 }
 
 /// `out = a * transpose(w)`.
@@ -105,10 +111,19 @@ fn finish(
                 Output::Add(out) => {
                     (kernels.add)(&sums[..cols], out.row(row, col, cols));
                 }
-                Output::SiluMul(out) => {
+                Output::Gated { out, gate, bias } => {
                     for (i, sums) in sums.chunks_exact(PANEL).enumerate() {
-                        let at = (panel + i) * (PANEL / 2);
-                        (kernels.silu_mul)(sums, out.row(row, at, PANEL / 2));
+                        let panel = panel + i;
+                        let out = out.row(row, panel * (PANEL / 2), PANEL / 2);
+                        match bias.get(panel * PANEL..(panel + 1) * PANEL) {
+                            None => gate(sums, out),
+                            Some(bias) => {
+                                let mut biased = [0.0; PANEL];
+                                biased.copy_from_slice(sums);
+                                (kernels.add)(bias, &mut biased);
+                                gate(&biased, out);
+                            }
+                        }
                     }
                 }
             }

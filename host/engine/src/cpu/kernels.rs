@@ -8,6 +8,7 @@ use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::EngineError;
+use crate::family::Activation;
 use crate::pack::PANEL;
 
 /// Which instruction set computes.
@@ -83,6 +84,14 @@ pub(crate) struct Kernels {
     pub(crate) narrow: fn(x: &[f32], out: &mut [u16]),
     /// `out` [16] bf16 = silu(`x` [0..16]) * `x` [16..32].
     pub(crate) silu_mul: fn(x: &[f32], out: &mut [u16]),
+    /// `out` [16] bf16 = gelu(`x` [0..16]) * `x` [16..32], by the tanh formula.
+    pub(crate) gelu_mul: fn(x: &[f32], out: &mut [u16]),
+    /// `out` [16] bf16 = the clamped gate of `x` [0..16] and `x` [16..32].
+    pub(crate) clamped_mul: fn(x: &[f32], out: &mut [u16]),
+    /// Sum of products.
+    pub(crate) sum_products: fn(a: &[f32], b: &[f32]) -> f32,
+    /// `out += x * scale`.
+    pub(crate) add_scaled: fn(x: &[f32], scale: f32, out: &mut [f32]),
     /// `out += x`.
     pub(crate) add: fn(x: &[f32], out: &mut [f32]),
     /// `out = out * scale + x`.
@@ -109,6 +118,15 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
+    /// The function that computes 16 outputs of a gated layer: `x` [gate, up] of 16 each, `out` [16] bf16.
+    pub(crate) fn gate(&self, activation: Activation) -> fn(&[f32], &mut [u16]) {
+        match activation {
+            Activation::Silu => self.silu_mul,
+            Activation::GeluTanh => self.gelu_mul,
+            Activation::ClampedSwiglu => self.clamped_mul,
+        }
+    }
+
     /// Panels of the next tile of `rows` rows, when `left` are left: a power of two that `tile` takes.
     pub(crate) fn panels_step(&self, rows: usize, left: usize) -> usize {
         let max = (self.panels_max)(rows).min(left);
@@ -227,6 +245,38 @@ macro_rules! row_functions {
             }
             // SAFETY: as above.
             unsafe { inner(x, out) }
+        }
+        fn gelu_mul(x: &[f32], out: &mut [u16]) {
+            #[target_feature(enable = $features)]
+            fn inner(x: &[f32], out: &mut [u16]) {
+                activation::gelu_mul(x, out);
+            }
+            // SAFETY: as above.
+            unsafe { inner(x, out) }
+        }
+        fn clamped_mul(x: &[f32], out: &mut [u16]) {
+            #[target_feature(enable = $features)]
+            fn inner(x: &[f32], out: &mut [u16]) {
+                activation::clamped_mul(x, out);
+            }
+            // SAFETY: as above.
+            unsafe { inner(x, out) }
+        }
+        fn sum_products(a: &[f32], b: &[f32]) -> f32 {
+            #[target_feature(enable = $features)]
+            fn inner(a: &[f32], b: &[f32]) -> f32 {
+                activation::sum_products(a, b)
+            }
+            // SAFETY: as above.
+            unsafe { inner(a, b) }
+        }
+        fn add_scaled(x: &[f32], scale: f32, out: &mut [f32]) {
+            #[target_feature(enable = $features)]
+            fn inner(x: &[f32], scale: f32, out: &mut [f32]) {
+                activation::add_scaled(x, scale, out);
+            }
+            // SAFETY: as above.
+            unsafe { inner(x, scale, out) }
         }
         fn add(x: &[f32], out: &mut [f32]) {
             #[target_feature(enable = $features)]

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "vectors in KV pages come as pointers")]
 
 use super::kernels::{Gather, Kernels, Tile};
-use super::row;
+use super::{activation, row};
 use crate::pack::{PANEL, widen};
 
 pub(super) const KERNELS: Kernels = Kernels {
@@ -15,6 +15,10 @@ pub(super) const KERNELS: Kernels = Kernels {
     rope: row::rope,
     narrow: row::narrow,
     silu_mul: row::silu_mul,
+    gelu_mul: activation::gelu_mul,
+    clamped_mul: activation::clamped_mul,
+    sum_products: activation::sum_products,
+    add_scaled: activation::add_scaled,
     add: row::add,
     scale_add: row::scale_add,
     scale_narrow: row::scale_narrow,
