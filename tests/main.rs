@@ -11,6 +11,7 @@ mod clients;
 mod completions;
 mod config;
 mod faults;
+mod gguf;
 mod hot_swap;
 mod kv_cache;
 mod languages;

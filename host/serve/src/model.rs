@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** everything a request needs of the model is compiled once, here, at start.
 
+mod gguf;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -87,6 +89,10 @@ impl ServedModel {
         }
         let folder = Path::new(&config.source);
         let files = ModelFiles::open(folder)?;
+        let own = files.gguf_metadata().map(|metadata| Texts::of_gguf(folder, &metadata)).transpose()?;
+        if let Some(texts) = own {
+            return Self::assemble(config, files, &texts);
+        }
         let texts = Texts {
             folder: folder.to_owned(),
             tokenizer: read(folder, "tokenizer.json")?,
@@ -158,7 +164,9 @@ pub fn name(config: &config::Model) -> String {
         ("", "embedded") => EMBEDDED.to_owned(),
         ("", folder) => {
             let folder = Path::new(folder).canonicalize().ok();
-            folder.and_then(|p| Some(p.file_name()?.to_str()?.to_owned())).unwrap_or_else(|| "model".into())
+            let name = folder.and_then(|p| Some(p.file_name()?.to_str()?.to_owned()));
+            let name = name.unwrap_or_else(|| "model".into());
+            name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
         }
         (name, _) => name.to_owned(),
     }

@@ -13,9 +13,9 @@ use super::kv::MEMORY_MIB_MAX;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// `embedded`, or a Hugging Face model folder.
+    /// `embedded`, a Hugging Face model folder, or a GGUF file.
     pub source: String,
-    /// Name that callers use; empty takes the folder's.
+    /// Name that callers use; empty takes the folder's or the file's.
     pub name: String,
     /// Further names that callers may use; a trailing `*` takes all that begin so.
     pub aliases: Vec<String>,

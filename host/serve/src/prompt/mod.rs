@@ -38,3 +38,4 @@ pub use stop::{Safe, StopMatcher};
 pub(crate) use template::strftime;
 pub use template::{ChatTemplate, RenderInput, TemplateSource};
 pub use tokenizer::{Guard, Tokenizer};
+pub(crate) use tokenizer::{LLAMA3_SPLIT, QWEN2_SPLIT};

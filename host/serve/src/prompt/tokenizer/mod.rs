@@ -27,6 +27,7 @@ use self::stretch::Stretches;
 use super::PromptError;
 
 pub use self::added::Guard;
+pub(crate) use self::split::{LLAMA3 as LLAMA3_SPLIT, QWEN2 as QWEN2_SPLIT};
 
 /// A model's tokenizer. Shared by all requests.
 pub struct Tokenizer {
