@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex};
 use attend::{Heads, Layout};
 use forward::{Buffers, Core, Machine, Pass};
 pub use kernels::Isa;
+use gemm::Packing;
 use kernels::Kernels;
 pub use peak::peak_bf16_flops;
 use pool::Pool;
@@ -134,7 +135,7 @@ impl CpuExec {
             heads,
             layout: Layout { block_tokens, kv_heads: heads.kv_heads, head_dim: heads.head_dim, page },
             machine: Machine {
-                core: Core { kernels, pool },
+                core: Core { kernels, pool, packing: Packing::default() },
                 buffers: Buffers::default(),
                 scratch: (0..threads).map(|_| Mutex::default()).collect(),
             },

@@ -23,6 +23,7 @@ mod clock;
 mod exp;
 mod memory;
 mod pack;
+mod quant;
 
 #[cfg(test)]
 mod loading;
@@ -34,6 +35,7 @@ pub use cpu::{CpuConfig, CpuExec, Isa, peak_bf16_flops};
 pub use error::EngineError;
 pub use files::ModelFiles;
 pub use model::Model;
+pub use pack::WeightFormat;
 pub use plan::{
     Caps, Executor, Fence, KvShape, Moved, Row, SampleSpec, Sampled, Saved, StepOut, StepPlan, Ticket,
     TokenLogprob, TokenMask, UNSETTLED_MAX, Xfer,

@@ -6,7 +6,7 @@ use kv::Fingerprint;
 
 use crate::family::{self, Family};
 use crate::files::Tensor;
-use crate::pack::{PANEL, Packed, narrow};
+use crate::pack::{PANEL, Packed, WeightFormat, narrow, widen};
 use crate::{EngineError, ModelConfig, ModelFiles};
 
 /// Weights in bf16, packed for the matrix kernels, with the shape they have.
@@ -55,8 +55,15 @@ impl Model {
     /// Errors: those of [`ModelConfig::parse`], and [`EngineError::Malformed`] for a tensor that is
     /// missing or has another shape or dtype than the config implies.
     pub fn load(files: &ModelFiles) -> Result<Self, EngineError> {
+        Self::load_as(files, WeightFormat::Bf16)
+    }
+
+    /// As [`Self::load`], with matrices kept in the given form; memory is 1.06 bytes a parameter for int8.
+    ///
+    /// Errors: those of [`Self::load`].
+    pub fn load_as(files: &ModelFiles, format: WeightFormat) -> Result<Self, EngineError> {
         let config = ModelConfig::parse(&files.config_path, &files.config)?;
-        Self::build(config, |name, shape| Ok(Rows::File(files.tensor(name, shape)?)))
+        Self::build(config, format, |name, shape| Ok(Rows::File(files.tensor(name, shape)?)))
     }
 
     /// A model of the given shape with random weights, for benchmarks and tests.
@@ -64,8 +71,15 @@ impl Model {
     /// Weights are uniform with variance `1 / inputs`, norms are 1; equal seeds give equal models.
     /// Errors: [`EngineError::Config`] when the shape is none that we compute.
     pub fn random(config: ModelConfig, seed: u64) -> Result<Self, EngineError> {
+        Self::random_as(config, seed, WeightFormat::Bf16)
+    }
+
+    /// As [`Self::random`], with matrices kept in the given form.
+    ///
+    /// Errors: those of [`Self::random`].
+    pub fn random_as(config: ModelConfig, seed: u64, format: WeightFormat) -> Result<Self, EngineError> {
         config.check().map_err(EngineError::Config)?;
-        Self::build(config, |name, shape| {
+        Self::build(config, format, |name, shape| {
             let tensor = name.bytes().fold(seed, |hash, byte| mix(hash ^ u64::from(byte)));
             Ok(Rows::Random {
                 seed: tensor,
@@ -82,13 +96,15 @@ impl Model {
 
     fn build<'a>(
         config: ModelConfig,
+        format: WeightFormat,
         source: impl Fn(&str, &[usize]) -> Result<Rows<'a>, EngineError>,
     ) -> Result<Self, EngineError> {
         let family = family::find(&config.architecture).ok_or_else(|| {
             EngineError::Config(format!("architecture `{}` is not supported", config.architecture))
         })?;
         let (hidden, vocab) = (config.hidden, config.vocab);
-        let layer = |index| Layer::build(&config, family, index, &source);
+        let layer = |index| Layer::build(&config, family, (index, format), &source);
+        let pack = |parts: &[_], cols| pack(format, parts, cols);
         let embed = pack(&[(source("model.embed_tokens.weight", &[vocab, hidden])?, vocab)], hidden)?;
         let head = match config.tied {
             true => None,
@@ -130,11 +146,12 @@ impl Layer {
     fn build<'a>(
         config: &ModelConfig,
         family: &Family,
-        index: usize,
+        (index, format): (usize, WeightFormat),
         source: &impl Fn(&str, &[usize]) -> Result<Rows<'a>, EngineError>,
     ) -> Result<Self, EngineError> {
         let (hidden, ffn, head_dim) = (config.hidden, config.ffn, config.head_dim);
         let (q, kv) = (config.heads * head_dim, config.kv_heads * head_dim);
+        let pack = |parts: &[_], cols| pack(format, parts, cols);
         let get = |name: &str, shape: &[usize]| source(&format!("model.layers.{index}.{name}.weight"), shape);
         let qkv = [
             (get("self_attn.q_proj", &[q, hidden])?, q),
@@ -155,6 +172,7 @@ impl Layer {
             o: pack(&[(get("self_attn.o_proj", &[hidden, q])?, hidden)], q)?,
             ffn_norm: get("post_attention_layernorm", &[hidden])?.vector(),
             gate_up: pack_gated(
+                format,
                 &get("mlp.gate_proj", &[ffn, hidden])?,
                 &get("mlp.up_proj", &[ffn, hidden])?,
                 [ffn, hidden],
@@ -199,9 +217,9 @@ impl Rows<'_> {
 }
 
 /// Packs matrices one below the other.
-fn pack(parts: &[(Rows<'_>, usize)], cols: usize) -> Result<Packed, EngineError> {
+fn pack(format: WeightFormat, parts: &[(Rows<'_>, usize)], cols: usize) -> Result<Packed, EngineError> {
     let rows = parts.iter().map(|(_, rows)| rows).sum();
-    Packed::pack(rows, cols, |row, out| {
+    pack_rows(format, [rows, cols], |row, out| {
         let mut row = row;
         for (source, rows) in parts {
             if row < *rows {
@@ -214,15 +232,37 @@ fn pack(parts: &[(Rows<'_>, usize)], cols: usize) -> Result<Packed, EngineError>
 }
 
 /// Packs gate and up in alternating groups of half a panel; missing rows of the last group are zero.
-fn pack_gated(gate: &Rows<'_>, up: &Rows<'_>, [ffn, cols]: [usize; 2]) -> Result<Packed, EngineError> {
+fn pack_gated(
+    format: WeightFormat,
+    gate: &Rows<'_>,
+    up: &Rows<'_>,
+    [ffn, cols]: [usize; 2],
+) -> Result<Packed, EngineError> {
     const HALF: usize = PANEL / 2;
-    Packed::pack(ffn.next_multiple_of(HALF) * 2, cols, |row, out| {
+    pack_rows(format, [ffn.next_multiple_of(HALF) * 2, cols], |row, out| {
         let (panel, lane) = (row / PANEL, row % PANEL);
         let source = if lane < HALF { gate } else { up };
         let at = panel * HALF + lane % HALF;
         if at < ffn {
             source.row(at, out);
         }
+    })
+}
+
+/// Packs a matrix whose rows come as bf16; `fill` leaves rows that do not exist as they are.
+fn pack_rows(
+    format: WeightFormat,
+    [rows, cols]: [usize; 2],
+    mut fill: impl FnMut(usize, &mut [u16]),
+) -> Result<Packed, EngineError> {
+    if format == WeightFormat::Bf16 {
+        return Packed::pack(rows, cols, fill);
+    }
+    let mut bits = vec![0; cols];
+    Packed::pack_int8(rows, cols, |row, out| {
+        bits.fill(0);
+        fill(row, &mut bits);
+        bits.iter().zip(out).for_each(|(bits, out)| *out = widen(*bits));
     })
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::attend::{self, Heads, Item, Layout};
 use super::disjoint::{Disjoint, Rows};
-use super::gemm::{Activations, INLINE_MACS_MAX, Output, product};
+use super::gemm::{Activations, INLINE_MACS_MAX, Output, Packing, product};
 use super::kernels::Kernels;
 use super::pool::Pool;
 use crate::memory::Bf16Buf;
@@ -27,6 +27,7 @@ pub(super) struct Machine {
 pub(crate) struct Core {
     pub(crate) kernels: Kernels,
     pub(crate) pool: Pool,
+    pub(crate) packing: Packing,
 }
 
 /// Activations of a step. They grow to the largest step and are kept.
@@ -169,7 +170,7 @@ impl Pass<'_> {
     }
 
     fn norm(&self, core: &mut Core, weight: &[f32], x: &[f32], out: &mut [u16]) {
-        let Core { kernels, pool } = core;
+        let Core { kernels, pool, .. } = core;
         let (hidden, eps) = (weight.len(), self.model.config.norm_eps);
         let out = Rows::new(out, stride(hidden));
         // A norm costs about as much as 4 multiply-adds a value do in a product.
@@ -188,7 +189,7 @@ impl Pass<'_> {
         buffers: &mut Buffers,
         kv: &mut Bf16Buf,
     ) {
-        let Core { kernels, pool } = core;
+        let Core { kernels, pool, .. } = core;
         let Heads { heads, kv_heads, head_dim } = self.heads;
         let width = (heads + 2 * kv_heads) * head_dim;
         let eps = self.model.config.norm_eps;
