@@ -4,6 +4,7 @@
 
 mod bare;
 mod choices;
+mod drafts;
 mod executor;
 mod grammar;
 mod host;
@@ -29,13 +30,16 @@ fn main() -> ExitCode {
         "http" => http::run(),
         "kv" => kv::run(),
         "executor" => executor::run(),
+        "drafts" => drafts::run(),
         "grammar" => grammar::run(),
         "languages" => languages::run(),
         "speculation" => speculation::run(),
         host::CHILD => host::serve(),
         bare::CHILD => bare::serve(),
         _ => {
-            eprintln!("usage: bench policy|swap|http|kv|retention|executor|grammar|languages|speculation");
+            eprintln!(
+                "usage: bench policy|swap|http|kv|retention|executor|drafts|grammar|languages|speculation"
+            );
             return ExitCode::from(2);
         }
     };

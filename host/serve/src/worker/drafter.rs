@@ -19,6 +19,9 @@ const WINDOW_START: usize = 4;
 /// Longest pause, in tokens, after guesses that were wrong. Chosen: text that begins to repeat itself is noticed soon.
 const PAUSE_MAX: u32 = 64;
 
+/// Longest pause where nothing was found. Chosen: a search of a long prompt then costs 1 us a token at most.
+const SEARCH_PAUSE_MAX: u32 = 16;
+
 /// One sequence's guesses, and how they fare.
 #[derive(Debug)]
 pub(super) struct Drafter {
@@ -28,11 +31,13 @@ pub(super) struct Drafter {
     pause: u32,
     /// How often, one after the other, all were wrong.
     failures: u32,
+    /// How often, one after the other, there was nothing to guess by.
+    searches: u32,
 }
 
 impl Default for Drafter {
     fn default() -> Self {
-        Self { window: WINDOW_START, pause: 0, failures: 0 }
+        Self { window: WINDOW_START, pause: 0, failures: 0, searches: 0 }
     }
 }
 
@@ -44,7 +49,17 @@ impl Drafter {
             return Vec::new();
         }
         let text = Text { prompt, output };
-        text.continuation().map(|from| text.from(from, count.min(self.window))).unwrap_or_default()
+        match text.continuation() {
+            Some(from) => {
+                self.searches = 0;
+                text.from(from, count.min(self.window))
+            }
+            None => {
+                self.searches += 1;
+                self.pause = (1 << self.searches.min(31)).min(SEARCH_PAUSE_MAX);
+                Vec::new()
+            }
+        }
     }
 
     /// Learns how many of the guesses were right.
@@ -164,6 +179,18 @@ mod tests {
         assert_eq!([count(|_| 0), count(|_| 0), count(|_| 0)], [0, 0, 4]);
         let pauses = (0..5).map(|_| (0..).take_while(|_| count(|_| 0) == 0).count()).collect::<Vec<_>>();
         assert_eq!(pauses, [4, 8, 16, 32, 64]);
+    }
+
+    #[test]
+    fn where_nothing_is_found_it_is_not_looked_for_at_every_token() {
+        let mut drafter = Drafter::default();
+        let prompt: Tokens = (0..100).collect::<Vec<u32>>().into();
+        let searched = (0..100).filter(|_| {
+            let before = drafter.searches;
+            drafter.draft(&prompt, &[], 8);
+            drafter.searches > before
+        });
+        assert_eq!(searched.count(), 8);
     }
 
     proptest! {
