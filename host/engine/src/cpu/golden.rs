@@ -149,7 +149,7 @@ fn blocks_kept_as_they_are_agree_with_the_reference() {
 /// The `gguf` package wrote the same weights, in other shapes, orders and names.
 #[test]
 fn a_gguf_file_gives_what_its_safetensors_give() {
-    for family in ["llama3", "gemma3", "phi3", "qwen3_moe", "gpt_oss"] {
+    for family in ["llama3", "gemma3", "phi3", "olmo2", "qwen3_moe", "gpt_oss"] {
         let files = ModelFiles::open(&fixture("gguf").join(format!("{family}.gguf"))).unwrap();
         let mut exec = CpuExec::load(&files, config(Isa::Auto)).unwrap();
         let from_gguf = deviation(family, &mut exec);
