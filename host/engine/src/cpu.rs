@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex};
 
 use attend::{Heads, Layout};
 use forward::{Buffers, Core, Machine, Pass};
+use gemm::Packing;
 pub use kernels::Isa;
 use kernels::Kernels;
 pub use peak::peak_bf16_flops;
@@ -136,7 +137,7 @@ impl CpuExec {
             heads,
             layout: Layout { block_tokens, kv_heads: heads.kv_heads, head_dim: heads.head_dim, page },
             machine: Machine {
-                core: Core { kernels, pool },
+                core: Core { kernels, pool, packing: Packing::default() },
                 buffers: Buffers::default(),
                 scratch: (0..threads).map(|_| Mutex::default()).collect(),
             },

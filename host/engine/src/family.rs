@@ -182,6 +182,8 @@ pub(crate) const FAMILIES: [Family; 9] = [
         tied_default: true,
         explicit_head_dim: true,
         rope_theta_default: Some(1_000_000.0),
+        // What later files note beside `layer_types`.
+        accepted: &[("_sliding_window_pattern", "*")],
         ..LLAMA
     },
     Family { architecture: "Phi3ForCausalLM", gguf: "phi3", windows: Windows::All, cut: phi3::cut, ..LLAMA },

@@ -230,6 +230,7 @@ fn gemma_says_its_two_rotary_embeddings_in_either_way() {
         for field in ["rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern"] {
             config.as_object_mut().unwrap().remove(field);
         }
+        config["_sliding_window_pattern"] = json!(6);
         config["layer_types"] = json!(["sliding_attention", "full_attention"]);
         config["rope_parameters"] = json!({
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},

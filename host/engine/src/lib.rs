@@ -31,6 +31,7 @@ mod digest;
 mod exp;
 mod memory;
 mod pack;
+mod quant;
 
 #[cfg(test)]
 mod faults;
@@ -45,6 +46,7 @@ pub use error::EngineError;
 pub use files::ModelFiles;
 pub use gguf::GgufMetadata;
 pub use model::Model;
+pub use pack::WeightFormat;
 pub use plan::{
     Caps, Executor, Fence, KvShape, Moved, Row, SampleSpec, Sampled, Saved, StepOut, StepPlan, Ticket,
     TokenLogprob, TokenMask, UNSETTLED_MAX, Xfer,

@@ -32,6 +32,12 @@ impl Bf16Buf {
         unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr(), self.len * size_of::<u16>()) }
     }
 
+    /// The values' bytes, the low one of each first.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: as in `bytes_mut`; shared borrows of bytes and of values may live together.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr(), self.len * size_of::<u16>()) }
+    }
+
     /// Asks for large memory pages; worth it for what every step reads whole.
     pub(crate) fn advise_huge(&self) {
         // Advice only: a kernel without transparent huge pages says no and nothing changes.

@@ -6,7 +6,7 @@ use kv::Fingerprint;
 
 use crate::digest::{digest_bytes, digest_floats, digest_values};
 use crate::family::{self, Activation, Family, QkNorm};
-use crate::pack::Packed;
+use crate::pack::{Packed, WeightFormat};
 use crate::rope::Frequencies;
 use crate::source::{Source, gated_bias, pack, pack_gated};
 use crate::{EngineError, ModelConfig, ModelFiles};
@@ -108,10 +108,18 @@ impl Model {
     /// missing, that has another shape or dtype than the config implies, that holds a value that is not finite, or
     /// that nothing is computed with.
     pub fn load(files: &ModelFiles) -> Result<Self, EngineError> {
+        Self::load_as(files, WeightFormat::Bf16)
+    }
+
+    /// As [`Self::load`], with matrices kept in the given form; memory is 1.06 bytes a parameter for int8. Matrices
+    /// in Q8_0 are kept exactly then.
+    ///
+    /// Errors: those of [`Self::load`].
+    pub fn load_as(files: &ModelFiles, format: WeightFormat) -> Result<Self, EngineError> {
         let config = ModelConfig::parse(&files.config_path, &files.config)?;
         let family = family_of(&config)?;
         let source = Source::files(files, family, &config)?;
-        let model = Self::build(config, family, &source)?;
+        let model = Self::build(config, family, (&source, format))?;
         source.finish(&model.config)?;
         Ok(model)
     }
@@ -121,9 +129,16 @@ impl Model {
     /// Weights are uniform with variance `1 / inputs`; norms, biases and sinks are 1. Equal seeds give equal models.
     /// Errors: [`EngineError::Config`] when the shape is none that we compute.
     pub fn random(config: ModelConfig, seed: u64) -> Result<Self, EngineError> {
+        Self::random_as(config, seed, WeightFormat::Bf16)
+    }
+
+    /// As [`Self::random`], with matrices kept in the given form.
+    ///
+    /// Errors: those of [`Self::random`].
+    pub fn random_as(config: ModelConfig, seed: u64, format: WeightFormat) -> Result<Self, EngineError> {
         config.check().map_err(EngineError::Config)?;
         let family = family_of(&config)?;
-        Self::build(config, family, &Source::Random { seed })
+        Self::build(config, family, (&Source::Random { seed }, format))
     }
 
     /// The matrix that turns the last hidden state into logits.
@@ -131,10 +146,14 @@ impl Model {
         self.head.as_ref().unwrap_or(&self.embed)
     }
 
-    fn build(config: ModelConfig, family: &Family, source: &Source<'_>) -> Result<Self, EngineError> {
+    fn build(
+        config: ModelConfig,
+        family: &Family,
+        (source, format): (&Source<'_>, WeightFormat),
+    ) -> Result<Self, EngineError> {
         let (hidden, vocab) = (config.hidden, config.vocab);
-        let table = |name| pack(&[(source.matrix(name, [vocab, hidden])?, vocab)], hidden);
-        let layers = LayerSource { config: &config, family, source };
+        let table = |name| pack(format, &[(source.matrix(name, [vocab, hidden])?, vocab)], hidden);
+        let layers = LayerSource { config: &config, family, source, format };
         let ropes = std::iter::once(&config.rope).chain(config.sliding.as_ref().map(|sliding| &sliding.rope));
         let divisor = config.score_divisor.unwrap_or(config.head_dim as f32);
         let mut model = Self {
@@ -188,6 +207,7 @@ struct LayerSource<'a> {
     config: &'a ModelConfig,
     family: &'a Family,
     source: &'a Source<'a>,
+    format: WeightFormat,
 }
 
 impl LayerSource<'_> {
@@ -219,7 +239,7 @@ impl LayerSource<'_> {
         let sliding = self.config.sliding.as_ref().filter(|sliding| sliding.layers[index]);
         Ok(Attention {
             norm_in: self.layer_norm(prefix, self.family.norms.attn_in)?,
-            qkv: pack(&[part("q_proj", q)?, part("k_proj", kv)?, part("v_proj", kv)?], hidden)?,
+            qkv: pack(self.format, &[part("q_proj", q)?, part("k_proj", kv)?, part("v_proj", kv)?], hidden)?,
             qkv_bias,
             qk_norm: match self.family.qk_norm {
                 QkNorm::None => None,
@@ -229,7 +249,7 @@ impl LayerSource<'_> {
             rope: usize::from(sliding.is_some()),
             window: sliding.map_or(usize::MAX, |sliding| sliding.window),
             sinks: self.vector_if(self.family.sinks, &name("sinks"), heads)?,
-            o: pack(&[(self.source.matrix(&name("o_proj.weight"), [hidden, q])?, hidden)], q)?,
+            o: pack(self.format, &[(self.source.matrix(&name("o_proj.weight"), [hidden, q])?, hidden)], q)?,
             o_bias: self.vector_if(self.family.bias.1, &name("o_proj.bias"), hidden)?,
             norm_out: self.layer_norm(prefix, self.family.norms.attn_out)?,
         })
@@ -265,9 +285,13 @@ impl LayerSource<'_> {
         let vector = |part: &str, len| self.vector_if(bias, &format!("{prefix}.{part}.bias"), len);
         let shape = [ffn, hidden];
         Ok(Gated {
-            gate_up: pack_gated(&matrix("gate_proj", shape)?, &matrix("up_proj", shape)?, shape)?,
+            gate_up: pack_gated(
+                self.format,
+                [&matrix("gate_proj", shape)?, &matrix("up_proj", shape)?],
+                shape,
+            )?,
             gate_up_bias: gated_bias(&vector("gate_proj", ffn)?, &vector("up_proj", ffn)?),
-            down: pack(&[(matrix("down_proj", [hidden, ffn])?, hidden)], ffn)?,
+            down: pack(self.format, &[(matrix("down_proj", [hidden, ffn])?, hidden)], ffn)?,
             down_bias: vector("down_proj", hidden)?,
         })
     }

@@ -7,8 +7,10 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use crate::digest::{GOLDEN, mix};
+use crate::encoding::Encoding;
 use crate::family::Family;
-use crate::pack::{PANEL, Packed, narrow};
+use crate::pack::{PANEL, Packed, WeightFormat, narrow};
+use crate::quant::{BLOCK_BYTES, GROUP};
 use crate::tensors::{Tensor, TensorMap};
 use crate::{EngineError, ModelConfig, ModelFiles};
 
@@ -120,6 +122,23 @@ impl Rows<'_> {
         Ok(())
     }
 
+    /// One row's blocks of Q8_0, where the file has them.
+    fn blocks(&self, row: usize) -> Option<&[u8]> {
+        match self {
+            Self::File(tensor) => tensor.blocks(Encoding::Q8_0, row),
+            Self::Random { .. } => None,
+        }
+    }
+
+    /// Copies one row's blocks of Q8_0, whose values are refused as those of [`Self::row`] are.
+    fn copy_blocks(&self, row: usize, out: &mut [u8]) -> Result<(), EngineError> {
+        let blocks = self.blocks(row).expect("the caller has seen that every row has blocks");
+        out.copy_from_slice(blocks);
+        let finite = blocks.chunks_exact(BLOCK_BYTES).all(|block| block[1] & 0x7c != 0x7c);
+        // The row says which value it is.
+        if finite { Ok(()) } else { self.row_f32(row, &mut vec![0.0; blocks.len() / BLOCK_BYTES * GROUP]) }
+    }
+
     fn row_f32(&self, row: usize, out: &mut [f32]) -> Result<(), EngineError> {
         match self {
             Self::File(tensor) => tensor.row_f32(row, out)?,
@@ -132,30 +151,32 @@ impl Rows<'_> {
 }
 
 /// Packs matrices of `cols` inputs one below the other.
-pub(crate) fn pack(parts: &[(Rows<'_>, usize)], cols: usize) -> Result<Packed, EngineError> {
+pub(crate) fn pack(
+    format: WeightFormat,
+    parts: &[(Rows<'_>, usize)],
+    cols: usize,
+) -> Result<Packed, EngineError> {
     let rows = parts.iter().map(|(_, rows)| rows).sum();
-    pack_rows(rows, cols, |row, out| {
+    pack_rows(format, [rows, cols], |row| {
         let mut row = row;
         for (source, rows) in parts {
             if row < *rows {
-                return source.row(row, out);
+                return Some((source, row));
             }
             row -= rows;
         }
-        Ok(())
+        None
     })
 }
 
 /// Packs gate and up in alternating groups of half a panel; missing rows of the last group are zero.
 pub(crate) fn pack_gated(
-    gate: &Rows<'_>,
-    up: &Rows<'_>,
+    format: WeightFormat,
+    parts: [&Rows<'_>; 2],
     [ffn, cols]: [usize; 2],
 ) -> Result<Packed, EngineError> {
-    pack_rows(gated_rows(ffn), cols, |row, out| match gated_row(row, ffn) {
-        Some((false, row)) => gate.row(row, out),
-        Some((true, row)) => up.row(row, out),
-        None => Ok(()),
+    pack_rows(format, [gated_rows(ffn), cols], |row| {
+        gated_row(row, ffn).map(|(up, row)| (parts[usize::from(up)], row))
     })
 }
 
@@ -182,18 +203,32 @@ fn gated_row(row: usize, ffn: usize) -> Option<(bool, usize)> {
     (at < ffn).then_some((lane >= HALF, at))
 }
 
-/// Packs rows that may be refused.
-fn pack_rows(
-    rows: usize,
-    cols: usize,
-    fill: impl Fn(usize, &mut [u16]) -> Result<(), EngineError>,
+/// Packs the rows that `place` finds in their tensors, the others as zeros. Blocks of Q8_0 stay as they are where the
+/// matrix is kept in int8.
+fn pack_rows<'a, 'b: 'a>(
+    format: WeightFormat,
+    [rows, cols]: [usize; 2],
+    place: impl Fn(usize) -> Option<(&'a Rows<'b>, usize)>,
 ) -> Result<Packed, EngineError> {
     let mut refused = None;
-    let packed = Packed::pack(rows, cols, |row, out| {
-        if refused.is_none() {
-            refused = fill(row, out).err();
-        }
-    })?;
+    let mut note = |row: Result<(), EngineError>| refused = refused.take().or(row.err());
+    let blocks = (0..rows).filter_map(&place).all(|(source, row)| source.blocks(row).is_some());
+    let packed = match format {
+        WeightFormat::Bf16 => Packed::pack(rows, cols, |row, out| {
+            if let Some((source, row)) = place(row) {
+                note(source.row(row, out));
+            }
+        }),
+        WeightFormat::Int8 if blocks => Packed::pack_q8_0(rows, cols, |row, out| {
+            if let Some((source, row)) = place(row) {
+                note(source.copy_blocks(row, out));
+            }
+        }),
+        WeightFormat::Int8 => Packed::pack_int8(rows, cols, |row, out| match place(row) {
+            Some((source, row)) => note(source.row_f32(row, out)),
+            None => out.fill(0.0),
+        }),
+    }?;
     refused.map_or(Ok(packed), Err)
 }
 

@@ -10,10 +10,12 @@ const LANES: usize = 16;
 #[inline(always)]
 pub(super) fn gelu_mul(x: &[f32], out: &mut [u16]) {
     const TWICE_ROOT: f32 = 1.595_769_2;
-    let (gate, up) = x.split_at(LANES);
-    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-        let u = TWICE_ROOT * (gate + 0.044_715 * gate * gate * gate);
-        *out = pack::narrow(gate / (1.0 + exp(-u)) * up);
+    for (x, out) in x.chunks_exact(2 * LANES).zip(out.chunks_exact_mut(LANES)) {
+        let (gate, up) = x.split_at(LANES);
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            let u = TWICE_ROOT * (gate + 0.044_715 * gate * gate * gate);
+            *out = pack::narrow(gate / (1.0 + exp(-u)) * up);
+        }
     }
 }
 
@@ -22,10 +24,12 @@ pub(super) fn gelu_mul(x: &[f32], out: &mut [u16]) {
 pub(super) fn clamped_mul(x: &[f32], out: &mut [u16]) {
     const LIMIT: f32 = 7.0;
     const ALPHA: f32 = 1.702;
-    let (gate, up) = x.split_at(LANES);
-    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-        let (gate, up) = (gate.min(LIMIT), up.clamp(-LIMIT, LIMIT));
-        *out = pack::narrow(gate / (1.0 + exp(-ALPHA * gate)) * (up + 1.0));
+    for (x, out) in x.chunks_exact(2 * LANES).zip(out.chunks_exact_mut(LANES)) {
+        let (gate, up) = x.split_at(LANES);
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            let (gate, up) = (gate.min(LIMIT), up.clamp(-LIMIT, LIMIT));
+            *out = pack::narrow(gate / (1.0 + exp(-ALPHA * gate)) * (up + 1.0));
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::kernels::{Gather, Kernels, Softmax, Tile, prefetch, row_functions};
-use super::{activation, row};
+use super::kernels::{Block, BlockInt8, Gather, Kernels, Softmax, Tile, prefetch, row_functions};
+use super::{activation, portable, row};
 use crate::pack::PANEL;
+use crate::quant::{GROUP, GROUP_BYTES, SCALES_AT};
 
 row_functions!("avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma");
 
@@ -14,6 +15,16 @@ pub(super) const KERNELS: Kernels = Kernels {
     rows_max: 12,
     panels_max,
     tile,
+    block_rows_min: 4,
+    block_rows_max: 12,
+    block,
+    pair_words: 1,
+    pack_rows: portable::pack_rows,
+    int8_rows_max: 12,
+    block_int8,
+    round_row,
+    four_words: 1,
+    place_fours: portable::place_fours,
     rmsnorm,
     rmsnorm_head,
     rope,
@@ -114,6 +125,104 @@ unsafe fn dot<const ROWS: usize, const PANELS: usize>(t: &mut Tile<'_>) {
                 let out = t.c.as_mut_ptr().add(row * t.c_stride + panel * PANEL);
                 _mm512_storeu_ps(out, halves[0]);
                 _mm512_storeu_ps(out.add(PANEL / 2), halves[1]);
+            }
+        }
+    }
+}
+
+/// Calls the function that is compiled for as many rows as `t` has.
+macro_rules! by_rows {
+    ($function:ident, $t:expr, $($rows:literal)*) => {
+        match $t.rows {
+            $($rows => $function::<$rows>($t),)*
+            rows => unreachable!("no kernel for {rows} rows"),
+        }
+    };
+}
+
+fn block(t: &mut Block<'_>) {
+    t.check(1);
+    // SAFETY: the table is handed out only after its features were detected, and `check` holds.
+    unsafe { by_rows!(block_rows, t, 1 2 3 4 5 6 7 8 9 10 11 12) }
+}
+
+/// # Safety
+/// The features are present, `t` has passed `check` and has `ROWS` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn block_rows<const ROWS: usize>(t: &mut Block<'_>) {
+    let (a, b) = (t.a.as_ptr(), t.b.as_ptr());
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    if t.go_on {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: 32 values of each row lie within `c`, by `check`.
+            unsafe {
+                let c = t.c.as_ptr().add(row * t.c_stride);
+                *sums = [_mm512_loadu_ps(c), _mm512_loadu_ps(c.add(PANEL / 2))];
+            }
+        }
+    }
+    for pair in 0..t.pairs {
+        // SAFETY: line `pair` lies within `b`, by `check`.
+        let weights = unsafe { line(b.add(pair * PANEL * 2)) };
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: pair `pair` of each row lies within `a`, by `check`.
+            let two = unsafe { two(a.add(pair * ROWS + row).cast()) };
+            add_products(sums, two, weights);
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe {
+            let c = t.c.as_mut_ptr().add(row * t.c_stride);
+            _mm512_storeu_ps(c, sums[0]);
+            _mm512_storeu_ps(c.add(PANEL / 2), sums[1]);
+        }
+    }
+}
+
+fn block_int8(t: &mut BlockInt8<'_>) {
+    t.check(1);
+    t.begin();
+    // SAFETY: as in `block`.
+    unsafe { by_rows!(block_int8_rows, t, 1 2 3 4 5 6 7 8 9 10 11 12) }
+}
+
+/// # Safety
+/// The features are present, `t` has passed `check` and has `ROWS` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+unsafe fn block_int8_rows<const ROWS: usize>(t: &mut BlockInt8<'_>) {
+    const LINES: usize = GROUP / 4;
+    for group in 0..t.groups {
+        // SAFETY: the group lies within `b`, and its lines and scales of each row in `a`, `scales`, `offsets` and
+        // `c`, by `check`.
+        unsafe {
+            let b = t.b.as_ptr().add(group * GROUP_BYTES);
+            let a = t.a.as_ptr().add(group * LINES * ROWS);
+            let offsets = t.offsets.as_ptr().add(group * ROWS);
+            let mut sums: [[__m512i; 2]; ROWS] =
+                std::array::from_fn(|row| [_mm512_set1_epi32(*offsets.add(row)); 2]);
+            for line in 0..LINES {
+                let weights = b.add(line * 4 * PANEL);
+                let weights =
+                    [_mm512_loadu_si512(weights.cast()), _mm512_loadu_si512(weights.add(2 * PANEL).cast())];
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let four = _mm512_set1_epi32(*a.add(line * ROWS + row) as i32);
+                    sums[0] = _mm512_dpbusd_epi32(sums[0], weights[0], four);
+                    sums[1] = _mm512_dpbusd_epi32(sums[1], weights[1], four);
+                }
+            }
+            let scales = _mm512_loadu_si512(b.add(SCALES_AT).cast());
+            let scales = [
+                _mm512_cvtph_ps(_mm512_castsi512_si256(scales)),
+                _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(scales)),
+            ];
+            for (row, sums) in sums.iter().enumerate() {
+                let scale = _mm512_set1_ps(*t.scales.as_ptr().add(group * ROWS + row));
+                for (half, sum) in sums.iter().enumerate() {
+                    let c = t.c.as_mut_ptr().add(row * t.c_stride + half * PANEL / 2);
+                    let scale = _mm512_mul_ps(scales[half], scale);
+                    _mm512_storeu_ps(c, _mm512_fmadd_ps(_mm512_cvtepi32_ps(*sum), scale, _mm512_loadu_ps(c)));
+                }
             }
         }
     }

@@ -58,7 +58,7 @@ impl Pass<'_> {
         chosen.resize(tokens * experts.active, (0, 0.0));
         let (x, inputs) = (&buffers.x, Rows::new(input, hidden));
         let (all_scores, all_chosen) = (Rows::new(scores, experts.count), Disjoint::new(chosen));
-        let Core { kernels, pool } = core;
+        let Core { kernels, pool, .. } = core;
         for_rows(pool, tokens, hidden * (experts.count + 4), &|token| {
             // SAFETY: tokens are apart in all three, and each is written by one part.
             let (input, scores, chosen) = unsafe {
@@ -104,7 +104,7 @@ impl Pass<'_> {
         let a = Activations { values: &buffers.gated, stride: stride(config.ffn), rows: tokens.len() };
         product(core, &expert.down, a, &Output::Store(Rows::new(&mut buffers.branch, hidden)));
         let (x, sums) = (Rows::new(&mut buffers.x, hidden), Rows::new(&mut buffers.branch, hidden));
-        let Core { kernels, pool } = core;
+        let Core { kernels, pool, .. } = core;
         let tokens = &*tokens;
         for_rows(pool, tokens.len(), hidden * 4, &|row| {
             let (token, weight) = tokens[row];

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::attend::{self, Heads, Item, Layout};
 use super::disjoint::{Disjoint, Rows};
 use super::experts::Routes;
-use super::gemm::{Activations, INLINE_MACS_MAX, Output, product};
+use super::gemm::{Activations, INLINE_MACS_MAX, Output, Packing, product};
 use super::kernels::Kernels;
 use super::pool::Pool;
 use crate::memory::Bf16Buf;
@@ -28,6 +28,7 @@ pub(super) struct Machine {
 pub(crate) struct Core {
     pub(crate) kernels: Kernels,
     pub(crate) pool: Pool,
+    pub(crate) packing: Packing,
 }
 
 /// Activations of a step. They grow to the largest step and are kept.
@@ -197,7 +198,7 @@ impl Pass<'_> {
         }
         product(core, branch.weights, a, &Output::Store(Rows::new(sums, hidden)));
         let eps = self.model.config.norm_eps;
-        let Core { kernels, pool } = core;
+        let Core { kernels, pool, .. } = core;
         let (x, sums) = (Rows::new(x, hidden), Rows::new(sums, hidden));
         for_rows(pool, a.rows, hidden * 4, &|token| {
             // SAFETY: rows are apart, and each is written by one part.
@@ -235,7 +236,7 @@ impl Pass<'_> {
 
     /// The residual stream in bf16, normed where the layer says so.
     fn norm(&self, core: &mut Core, weight: Option<&[f32]>, x: &[f32], out: &mut [u16]) {
-        let Core { kernels, pool } = core;
+        let Core { kernels, pool, .. } = core;
         let (hidden, eps) = (self.model.config.hidden, self.model.config.norm_eps);
         let out = Rows::new(out, stride(hidden));
         // A norm costs about as much as 4 multiply-adds a value do in a product.
@@ -258,7 +259,7 @@ impl Pass<'_> {
         buffers: &mut Buffers,
         kv: &mut Bf16Buf,
     ) {
-        let Core { kernels, pool } = core;
+        let Core { kernels, pool, .. } = core;
         let Heads { heads, kv_heads, head_dim } = self.heads;
         let width = (heads + 2 * kv_heads) * head_dim;
         let (qkv, q, kv) =

@@ -1,25 +1,54 @@
 //! Matrix products of activations with packed weights, and what is done with their results.
 //!
-//! Threads take ranges of panels, so each weight is read once by one thread for all rows of a block.
+//! A few rows read the weights once, as they come. More rows are packed first, in tiles whose values stand in the
+//! order in which a kernel reads them; then each piece of work is a block of tiles and some panels:
+//!
+//! ```text
+//! for each slice of the inputs          a slice of the block's rows stays in the second-level cache
+//!   for each panel of the piece         a slice of a panel stays in the first-level cache
+//!     for each tile of the block        sums go on from where the slice before left them
+//! ```
+//!
+//! Threads take the next piece until none is left.
 #![allow(unsafe_code, reason = "threads write disjoint columns of one matrix")]
 
+use std::cell::RefCell;
 use std::ops::Range;
 
-use super::disjoint::Rows;
+use super::disjoint::{Disjoint, Rows};
 use super::forward::Core;
-use super::kernels::{Kernels, Tile};
-use crate::pack::{PANEL, Packed};
+use super::kernels::{Block, BlockInt8, Kernels, Tile};
+use super::pool::Pool;
+use crate::pack::{PANEL, Packed, WeightFormat};
+use crate::quant::{GROUP, GROUP_BYTES, groups};
 
-/// Values of the largest tile: rows times panels is at most 12 in every table.
+/// Values of the largest tile of few rows: rows times panels is at most 12 in every table.
 const TILE: usize = 12 * PANEL;
 
-/// Rows computed before the next panel is read: chosen so that they stay in a 1 MiB second-level
-/// cache (192 x 1536 x 2 bytes = 0.6 MB); weights are read again for each such block.
+/// Rows of a block, about: chosen so that a slice of them takes less than half of a second-level cache of 512 KiB
+/// (192 rows of 256 f32 are 192 KiB); weights are read again for each block.
 const ROWS_BLOCK: usize = 192;
+
+/// Pairs of inputs of a slice: chosen so that a slice of a panel (16 KiB) and of a tile stay in a first-level cache
+/// of 32 KiB.
+const PAIRS_SLICE: usize = 128;
+
+/// Groups of inputs of a slice, in int8: as many bytes of a panel.
+const GROUPS_SLICE: usize = 16;
+
+/// Panels of a piece of work: 13 us of reading weights of 1,024 inputs, far more than taking a piece costs.
+const PANELS_PIECE: usize = 4;
 
 /// Below this many multiply-adds an operation runs on the calling thread: about 20 us of work, where
 /// waking another thread gains nothing.
 pub(crate) const INLINE_MACS_MAX: usize = 1 << 20;
+
+thread_local! {
+    /// Sums of the piece that this thread computes.
+    static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// One row in int8, while it is packed.
+    static ROUNDED: RefCell<Vec<i8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Activations: `rows` rows of bf16, `stride` values apart.
 #[derive(Clone, Copy)]
@@ -45,48 +74,211 @@ pub(crate) enum Output<'a> {
     },
 }
 
+/// Activations as kernels read them; grows to the largest product and is kept.
+#[derive(Default)]
+pub(crate) struct Packing {
+    /// Tile after tile: bf16 or f32 [pairs, rows], or int8 [groups, 8, rows].
+    words: Vec<u32>,
+    /// int8 alone, tile after tile: the scale and the sum of each group, [groups, rows].
+    scales: Vec<f32>,
+    offsets: Vec<i32>,
+}
+
 /// `out = a * transpose(w)`.
 ///
 /// Cost: reads `w` once for each [`ROWS_BLOCK`] rows; the sum of one result runs over the inputs in
 /// order, whatever the number of rows and threads, so that a row's result depends on that row alone.
 pub(crate) fn product(core: &mut Core, w: &Packed, a: Activations<'_>, out: &Output<'_>) {
-    let Core { kernels, pool } = core;
-    let panels = w.panels();
-    let threads = pool.threads();
-    if threads == 1 || a.rows * w.rows * w.cols <= INLINE_MACS_MAX {
-        return panels_product(kernels, w, 0..panels, a, out);
+    match w.format() {
+        WeightFormat::Bf16 if a.rows < core.kernels.block_rows_min => few_rows(core, w, a, out),
+        WeightFormat::Bf16 => many_rows(core, w, a, out),
+        WeightFormat::Int8 => int8(core, w, a, out),
     }
-    pool.run(&|index| {
-        let range = panels * index / threads..panels * (index + 1) / threads;
-        panels_product(kernels, w, range, a, out);
-    });
 }
 
-fn panels_product(kernels: &Kernels, w: &Packed, panels: Range<usize>, a: Activations<'_>, out: &Output<'_>) {
-    let mut tile = [0.0f32; TILE];
-    for block in (0..a.rows).step_by(ROWS_BLOCK) {
-        let block = block..a.rows.min(block + ROWS_BLOCK);
-        // Equal tiles: 13 rows are 7 and 6, not 12 and 1.
-        let rows_step = block.len().div_ceil(block.len().div_ceil(kernels.rows_max));
-        let mut panel = panels.start;
-        while panel < panels.end {
-            let step = kernels.panels_step(rows_step, panels.end - panel);
-            for row in block.clone().step_by(rows_step) {
-                let rows = rows_step.min(block.end - row);
+/// Runs pieces on all threads when the work is worth it.
+fn share(pool: &mut Pool, macs: usize, pieces: usize, piece: &(dyn Fn(usize) + Sync)) {
+    if macs <= INLINE_MACS_MAX {
+        return (0..pieces).for_each(piece);
+    }
+    pool.share(pieces, piece);
+}
+
+/// Rows as they are; each panel is read once and forgotten.
+fn few_rows(core: &mut Core, w: &Packed, a: Activations<'_>, out: &Output<'_>) {
+    let Core { kernels, pool, .. } = core;
+    let pieces = w.panels().div_ceil(PANELS_PIECE);
+    share(pool, a.rows * w.rows * w.cols, pieces, &|piece| {
+        let mut tile = [0.0f32; TILE];
+        let rows_step = a.rows.div_ceil(a.rows.div_ceil(kernels.rows_max));
+        let mut panel = piece * PANELS_PIECE;
+        let end = w.panels().min(panel + PANELS_PIECE);
+        while panel < end {
+            let panels = kernels.panels_step(rows_step, end - panel);
+            for row in (0..a.rows).step_by(rows_step) {
+                let rows = rows_step.min(a.rows - row);
                 (kernels.tile)(&mut Tile {
                     a: &a.values[row * a.stride..],
                     a_stride: a.stride,
                     rows,
                     b: w.panels_from(panel),
-                    panels: step,
+                    panels,
                     pairs: w.cols / 2,
                     c: &mut tile,
-                    c_stride: step * PANEL,
+                    c_stride: panels * PANEL,
                 });
-                finish(kernels, &tile, [row, rows, panel, step], w.rows, out);
+                finish(kernels, &tile, [row, rows, panel, panels], w.rows, out);
             }
-            panel += step;
+            panel += panels;
         }
+    });
+}
+
+fn many_rows(core: &mut Core, w: &Packed, a: Activations<'_>, out: &Output<'_>) {
+    let Core { kernels, pool, packing } = core;
+    let (pairs, words) = (w.cols / 2, kernels.pair_words);
+    let plan = Plan::new(a.rows, kernels.block_rows_max);
+    packing.words.resize(a.rows * pairs * words, 0);
+    let packed = Disjoint::new(&mut packing.words);
+    // Packing a value costs about as much as four multiply-adds.
+    share(pool, a.rows * w.cols * 4, plan.tiles(), &|tile| {
+        let tile = plan.tile(tile);
+        // SAFETY: tiles are apart, and each is written by one piece.
+        let out = unsafe { packed.range(tile.start * pairs * words, tile.len() * pairs * words) };
+        (kernels.pack_rows)(&a.values[tile.start * a.stride..], a.stride, tile.len(), out);
+    });
+    let packed = &packing.words;
+    share(pool, a.rows * w.rows * w.cols, plan.pieces(w.panels()), &|piece| {
+        let slices = if a.rows <= kernels.block_rows_max * 3 { pairs } else { PAIRS_SLICE };
+        plan.compute(piece, w.panels(), (pairs, slices), &mut |tile, panel, slice, c, c_stride| {
+            (kernels.block)(&mut Block {
+                a: &packed[(tile.start * pairs + slice.start * tile.len()) * words..],
+                rows: tile.len(),
+                b: &w.panels_from(panel)[slice.start * PANEL * 2..],
+                pairs: slice.len(),
+                c,
+                c_stride,
+                go_on: slice.start > 0,
+            });
+        });
+        plan.finish(piece, kernels, w, out);
+    });
+}
+
+fn int8(core: &mut Core, w: &Packed, a: Activations<'_>, out: &Output<'_>) {
+    let Core { kernels, pool, packing } = core;
+    let (count, words) = (groups(w.cols), kernels.four_words * GROUP / 4);
+    let plan = Plan::new(a.rows, kernels.int8_rows_max);
+    packing.words.resize(a.rows * count * words, 0);
+    packing.scales.resize(a.rows * count, 0.0);
+    packing.offsets.resize(a.rows * count, 0);
+    let packed = Disjoint::new(&mut packing.words);
+    let (scales, offsets) = (Disjoint::new(&mut packing.scales), Disjoint::new(&mut packing.offsets));
+    share(pool, a.rows * w.cols * 8, plan.tiles(), &|tile| {
+        let tile = plan.tile(tile);
+        let (at, len) = (tile.start * count, tile.len() * count);
+        // SAFETY: tiles are apart, and each is written by one piece.
+        let (packed, scales, offsets) =
+            unsafe { (packed.range(at * words, len * words), scales.range(at, len), offsets.range(at, len)) };
+        ROUNDED.with_borrow_mut(|rounded| {
+            rounded.resize(count * GROUP, 0);
+            for (lane, row) in tile.clone().enumerate() {
+                let values = &a.values[row * a.stride..][..w.cols];
+                (kernels.round_row)(values, rounded, (&mut *scales, &mut *offsets), [lane, tile.len()]);
+                (kernels.place_fours)(rounded, [lane, tile.len()], packed);
+            }
+        });
+    });
+    let (packed, scales, offsets) = (&packing.words, &packing.scales, &packing.offsets);
+    share(pool, a.rows * w.rows * w.cols, plan.pieces(w.panels()), &|piece| {
+        let slices = if a.rows <= kernels.int8_rows_max * 3 { count } else { GROUPS_SLICE };
+        plan.compute(piece, w.panels(), (count, slices), &mut |tile, panel, slice, c, c_stride| {
+            let at = tile.start * count + slice.start * tile.len();
+            (kernels.block_int8)(&mut BlockInt8 {
+                a: &packed[at * words..],
+                scales: &scales[at..],
+                offsets: &offsets[at..],
+                rows: tile.len(),
+                b: &w.int8_from(panel)[slice.start * GROUP_BYTES..],
+                groups: slice.len(),
+                c,
+                c_stride,
+                go_on: slice.start > 0,
+            });
+        });
+        plan.finish(piece, kernels, w, out);
+    });
+}
+
+/// How rows are cut in tiles and blocks.
+#[derive(Clone, Copy)]
+struct Plan {
+    rows: usize,
+    /// Rows of a tile; the last tile may have fewer.
+    tile: usize,
+    /// Rows of a block: whole tiles.
+    block: usize,
+}
+
+/// Computes a tile of rows times a panel over a slice of the inputs: adds to `c`, rows `c_stride` apart.
+type TileOf<'a> = dyn FnMut(Range<usize>, usize, Range<usize>, &mut [f32], usize) + 'a;
+
+impl Plan {
+    fn new(rows: usize, rows_max: usize) -> Self {
+        // Equal tiles: 13 rows are 7 and 6, not 12 and 1.
+        let tile = rows.div_ceil(rows.div_ceil(rows_max));
+        Self { rows, tile, block: ROWS_BLOCK / tile * tile }
+    }
+
+    fn tiles(&self) -> usize {
+        self.rows.div_ceil(self.tile)
+    }
+
+    fn tile(&self, index: usize) -> Range<usize> {
+        index * self.tile..self.rows.min((index + 1) * self.tile)
+    }
+
+    fn pieces(&self, panels: usize) -> usize {
+        self.rows.div_ceil(self.block) * panels.div_ceil(PANELS_PIECE)
+    }
+
+    /// Rows and panels of a piece. Pieces of one block follow one another, so that threads share its rows.
+    fn piece(&self, index: usize, panels: usize) -> (Range<usize>, Range<usize>) {
+        let each = panels.div_ceil(PANELS_PIECE);
+        let (block, panel) = (index / each * self.block, index % each * PANELS_PIECE);
+        (block..self.rows.min(block + self.block), panel..panels.min(panel + PANELS_PIECE))
+    }
+
+    /// Computes a piece into this thread's sums, slice by slice of `inputs`, whose lengths are given.
+    fn compute(
+        &self,
+        index: usize,
+        panels: usize,
+        (inputs, slice): (usize, usize),
+        tile_of: &mut TileOf<'_>,
+    ) {
+        let (rows, panels) = self.piece(index, panels);
+        let width = panels.len() * PANEL;
+        SUMS.with_borrow_mut(|sums| {
+            sums.resize(rows.len() * width, 0.0);
+            for begin in (0..inputs).step_by(slice) {
+                let inputs = begin..inputs.min(begin + slice);
+                for panel in panels.clone() {
+                    for row in rows.clone().step_by(self.tile) {
+                        let tile = row..rows.end.min(row + self.tile);
+                        let c = &mut sums[(row - rows.start) * width + (panel - panels.start) * PANEL..];
+                        tile_of(tile, panel, inputs.clone(), c, width);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Writes what [`Self::compute`] left to where it belongs.
+    fn finish(&self, index: usize, kernels: &Kernels, w: &Packed, out: &Output<'_>) {
+        let (rows, panels) = self.piece(index, w.panels());
+        let at = [rows.start, rows.len(), panels.start, panels.len()];
+        SUMS.with_borrow(|sums| finish(kernels, sums, at, w.rows, out));
     }
 }
 
@@ -112,17 +304,15 @@ fn finish(
                     (kernels.add)(&sums[..cols], out.row(row, col, cols));
                 }
                 Output::Gated { out, gate, bias } => {
-                    for (i, sums) in sums.chunks_exact(PANEL).enumerate() {
-                        let panel = panel + i;
-                        let out = out.row(row, panel * (PANEL / 2), PANEL / 2);
-                        match bias.get(panel * PANEL..(panel + 1) * PANEL) {
-                            None => gate(sums, out),
-                            Some(bias) => {
-                                let mut biased = [0.0; PANEL];
-                                biased.copy_from_slice(sums);
-                                (kernels.add)(bias, &mut biased);
-                                gate(&biased, out);
-                            }
+                    let out = out.row(row, panel * (PANEL / 2), panels * (PANEL / 2));
+                    match bias.get(col..col + sums.len()) {
+                        None => gate(sums, out),
+                        Some(bias) => {
+                            let mut biased = [0.0; TILE];
+                            let biased = &mut biased[..sums.len()];
+                            biased.copy_from_slice(sums);
+                            (kernels.add)(bias, biased);
+                            gate(biased, out);
                         }
                     }
                 }

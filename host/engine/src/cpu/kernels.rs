@@ -10,6 +10,7 @@ use super::{avx2, avx512};
 use crate::EngineError;
 use crate::family::Activation;
 use crate::pack::PANEL;
+use crate::quant::{GROUP, GROUP_BYTES};
 
 /// Which instruction set computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +54,77 @@ impl Tile<'_> {
     }
 }
 
+/// Part of a matrix product, bf16: adds packed rows times some lines of one panel to `c` [rows, 32] f32.
+pub(crate) struct Block<'a> {
+    /// Rows as [`Kernels::pack_rows`] packs them, from the first of these lines.
+    pub(crate) a: &'a [u32],
+    pub(crate) rows: usize,
+    /// Lines of a panel, [pairs, 32, 2].
+    pub(crate) b: &'a [u16],
+    /// Lines: half the inner dimension.
+    pub(crate) pairs: usize,
+    pub(crate) c: &'a mut [f32],
+    /// Values from one row of `c` to the next.
+    pub(crate) c_stride: usize,
+    /// Whether sums go on from `c`; they begin at zero otherwise.
+    pub(crate) go_on: bool,
+}
+
+impl Block<'_> {
+    /// As [`Tile::check`], for a kernel with `words` words for a pair.
+    #[inline(always)]
+    pub(crate) fn check(&self, words: usize) {
+        assert!(self.rows > 0);
+        assert!(self.a.len() >= self.rows * self.pairs * words);
+        assert!(self.b.len() >= self.pairs * PANEL * 2);
+        assert!(self.c.len() >= (self.rows - 1) * self.c_stride + PANEL);
+    }
+}
+
+/// Part of a matrix product, int8: adds packed rows times some groups of one panel to `c` [rows, 32] f32.
+///
+/// A group's products are summed as integers, exactly, and scaled once.
+pub(crate) struct BlockInt8<'a> {
+    /// Rows as [`Kernels::place_fours`] places them, from the first of these groups.
+    pub(crate) a: &'a [u32],
+    /// Scale of each row's group, [groups, rows].
+    pub(crate) scales: &'a [f32],
+    /// What the sum of each row's group begins with, [groups, rows]: takes back the offset of the weights.
+    pub(crate) offsets: &'a [i32],
+    pub(crate) rows: usize,
+    /// Groups of a panel; see [`crate::quant`].
+    pub(crate) b: &'a [u8],
+    pub(crate) groups: usize,
+    pub(crate) c: &'a mut [f32],
+    /// Values from one row of `c` to the next.
+    pub(crate) c_stride: usize,
+    /// Whether sums go on from `c`; they begin at zero otherwise.
+    pub(crate) go_on: bool,
+}
+
+impl BlockInt8<'_> {
+    /// As [`Tile::check`], for a kernel with `words` words for four values.
+    #[inline(always)]
+    pub(crate) fn check(&self, words: usize) {
+        assert!(self.rows > 0);
+        assert!(self.a.len() >= self.rows * self.groups * (GROUP / 4) * words);
+        assert!(self.scales.len() >= self.rows * self.groups);
+        assert!(self.offsets.len() >= self.rows * self.groups);
+        assert!(self.b.len() >= self.groups * GROUP_BYTES);
+        assert!(self.c.len() >= (self.rows - 1) * self.c_stride + PANEL);
+    }
+
+    /// Sets `c` to zero unless sums go on.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self) {
+        if !self.go_on {
+            for row in 0..self.rows {
+                self.c[row * self.c_stride..][..PANEL].fill(0.0);
+            }
+        }
+    }
+}
+
 /// Up to 32 vectors in KV pages: of each, the first value, or null for a vector of zeros.
 pub(crate) type Gather = [*const u16; PANEL];
 
@@ -74,6 +146,25 @@ pub(crate) struct Kernels {
     /// How many panels `tile` takes at once, 1, 2 or 4, by rows: fewer rows leave registers for more panels.
     pub(crate) panels_max: fn(rows: usize) -> usize,
     pub(crate) tile: fn(&mut Tile<'_>),
+    /// Fewest rows that are worth packing.
+    pub(crate) block_rows_min: usize,
+    /// Most rows that `block` takes.
+    pub(crate) block_rows_max: usize,
+    pub(crate) block: fn(&mut Block<'_>),
+    /// Words that `pack_rows` makes of two bf16 values.
+    pub(crate) pair_words: usize,
+    /// Packs `rows` rows of bf16, `stride` values apart, for `block`: `out` [pairs, pair_words, rows].
+    pub(crate) pack_rows: fn(a: &[u16], stride: usize, rows: usize, out: &mut [u32]),
+    /// Most rows that `block_int8` takes.
+    pub(crate) int8_rows_max: usize,
+    pub(crate) block_int8: fn(&mut BlockInt8<'_>),
+    /// Rounds a row of bf16 to int8, group by group, zero where it ends within one. Scales, and what sums begin
+    /// with, go to place `lane` of `rows`.
+    pub(crate) round_row: fn(x: &[u16], out: &mut [i8], groups: (&mut [f32], &mut [i32]), place: [usize; 2]),
+    /// Words that `place_fours` makes of four values.
+    pub(crate) four_words: usize,
+    /// Places a row in int8 at place `lane` of `rows` of a tile: `out` [fours, four_words, rows].
+    pub(crate) place_fours: fn(x: &[i8], place: [usize; 2], out: &mut [u32]),
     /// RMSNorm: `out` bf16 = `x / rms(x) * weight`.
     pub(crate) rmsnorm: fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [u16]),
     /// RMSNorm in place.
@@ -82,11 +173,11 @@ pub(crate) struct Kernels {
     pub(crate) rope: fn(x: &[f32], angles: &[f32], out: &mut [u16]),
     /// Rounds to bf16.
     pub(crate) narrow: fn(x: &[f32], out: &mut [u16]),
-    /// `out` [16] bf16 = silu(`x` [0..16]) * `x` [16..32].
+    /// For each 32 of `x` and 16 of `out`: `out` [16] bf16 = silu(`x` [0..16]) * `x` [16..32].
     pub(crate) silu_mul: fn(x: &[f32], out: &mut [u16]),
-    /// `out` [16] bf16 = gelu(`x` [0..16]) * `x` [16..32], by the tanh formula.
+    /// As `silu_mul`: `out` [16] bf16 = gelu(`x` [0..16]) * `x` [16..32], by the tanh formula.
     pub(crate) gelu_mul: fn(x: &[f32], out: &mut [u16]),
-    /// `out` [16] bf16 = the clamped gate of `x` [0..16] and `x` [16..32].
+    /// As `silu_mul`: `out` [16] bf16 = the clamped gate of `x` [0..16] and `x` [16..32].
     pub(crate) clamped_mul: fn(x: &[f32], out: &mut [u16]),
     /// Sum of products.
     pub(crate) sum_products: fn(a: &[f32], b: &[f32]) -> f32,
@@ -118,7 +209,7 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
-    /// The function that computes 16 outputs of a gated layer: `x` [gate, up] of 16 each, `out` [16] bf16.
+    /// The function that computes 16 outputs of a gated layer of each 32 of `x`: [gate, up] of 16 each.
     pub(crate) fn gate(&self, activation: Activation) -> fn(&[f32], &mut [u16]) {
         match activation {
             Activation::Silu => self.silu_mul,
@@ -173,12 +264,13 @@ fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512vnni")
         && has_avx2()
 }
 
 #[cfg(target_arch = "x86_64")]
 fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -277,6 +369,14 @@ macro_rules! row_functions {
             }
             // SAFETY: as above.
             unsafe { inner(x, scale, out) }
+        }
+        fn round_row(x: &[u16], out: &mut [i8], groups: (&mut [f32], &mut [i32]), place: [usize; 2]) {
+            #[target_feature(enable = $features)]
+            fn inner(x: &[u16], out: &mut [i8], groups: (&mut [f32], &mut [i32]), place: [usize; 2]) {
+                row::round_row(x, out, groups, place);
+            }
+            // SAFETY: as above.
+            unsafe { inner(x, out, groups, place) }
         }
         fn add(x: &[f32], out: &mut [f32]) {
             #[target_feature(enable = $features)]

@@ -7,6 +7,7 @@
 use super::kernels::Softmax;
 use crate::exp::exp;
 use crate::pack;
+use crate::quant::{GROUP, OFFSET};
 
 const LANES: usize = 16;
 
@@ -50,9 +51,44 @@ pub(super) fn narrow(x: &[f32], out: &mut [u16]) {
 /// `silu(x) = x / (1 + exp(-x))`. Source: SwiGLU, arXiv 2002.05202.
 #[inline(always)]
 pub(super) fn silu_mul(x: &[f32], out: &mut [u16]) {
-    let (gate, up) = x.split_at(LANES);
-    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-        *out = pack::narrow(gate / (1.0 + exp(-gate)) * up);
+    for (x, out) in x.chunks_exact(2 * LANES).zip(out.chunks_exact_mut(LANES)) {
+        let (gate, up) = x.split_at(LANES);
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = pack::narrow(gate / (1.0 + exp(-gate)) * up);
+        }
+    }
+}
+
+/// Rounds to int8 with a scale for each group, ties to even: the largest value of a group becomes 127.
+///
+/// A NaN or an infinite value makes the scale NaN or infinite, so that it is seen in the results.
+#[inline(always)]
+pub(super) fn round_row(
+    x: &[u16],
+    out: &mut [i8],
+    (scales, offsets): (&mut [f32], &mut [i32]),
+    [lane, rows]: [usize; 2],
+) {
+    // Adding 1.5 * 2^23 leaves an integer in the low bits.
+    const INTEGER: f32 = 12_582_912.0;
+    for (group, out) in out.chunks_exact_mut(GROUP).enumerate() {
+        let mut values = [0.0f32; GROUP];
+        let live = &x[group * GROUP..x.len().min((group + 1) * GROUP)];
+        for (value, bits) in values.iter_mut().zip(live) {
+            *value = pack::widen(*bits);
+        }
+        // As bits, numbers without sign are in order, and a NaN is the largest.
+        let largest = values.iter().fold(0u32, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff));
+        let largest = f32::from_bits(largest);
+        let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+        let mut sum = 0i32;
+        for (value, out) in values.iter().zip(out) {
+            let integer = (value * inverse + INTEGER).to_bits() as i32 - INTEGER.to_bits() as i32;
+            *out = integer as i8;
+            sum += i32::from(*out);
+        }
+        scales[group * rows + lane] = largest / 127.0;
+        offsets[group * rows + lane] = -OFFSET * sum;
     }
 }
 
@@ -146,6 +182,25 @@ fn lanes_sum(mut lanes: [f32; LANES]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounding_to_int8_is_to_the_nearest_and_a_nan_is_seen() {
+        let x: Vec<u16> = (0..40).map(|i| pack::narrow(i as f32 - 12.0)).collect();
+        let (mut out, mut scales, mut offsets) = ([1i8; 64], [0.0f32; 4], [0i32; 4]);
+        round_row(&x, &mut out, (&mut scales, &mut offsets), [1, 2]);
+        assert_eq!((scales[1], scales[3]), (19.0 / 127.0, 27.0 / 127.0));
+        for (i, out) in out.iter().enumerate() {
+            let value = if i < 40 { i as f32 - 12.0 } else { 0.0 };
+            let scale = scales[i / GROUP * 2 + 1];
+            assert_eq!(f32::from(*out), (value / scale).round(), "value {i}");
+        }
+        for group in 0..2 {
+            let sum: i32 = out[group * GROUP..][..GROUP].iter().map(|x| i32::from(*x)).sum();
+            assert_eq!(offsets[group * 2 + 1], -128 * sum);
+        }
+        round_row(&[0x7fc0; 32], &mut out, (&mut scales, &mut offsets), [0, 2]);
+        assert!(scales[0].is_nan());
+    }
 
     #[test]
     fn a_softmax_in_two_parts_is_the_softmax_of_the_whole() {

@@ -176,7 +176,7 @@ impl<'a> GgufMetadata<'a> {
         )
     }
 
-    /// A list of numbers or flags, such as `tokenizer.ggml.scores` or `tokenizer.ggml.token_type`; read as it is walked.
+    /// A list of numbers or flags, such as `tokenizer.ggml.scores`; read as it is walked.
     pub fn numbers(&self, key: &str) -> Option<impl ExactSizeIterator<Item = f64> + use<'a>> {
         let Value::List { kind, len, bytes } = self.values.get(key)? else { return None };
         if *kind == Kind::Text {

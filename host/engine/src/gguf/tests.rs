@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{GgufMetadata, Header};
 use crate::encoding::Encoding;
-use crate::{EngineError, Model, ModelFiles};
+use crate::{EngineError, Model, ModelFiles, WeightFormat};
 
 /// Counts what each thread has allocated and not given back, and the most it ever had.
 struct Counting;
@@ -289,6 +289,23 @@ fn a_folder_with_one_gguf_file_is_that_file() {
     std::fs::copy(fixture("gemma3.gguf"), dir.path().join("b.gguf")).unwrap();
     let message = ModelFiles::open(dir.path()).err().unwrap().to_string();
     assert!(message.ends_with("holds 2 `.gguf` files: name one of them"), "{message}");
+}
+
+#[test]
+fn a_block_whose_scale_is_not_finite_is_refused_in_every_form() {
+    let mut bytes = std::fs::read(fixture("quantised.gguf")).unwrap();
+    let place = Header::read(&bytes).unwrap().tensors["blk.1.ffn_up.weight"].bytes.start;
+    // The second block of row 4: its scale is infinite, its first value a number.
+    let block = place + 4 * 68 + 34;
+    bytes[block..block + 3].copy_from_slice(&[0, 0x7c, 5]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    for format in [WeightFormat::Bf16, WeightFormat::Int8] {
+        let message = Model::load_as(&ModelFiles::open(&path).unwrap(), format).unwrap_err().to_string();
+        let expected = "model.gguf: tensor `model.layers.1.mlp.up_proj.weight` is infinite at [4, 32]";
+        assert!(message.ends_with(expected), "{format:?}: {message}");
+    }
 }
 
 proptest! {
