@@ -197,3 +197,22 @@ async fn a_tokenizer_that_is_not_known_is_refused_by_name() {
         assert!(error.contains(expected) && error.contains("tiny.gguf"), "{error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_of_8_bits_make_the_same_calls() {
+    let ask = json!({
+        "messages": user("Read the file notes.txt"), "tools": tools(), "max_tokens": 64, "temperature": 0.0,
+    });
+    let mut calls = Vec::new();
+    for weights in ["bf16", "int8"] {
+        let host = Host::start(&format!("[engine]\nworkers = 1\nweights = \"{weights}\"\n")).await;
+        let reply = host.chat(ask.clone()).await;
+        assert_eq!(reply.status, 200, "{}", reply.json);
+        calls.push(reply.json["choices"][0]["message"]["tool_calls"][0]["function"].clone());
+        host.stop().await;
+    }
+    assert!(calls[0]["name"].is_string(), "{}", calls[0]);
+    assert_eq!(calls[0], calls[1]);
+    let error = Config::parse("[engine]\nweights = \"int4\"\n").expect_err("no such form").to_string();
+    assert!(error.contains("bf16") && error.contains("int8"), "{error}");
+}

@@ -167,10 +167,6 @@ impl Tensor<'_> {
     }
 
     /// A row's blocks as the file holds them, where it is `encoding`: for weights that stay as they are.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "matrices are bf16; integer ones take blocks as they are")
-    )]
     pub(crate) fn blocks(&self, encoding: Encoding, row: usize) -> Option<&[u8]> {
         (self.encoding == encoding).then(|| self.row_bytes(row))
     }

@@ -397,7 +397,7 @@ fn context(caps: &engine::Caps) -> u32 {
 
 fn executors(config: &Config, model: &ServedModel) -> Result<Vec<Box<dyn Executor>>, StartError> {
     let weights = match config.engine.device {
-        Device::Cpu => Some(Arc::new(Model::load(&model.files)?)),
+        Device::Cpu => Some(Arc::new(Model::load_as(&model.files, config.engine.weights.into())?)),
         Device::Sim => None,
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

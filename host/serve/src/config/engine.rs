@@ -1,5 +1,6 @@
 //! What is served and what computes it: model, device, KV memory, step loop.
 
+use engine::WeightFormat;
 use kv::WORKERS_MAX;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -84,13 +85,21 @@ pub struct Engine {
     pub workers: usize,
     /// Compute threads of a worker; 0 shares the cores out.
     pub threads_per_worker: usize,
+    /// In which form weights are kept in memory.
+    pub weights: Weights,
     /// Cost model of the simulated device.
     pub sim: Sim,
 }
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { device: Device::Cpu, workers: 2, threads_per_worker: 0, sim: Sim::default() }
+        Self {
+            device: Device::Cpu,
+            workers: 2,
+            threads_per_worker: 0,
+            weights: Weights::default(),
+            sim: Sim::default(),
+        }
     }
 }
 
@@ -102,6 +111,26 @@ pub enum Device {
     Cpu,
     /// No computation: a cost model and made-up tokens, for tests of everything else.
     Sim,
+}
+
+/// In which form weights are kept in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Weights {
+    /// 2 bytes a weight, as most files have them.
+    #[default]
+    Bf16,
+    /// 8 bits a weight, with a scale for each 32.
+    Int8,
+}
+
+impl From<Weights> for WeightFormat {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::Bf16 => Self::Bf16,
+            Weights::Int8 => Self::Int8,
+        }
+    }
 }
 
 /// Cost model of the simulated device.
