@@ -18,6 +18,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     block_rows_min: 4,
     block_rows_max: 6,
     block,
+    pairs_slice: 64,
+    widen: Some(widen_lines),
     pair_words: 2,
     pack_rows,
     int8_rows_max: 4,
@@ -123,14 +125,49 @@ fn block(t: &mut Block<'_>) {
     t.check(2);
     // SAFETY: the table is handed out only after its features were detected, and `check` holds.
     unsafe {
-        match t.rows {
-            1 => block_rows::<1>(t),
-            2 => block_rows::<2>(t),
-            3 => block_rows::<3>(t),
-            4 => block_rows::<4>(t),
-            5 => block_rows::<5>(t),
-            6 => block_rows::<6>(t),
-            rows => unreachable!("no kernel for {rows} rows"),
+        match (t.rows, t.wide.is_empty()) {
+            (1, true) => block_rows::<1, false>(t),
+            (2, true) => block_rows::<2, false>(t),
+            (3, true) => block_rows::<3, false>(t),
+            (4, true) => block_rows::<4, false>(t),
+            (5, true) => block_rows::<5, false>(t),
+            (6, true) => block_rows::<6, false>(t),
+            (1, false) => block_rows::<1, true>(t),
+            (2, false) => block_rows::<2, true>(t),
+            (3, false) => block_rows::<3, true>(t),
+            (4, false) => block_rows::<4, true>(t),
+            (5, false) => block_rows::<5, true>(t),
+            (6, false) => block_rows::<6, true>(t),
+            (rows, _) => unreachable!("no kernel for {rows} rows"),
+        }
+    }
+}
+
+/// Half a panel after the other, each [inputs, 16]: as `block_rows` reads it.
+fn widen_lines(b: &[u16], out: &mut [f32]) {
+    assert_eq!(b.len(), out.len());
+    assert!(b.len().is_multiple_of(2 * PANEL));
+    // SAFETY: the table is handed out only after its features were detected.
+    unsafe { widen_halves(b, out) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn widen_halves(b: &[u16], out: &mut [f32]) {
+    let half = out.len() / 2;
+    let (left, right) = out.split_at_mut(half);
+    for (line, (left, right)) in
+        b.chunks_exact(2 * PANEL).zip(left.chunks_exact_mut(PANEL).zip(right.chunks_exact_mut(PANEL)))
+    {
+        for (values, out) in line.chunks_exact(PANEL).zip([left, right]) {
+            for (i, values) in values.chunks_exact(2 * LANES).enumerate() {
+                // SAFETY: 16 values are readable, and 16 writable at both places of 32.
+                unsafe {
+                    let pairs = _mm256_loadu_si256(values.as_ptr().cast());
+                    let out = out.as_mut_ptr().add(i * LANES);
+                    _mm256_storeu_ps(out, even(pairs));
+                    _mm256_storeu_ps(out.add(2 * LANES), odd(pairs));
+                }
+            }
         }
     }
 }
@@ -138,12 +175,12 @@ fn block(t: &mut Block<'_>) {
 /// # Safety
 /// The features are present, `t` has passed `check` and has `ROWS` rows.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn block_rows<const ROWS: usize>(t: &mut Block<'_>) {
+unsafe fn block_rows<const ROWS: usize, const WIDE: bool>(t: &mut Block<'_>) {
     // Two registers of sums for each row: 12 of 16 for six rows, and what is left for weights and an activation.
     for first in (0..REGISTERS).step_by(2) {
         let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-        // SAFETY: 32 values of each row lie within `c`, line `pair` within `b` and pair `pair` of each row within
-        // `a`, by `check`.
+        // SAFETY: 32 values of each row lie within `c`, each line within `b` (or `wide`, if any) and each pair of
+        // each row within `a`, by `check`.
         unsafe {
             let c = t.c.as_mut_ptr().add(first * LANES);
             if t.go_on {
@@ -154,7 +191,16 @@ unsafe fn block_rows<const ROWS: usize>(t: &mut Block<'_>) {
             }
             let mut a = t.a.as_ptr().cast::<f32>();
             let mut b = t.b.as_ptr().add(first * LANES * 2);
+            let mut wide = t.wide.as_ptr().add(if WIDE { first * LANES * 2 * t.pairs } else { 0 });
             for _ in 0..t.pairs {
+                if WIDE {
+                    let load = |i: usize| _mm256_loadu_ps(wide.add(i * LANES));
+                    add_products(&mut sums, a, [load(0), load(1)]);
+                    add_products(&mut sums, a.add(ROWS), [load(2), load(3)]);
+                    a = a.add(2 * ROWS);
+                    wide = wide.add(PANEL);
+                    continue;
+                }
                 let load = |i: usize| _mm256_loadu_si256(b.add(i * LANES * 2).cast());
                 add_products(&mut sums, a, [even(load(0)), even(load(1))]);
                 add_products(&mut sums, a.add(ROWS), [odd(load(0)), odd(load(1))]);

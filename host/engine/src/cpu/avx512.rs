@@ -18,6 +18,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     block_rows_min: 4,
     block_rows_max: 12,
     block,
+    pairs_slice: 128,
+    widen: None,
     pair_words: 1,
     pack_rows: portable::pack_rows,
     int8_rows_max: 12,

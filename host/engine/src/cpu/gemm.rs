@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! for each slice of the inputs          a slice of the block's rows stays in the second-level cache
-//!   for each panel of the piece         a slice of a panel stays in the first-level cache
+//!   for each panel of the piece         a slice of a panel stays in the first-level cache (the other way round
+//!                                       for a few rows: then each panel is read from memory in a row)
 //!     for each tile of the block        sums go on from where the slice before left them
 //! ```
 //!
@@ -29,12 +30,11 @@ const TILE: usize = 12 * PANEL;
 /// (192 rows of 256 f32 are 192 KiB); weights are read again for each block.
 const ROWS_BLOCK: usize = 192;
 
-/// Pairs of inputs of a slice: chosen so that a slice of a panel (16 KiB) and of a tile stay in a first-level cache
-/// of 32 KiB.
-const PAIRS_SLICE: usize = 128;
-
-/// Groups of inputs of a slice, in int8: as many bytes of a panel.
+/// Groups of inputs of a slice, in int8: 17 KiB of a panel, so that they stay in a first-level cache of 32 KiB.
 const GROUPS_SLICE: usize = 16;
+
+/// Up to this many rows, reading the weights costs as much as the products.
+const ROWS_FEW: usize = 32;
 
 /// Panels of a piece of work: 13 us of reading weights of 1,024 inputs, far more than taking a piece costs.
 const PANELS_PIECE: usize = 4;
@@ -149,18 +149,34 @@ fn many_rows(core: &mut Core, w: &Packed, a: Activations<'_>, out: &Output<'_>) 
     });
     let packed = &packing.words;
     share(pool, a.rows * w.rows * w.cols, plan.pieces(w.panels()), &|piece| {
-        let slices = if a.rows <= kernels.block_rows_max * 3 { pairs } else { PAIRS_SLICE };
-        plan.compute(piece, w.panels(), (pairs, slices), &mut |tile, panel, slice, c, c_stride| {
-            (kernels.block)(&mut Block {
-                a: &packed[(tile.start * pairs + slice.start * tile.len()) * words..],
-                rows: tile.len(),
-                b: &w.panels_from(panel)[slice.start * PANEL * 2..],
-                pairs: slice.len(),
-                c,
-                c_stride,
-                go_on: slice.start > 0,
-            });
-        });
+        let (mut wide, mut widened) = (Vec::new(), usize::MAX);
+        plan.compute(
+            piece,
+            w.panels(),
+            (pairs, kernels.pairs_slice),
+            &mut |tile, panel, slice, c, c_stride| {
+                let b = &w.panels_from(panel)[slice.start * PANEL * 2..][..slice.len() * PANEL * 2];
+                // Widening costs about as much as the products of two rows.
+                if let Some(widen) = kernels.widen
+                    && a.rows > kernels.block_rows_max
+                    && widened != slice.start * w.panels() + panel
+                {
+                    wide.resize(b.len(), 0.0);
+                    widen(b, &mut wide);
+                    widened = slice.start * w.panels() + panel;
+                }
+                (kernels.block)(&mut Block {
+                    a: &packed[(tile.start * pairs + slice.start * tile.len()) * words..],
+                    rows: tile.len(),
+                    b,
+                    wide: &wide,
+                    pairs: slice.len(),
+                    c,
+                    c_stride,
+                    go_on: slice.start > 0,
+                });
+            },
+        );
         plan.finish(piece, kernels, w, out);
     });
 }
@@ -191,8 +207,7 @@ fn int8(core: &mut Core, w: &Packed, a: Activations<'_>, out: &Output<'_>) {
     });
     let (packed, scales, offsets) = (&packing.words, &packing.scales, &packing.offsets);
     share(pool, a.rows * w.rows * w.cols, plan.pieces(w.panels()), &|piece| {
-        let slices = if a.rows <= kernels.int8_rows_max * 3 { count } else { GROUPS_SLICE };
-        plan.compute(piece, w.panels(), (count, slices), &mut |tile, panel, slice, c, c_stride| {
+        plan.compute(piece, w.panels(), (count, GROUPS_SLICE), &mut |tile, panel, slice, c, c_stride| {
             let at = tile.start * count + slice.start * tile.len();
             (kernels.block_int8)(&mut BlockInt8 {
                 a: &packed[at * words..],
@@ -261,14 +276,18 @@ impl Plan {
         let width = panels.len() * PANEL;
         SUMS.with_borrow_mut(|sums| {
             sums.resize(rows.len() * width, 0.0);
-            for begin in (0..inputs).step_by(slice) {
-                let inputs = begin..inputs.min(begin + slice);
-                for panel in panels.clone() {
-                    for row in rows.clone().step_by(self.tile) {
-                        let tile = row..rows.end.min(row + self.tile);
-                        let c = &mut sums[(row - rows.start) * width + (panel - panels.start) * PANEL..];
-                        tile_of(tile, panel, inputs.clone(), c, width);
-                    }
+            let slices = inputs.div_ceil(slice);
+            for step in 0..slices * panels.len() {
+                // Weights come from memory for a few rows, and should come in a row; many rows should stay in cache.
+                let (at, panel) = match rows.len() <= ROWS_FEW {
+                    true => (step % slices, step / slices),
+                    false => (step / panels.len(), step % panels.len()),
+                };
+                let inputs = at * slice..inputs.min((at + 1) * slice);
+                for row in rows.clone().step_by(self.tile) {
+                    let tile = row..rows.end.min(row + self.tile);
+                    let c = &mut sums[(row - rows.start) * width + panel * PANEL..];
+                    tile_of(tile, panels.start + panel, inputs.clone(), c, width);
                 }
             }
         });

@@ -61,6 +61,8 @@ pub(crate) struct Block<'a> {
     pub(crate) rows: usize,
     /// Lines of a panel, [pairs, 32, 2].
     pub(crate) b: &'a [u16],
+    /// The same as [`Kernels::widen`] leaves it, or empty.
+    pub(crate) wide: &'a [f32],
     /// Lines: half the inner dimension.
     pub(crate) pairs: usize,
     pub(crate) c: &'a mut [f32],
@@ -77,6 +79,7 @@ impl Block<'_> {
         assert!(self.rows > 0);
         assert!(self.a.len() >= self.rows * self.pairs * words);
         assert!(self.b.len() >= self.pairs * PANEL * 2);
+        assert!(self.wide.is_empty() || self.wide.len() >= self.pairs * PANEL * 2);
         assert!(self.c.len() >= (self.rows - 1) * self.c_stride + PANEL);
     }
 }
@@ -125,6 +128,12 @@ impl BlockInt8<'_> {
     }
 }
 
+/// See [`Kernels::widen`].
+pub(crate) type Widen = fn(b: &[u16], out: &mut [f32]);
+
+/// See [`Kernels::round_row`].
+pub(crate) type RoundRow = fn(x: &[u16], out: &mut [i8], groups: (&mut [f32], &mut [i32]), place: [usize; 2]);
+
 /// Up to 32 vectors in KV pages: of each, the first value, or null for a vector of zeros.
 pub(crate) type Gather = [*const u16; PANEL];
 
@@ -151,6 +160,11 @@ pub(crate) struct Kernels {
     /// Most rows that `block` takes.
     pub(crate) block_rows_max: usize,
     pub(crate) block: fn(&mut Block<'_>),
+    /// Pairs of inputs that `block` takes at once: chosen so that they, for a panel and a tile, stay in a first-level
+    /// cache of 32 KiB.
+    pub(crate) pairs_slice: usize,
+    /// For instruction sets without bf16: makes f32 of lines of a panel, once for all tiles of a block.
+    pub(crate) widen: Option<Widen>,
     /// Words that `pack_rows` makes of two bf16 values.
     pub(crate) pair_words: usize,
     /// Packs `rows` rows of bf16, `stride` values apart, for `block`: `out` [pairs, pair_words, rows].
@@ -160,7 +174,7 @@ pub(crate) struct Kernels {
     pub(crate) block_int8: fn(&mut BlockInt8<'_>),
     /// Rounds a row of bf16 to int8, group by group, zero where it ends within one. Scales, and what sums begin
     /// with, go to place `lane` of `rows`.
-    pub(crate) round_row: fn(x: &[u16], out: &mut [i8], groups: (&mut [f32], &mut [i32]), place: [usize; 2]),
+    pub(crate) round_row: RoundRow,
     /// Words that `place_fours` makes of four values.
     pub(crate) four_words: usize,
     /// Places a row in int8 at place `lane` of `rows` of a tile: `out` [fours, four_words, rows].
