@@ -27,6 +27,8 @@ mod equality;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
+mod products;
+#[cfg(test)]
 pub(crate) mod testing;
 
 use std::collections::VecDeque;

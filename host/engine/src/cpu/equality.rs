@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::testing::{TestRow, run, run_drawing};
 use crate::{
     CpuConfig, CpuExec, EngineError, Executor, Experts, Fence, Isa, Model, ModelConfig, Rope, RopeScaling,
-    Sampled, Sliding, Xfer,
+    Sampled, Sliding, WeightFormat, Xfer,
 };
 
 /// Large enough that products and attention run on several threads; widths that fill no panel.
@@ -48,10 +48,17 @@ fn exec(model: &Arc<Model>, isa: Isa, threads: usize, block_tokens: u32) -> Opti
     }
 }
 
+/// As [`model`], with weights of 8 bits.
+fn rounded() -> Arc<Model> {
+    Arc::new(Model::random_as(model().config.clone(), 5, WeightFormat::Int8).unwrap())
+}
+
 /// Every instruction set with every model.
 fn everywhere() -> impl Iterator<Item = (Isa, Arc<Model>)> {
     let isas = [Isa::Avx512Bf16, Isa::Avx2, Isa::Portable];
-    [model(), windowed()].into_iter().flat_map(move |model| isas.map(|isa| (isa, Arc::clone(&model))))
+    [model(), windowed(), rounded()]
+        .into_iter()
+        .flat_map(move |model| isas.map(|isa| (isa, Arc::clone(&model))))
 }
 
 fn tokens(seed: u32, count: u32) -> Vec<u32> {
