@@ -131,7 +131,7 @@ fn blocks_of_a_gguf_file_agree_with_the_reference() {
     deviation_from(&fixture("gguf/quantised.json"), &mut exec).check("quantised.gguf");
 }
 
-/// As above, with blocks of Q8_0 kept as they are and activations rounded to 8 bits. The limits are three times those of
+/// As above, with blocks of Q8_0 kept as they are and activations rounded to 8 bits. The limits are four times those of
 /// bf16: an activation keeps 8 bits of its group's largest value, where bf16 keeps 8 of each.
 #[test]
 fn blocks_kept_as_they_are_agree_with_the_reference() {
@@ -141,7 +141,7 @@ fn blocks_kept_as_they_are_agree_with_the_reference() {
     let Deviation { mean, p99, regret, .. } = deviation_from(&fixture("gguf/quantised.json"), &mut exec);
     println!("quantised.gguf in int8: mean {mean:.5} p99 {p99:.4} regret {regret:.4}");
     assert!(
-        mean <= 3.0 * MEAN_MAX && p99 <= 3.0 * P99_MAX && regret <= 3.0 * REGRET_MAX,
+        mean <= 4.0 * MEAN_MAX && p99 <= 4.0 * P99_MAX && regret <= 4.0 * REGRET_MAX,
         "{mean} {p99} {regret}"
     );
 }
