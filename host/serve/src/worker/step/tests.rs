@@ -412,17 +412,21 @@ fn a_preempted_sequence_keeps_to_its_grammar() {
     let ask = Ask { format: &format, calls: Calls::None, syntax: None };
     let grammar = grammars.grammar(&ask, |work| work()).expect("it compiles").expect("it constrains");
     let guide = Guide { grammar, reasoning: Reasoning::None };
-    let run = |roots: &[u32], pages: u32, tokens: u32| -> (Vec<String>, u64) {
-        let mut bench = bench(pages, schedule(tokens, 8, 30_000), None);
+    let run = |roots: &[u32], (pages, tokens, drafts): (u32, u32, u32)| -> (Vec<String>, u64) {
+        let schedule = Schedule { draft_tokens_max: drafts, ..schedule(tokens, 8, 30_000) };
+        let mut bench = bench(pages, schedule, None);
         let mut events: Vec<_> = roots.iter().map(|&root| bench.begin(root, &guide)).collect();
         bench.finish();
         let texts = events.iter_mut().map(|events| text(events, &tokenizer)).collect();
         (texts, bench.step_loop.load.preemptions.load(Relaxed))
     };
-    let alone: Vec<String> = (0..3).flat_map(|root| run(&[root], 64, 64).0).collect();
-    let (together, preemptions) = run(&[0, 1, 2], 14, 5);
-    assert_eq!(together, alone);
-    assert!(preemptions > 0, "somebody had to give way");
+    let alone: Vec<String> = (0..3).flat_map(|root| run(&[root], (64, 64, 0)).0).collect();
+    // What a grammar forces comes at once, so that fewer pages are needed for as long.
+    for (pages, drafts) in [(14, 0), (12, 8)] {
+        let (together, preemptions) = run(&[0, 1, 2], (pages, 5, drafts));
+        assert_eq!(together, alone);
+        assert!(preemptions > 0, "somebody had to give way of {pages} pages");
+    }
     for text in alone {
         let values: Vec<serde_json::Value> = serde_json::from_str(&text).expect("JSON");
         assert_eq!(values.len(), 4, "{text}");
