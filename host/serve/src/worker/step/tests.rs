@@ -88,7 +88,12 @@ struct Bench {
 }
 
 fn bench(pages: u32, schedule: Schedule, planner: Option<Arc<dyn Planner>>) -> Bench {
-    let config = SimConfig { pages, block_tokens: BLOCK_TOKENS, pace: Pace::Virtual, ..SimConfig::default() };
+    bench_of(&SimConfig { pages, ..SimConfig::default() }, schedule, planner)
+}
+
+fn bench_of(device: &SimConfig, schedule: Schedule, planner: Option<Arc<dyn Planner>>) -> Bench {
+    let pages = device.pages;
+    let config = SimConfig { block_tokens: BLOCK_TOKENS, pace: Pace::Virtual, ..device.clone() };
     let steps = Steps::default();
     let device = SimExec::new(config).expect("a small device");
     let ctx = Ctx::system();
@@ -326,15 +331,16 @@ fn chaos(seed: u64) -> Arc<dyn Planner> {
 }
 
 /// What each says with room for all and nobody else there.
-fn alone(wanted: &Wanted) -> Vec<u32> {
-    let mut bench = bench(64, schedule(64, 1, 30_000), None);
+fn alone(wanted: &Wanted, device: &SimConfig) -> Vec<u32> {
+    let schedule = Schedule { draft_tokens_max: 0, ..schedule(64, 1, 30_000) };
+    let mut bench = bench_of(&SimConfig { pages: 64, ..device.clone() }, schedule, None);
     let mut events = bench.start(1, wanted.root, wanted.prompt, wanted.output);
     bench.finish();
     said(&mut events)
 }
 
-fn simulate(wanted: &[Wanted], pages: u32, schedule: Schedule, seed: u64) {
-    let mut bench = bench(pages, schedule, Some(chaos(seed)));
+fn simulate(wanted: &[Wanted], device: &SimConfig, schedule: Schedule, seed: u64) {
+    let mut bench = bench_of(device, schedule, Some(chaos(seed)));
     let mut coming: VecDeque<(usize, Wanted)> = wanted.iter().copied().enumerate().collect();
     let mut events: Vec<Option<mpsc::Receiver<Event>>> = vec![];
     for turn in 0..TURNS_MAX {
@@ -358,10 +364,10 @@ fn simulate(wanted: &[Wanted], pages: u32, schedule: Schedule, seed: u64) {
     }
     assert!(bench.is_idle() && coming.is_empty(), "sequences are left after {TURNS_MAX} turns");
     assert_eq!(bench.step_loop.pool.stats().pinned, 0, "every page was given back");
-    assert_eq!(bench.step_loop.pool.available(), pages);
+    assert_eq!(bench.step_loop.pool.available(), device.pages);
     for (events, wanted) in events.iter_mut().zip(wanted) {
         if let Some(events) = events {
-            assert_eq!(said(events), alone(wanted), "{wanted:?}");
+            assert_eq!(said(events), alone(wanted, device), "{wanted:?}");
         }
     }
 }
@@ -373,7 +379,8 @@ fn a_prefix_computed_twice_takes_no_page_from_the_last_one() {
         [(2, 10, 7), (1, 20, 1), (0, 1, 1), (0, 1, 1), (0, 1, 1), (1, 34, 4), (0, 1, 1)]
             .map(|(root, prompt, output)| Wanted { root, prompt, output, leaves: None })
             .to_vec();
-    simulate(&wanted, 13, schedule(3, 3, 30_000), 3_694_235_408_319_366_288);
+    let device = SimConfig { pages: 13, ..SimConfig::default() };
+    simulate(&wanted, &device, schedule(3, 3, 30_000), 3_694_235_408_319_366_288);
 }
 
 proptest! {
@@ -386,10 +393,13 @@ proptest! {
         // The longest sequence takes 13.
         pages in 13u32..24,
         (tokens, rows) in (1u32..24, 1u32..6),
+        // Of few token ids, every other guess is right.
+        ids in prop_oneof![Just(1000..31_000), Just(1000..1002)],
         starvation_ms in prop_oneof![Just(0u64), Just(30_000)],
         seed in any::<u64>(),
     ) {
-        simulate(&wanted, pages, schedule(tokens, rows, starvation_ms), seed);
+        let device = SimConfig { pages, tokens: ids, ..SimConfig::default() };
+        simulate(&wanted, &device, schedule(tokens, rows, starvation_ms), seed);
     }
 }
 
