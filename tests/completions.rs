@@ -272,3 +272,36 @@ async fn what_is_not_there_is_said_in_the_shape_of_whoever_asks() {
     assert_eq!(heard.json["error"]["code"], "unknown_url");
     host.stop().await;
 }
+
+/// A folder of the embedded model, whose tokenizer has a token more than its embedding, as that of a text model may that
+/// was made from one for images.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_the_model_lacks_is_refused_and_harms_nobody() {
+    let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models/tiny-agent");
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::copy(from.join(name), folder.path().join(name)).expect("the model lies in the tree");
+    }
+    let text = std::fs::read(from.join("tokenizer.json")).expect("the model lies in the tree");
+    let mut tokenizer: Value = serde_json::from_slice(&text).expect("JSON");
+    let mut added = tokenizer["added_tokens"][0].clone();
+    added["id"] = 768.into();
+    added["content"] = "<image_mark>".into();
+    tokenizer["added_tokens"].as_array_mut().expect("a list").push(added);
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string())
+        .expect("the folder takes a file");
+    let source = folder.path().display().to_string();
+    let host =
+        Host::start(&format!("[engine]\nworkers = 1\n[model]\nname = \"tiny-agent\"\nsource = {source:?}\n"))
+            .await;
+    let complete = async |prompt: &str| {
+        let body = json!({ "model": "tiny-agent", "prompt": prompt, "max_tokens": 4 });
+        host.post_with("/v1/completions", &[], body).await
+    };
+    let refused = complete("a <image_mark> b").await;
+    assert_eq!(refused.status(), "400", "{}", refused.json);
+    let message = refused.json["error"]["message"].as_str().expect("a text");
+    assert!(message.contains("`prompt` has token 768") && message.contains("below 768"), "{message}");
+    assert_eq!(complete("a b").await.status(), "200");
+    host.stop().await;
+}

@@ -47,6 +47,7 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     if tokens.len() >= max {
         return Err(Refusal::TooLong { tokens: tokens.len(), max });
     }
+    check_embedded(app, request, &tokens)?;
     let end = kept.as_ref().map(Kept::end);
     let in_reasoning = end.is_some_and(|end| app.model.family.opens_reasoning(end));
     let guide = guide(app, request, end)?;
@@ -55,6 +56,20 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     let wanted = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default);
     let output_tokens_max = wanted.min(room);
     Ok(Prompt { tokens, blocks, salt, guide, in_reasoning, segments, kept, output_tokens_max })
+}
+
+/// Refuses tokens that the tokenizer has and the model lacks, such as marks for images in a model of text alone.
+fn check_embedded(app: &App, request: &Request, tokens: &Tokens) -> Result<(), Refusal> {
+    if app.model.tokenizer.vocab_size() <= app.vocab {
+        return Ok(());
+    }
+    let Some(token) = tokens.pieces().flatten().find(|token| **token >= app.vocab) else { return Ok(()) };
+    let field = if request.input == Input::Conversation { "messages" } else { "prompt" };
+    let max = app.vocab;
+    Err(Refusal::field(
+        field,
+        format!("`{field}` has token {token}, but this model knows only tokens below {max}"),
+    ))
 }
 
 /// Tokens of a prompt, also of one that does not fit: who counts wants to know by how much.

@@ -23,7 +23,8 @@ impl StepLoop {
         let schedule = &self.parts.schedule;
         let begun = self.parts.ctx.now();
         let taken: usize = rows.iter().sum();
-        let mut room = (schedule.draft_step_tokens_max as usize).saturating_sub(taken);
+        let step_max = schedule.draft_step_tokens_max.min(schedule.step_tokens_max) as usize;
+        let mut room = step_max.saturating_sub(taken);
         for (s, &new) in self.running.iter_mut().zip(rows) {
             if new != 1 || s.left() != 1 || !s.is_prepared() || room == 0 {
                 continue;
