@@ -15,7 +15,10 @@ fn requests() -> Vec<Value> {
     });
     let format = json!({ "type": "json_schema", "json_schema": { "name": "answer", "schema": schema } });
     let required = json!({ "tools": tools(), "tool_choice": "required" });
+    // Its state cannot be taken back.
+    let grammar = "start: x \"!\"\nx[max_tokens=24]: /[a-z ]*/";
     for (messages, more) in [
+        (&words, json!({ "guided_grammar": grammar })),
         (&words, json!({})),
         (&path, json!({ "tools": tools() })),
         (&path, required),

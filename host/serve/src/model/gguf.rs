@@ -23,22 +23,24 @@ struct Words {
     form_c: bool,
     /// Whether a word of the vocabulary is a token, whatever its merges are.
     whole_words: bool,
+    /// Whether a text begins with a token of its own where the file does not say.
+    begins: bool,
 }
 
 /// Words by the name in `tokenizer.ggml.pre`.
 fn words(pre: &str) -> Option<Words> {
     Some(match pre {
         "llama-bpe" | "llama3" | "llama-v3" => {
-            Words { split: Some(LLAMA3_SPLIT), form_c: false, whole_words: true }
+            Words { split: Some(LLAMA3_SPLIT), form_c: false, whole_words: true, begins: true }
         }
-        "qwen2" | "deepseek-r1-qwen" => Words { split: Some(QWEN2_SPLIT), form_c: true, whole_words: false },
-        "gpt-2" => Words { split: None, form_c: false, whole_words: false },
+        "qwen2" => Words { split: Some(QWEN2_SPLIT), form_c: true, whole_words: false, begins: false },
+        "gpt-2" => Words { split: None, form_c: false, whole_words: false, begins: false },
         _ => return None,
     })
 }
 
 /// The names above, for an error message.
-const PRE_KNOWN: &str = "llama-bpe, llama3, llama-v3, qwen2, deepseek-r1-qwen, gpt-2";
+const PRE_KNOWN: &str = "llama-bpe, llama3, llama-v3, qwen2, gpt-2";
 
 impl Texts {
     /// Those of a GGUF file at `path`.
@@ -144,7 +146,7 @@ impl<'a> Vocabulary<'a> {
     /// What puts a first token before a text that no template made.
     fn prefix(&self, metadata: &GgufMetadata<'_>) -> Value {
         let bos = metadata.unsigned("tokenizer.ggml.bos_token_id");
-        let wanted = metadata.flag("tokenizer.ggml.add_bos_token").unwrap_or(false);
+        let wanted = metadata.flag("tokenizer.ggml.add_bos_token").unwrap_or(self.words.begins);
         let token = bos.and_then(|id| self.tokens.get(usize::try_from(id).ok()?));
         let (Some(id), Some(token), true) = (bos, token, wanted) else { return Value::Null };
         let text = json!({"Sequence": {"id": "A", "type_id": 0}});

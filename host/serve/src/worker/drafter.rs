@@ -12,7 +12,7 @@ use crate::prompt::Tokens;
 const MATCH_MIN: usize = 2;
 /// A match of so many is not looked for any further. Chosen: those that share as much seldom part soon.
 const MATCH_ENOUGH: usize = 12;
-/// Tokens that are searched, the latest first. Chosen: 1 ns each, which is little beside a step of any model.
+/// Tokens that are searched, the latest first, and compared with the last ones. Chosen: 1 ns each, which is little beside a step of any model.
 const SEARCHED_MAX: usize = 32 << 10;
 /// Guesses at the start. Chosen: small, for it doubles while they are right.
 const WINDOW_START: usize = 4;
@@ -105,12 +105,15 @@ impl Text<'_> {
         let len = self.len();
         let last = self.at(len.checked_sub(1)?);
         let mut best = (MATCH_MIN - 1, None);
+        let mut compared = 0;
         let mut end = len;
         let pieces: Vec<&[u32]> = self.prompt.pieces().chain([self.output]).collect();
         for piece in pieces.into_iter().rev() {
             let start = end - piece.len();
             let mut ends = piece.len().min((len - 1).saturating_sub(start));
-            while let Some(found) = piece[..ends].iter().rposition(|token| *token == last) {
+            let oldest = len.saturating_sub(SEARCHED_MAX + start).min(ends);
+            while let Some(found) = piece[oldest..ends].iter().rposition(|token| *token == last) {
+                let found = oldest + found;
                 let place = start + found;
                 let same = (1..MATCH_ENOUGH)
                     .take_while(|back| place >= *back && self.at(place - back) == self.at(len - 1 - back));
@@ -118,13 +121,14 @@ impl Text<'_> {
                 if same > best.0 {
                     best = (same, Some(place + 1));
                 }
-                if same == MATCH_ENOUGH || len - place > SEARCHED_MAX {
+                compared += same;
+                if same == MATCH_ENOUGH || compared > SEARCHED_MAX {
                     return best.1;
                 }
                 ends = found;
             }
             end = start;
-            if len - end > SEARCHED_MAX {
+            if len - end >= SEARCHED_MAX {
                 break;
             }
         }

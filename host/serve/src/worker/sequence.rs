@@ -128,7 +128,9 @@ pub(super) struct Sequence {
     penalised: Box<[u32]>,
     /// What is tried in this step behind its next token.
     pub(super) drafts: Vec<u32>,
-    pub(super) drafter: Drafter,
+    drafter: Drafter,
+    /// Whether they come from the drafter.
+    looked_up: bool,
     /// Whether it has any.
     drafts_wanted: bool,
     /// Leading tokens whose KV is in `pages`.
@@ -176,6 +178,7 @@ impl Sequence {
             penalised: penalised(&start),
             drafts: Vec::new(),
             drafter: Drafter::default(),
+            looked_up: false,
             drafts_wanted: start.wants_drafts(),
             start,
             computed: 0,
@@ -218,8 +221,8 @@ impl Sequence {
         self.start.tokens.len()
     }
 
-    /// Guesses at most so many of its next tokens, to be tried in this step.
-    pub(super) fn draft(&mut self, count: usize) {
+    /// Guesses at most so many of its next tokens, all below `vocab`, to be tried in this step.
+    pub(super) fn draft(&mut self, count: usize, vocab: u32, go_on: &dyn Fn() -> bool) {
         // The last token of an output is drawn, and nothing behind it is needed.
         let left = (self.start.output_tokens_max as usize).saturating_sub(self.output.len() + 1);
         let count = count.min(left);
@@ -228,16 +231,28 @@ impl Sequence {
         }
         let mut drafts = self.start.constraint.as_mut().map(Constraint::forced).unwrap_or_default();
         drafts.truncate(count);
-        if drafts.is_empty() {
+        self.looked_up = drafts.is_empty();
+        if self.looked_up {
             drafts = self.drafter.draft(&self.start.tokens, &self.output, count);
         }
         // Nothing follows what ends the answer.
         let stop = drafts.iter().position(|draft| self.start.stop_tokens.contains(draft));
         drafts.truncate(stop.unwrap_or(drafts.len()));
         if let Some(constraint) = &mut self.start.constraint {
-            constraint.try_tokens(&mut drafts);
+            let guessed = drafts.len();
+            constraint.try_tokens(&mut drafts, vocab, go_on);
+            if drafts.is_empty() && guessed > 0 {
+                self.tried(guessed, 0);
+            }
         }
         self.drafts = drafts;
+    }
+
+    /// Learns how many of its drafts were right; those that a grammar forces say nothing about the others.
+    pub(super) fn tried(&mut self, drafts: usize, right: usize) {
+        if self.looked_up {
+            self.drafter.tried(drafts, right);
+        }
     }
 
     /// Puts its drafts behind its output, as if they had been drawn.
@@ -362,9 +377,14 @@ impl Sequence {
         }
     }
 
-    /// Computes which tokens its next draw may give. Errors: why it cannot go on.
-    pub(super) fn prepare_draw(&mut self) -> Result<(), String> {
-        self.start.constraint.as_mut().map_or(Ok(()), Constraint::compute)
+    /// Computes which tokens below `vocab` its next draw may give. Errors: why it cannot go on.
+    pub(super) fn prepare_draw(&mut self, vocab: u32) -> Result<(), String> {
+        let Some(constraint) = &mut self.start.constraint else { return Ok(()) };
+        constraint.compute()?;
+        match constraint.allows_any(vocab) {
+            true => Ok(()),
+            false => Err("the output's grammar leaves only tokens that the model does not have".to_owned()),
+        }
     }
 
     /// Whether that is known.

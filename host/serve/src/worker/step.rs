@@ -359,6 +359,7 @@ impl StepLoop {
     fn prepare_draws(&mut self, rows: &mut Vec<usize>) {
         let begun = self.parts.ctx.now();
         let first = self.load.steps.load(Ordering::Relaxed) as usize;
+        let vocab = self.parts.executor.caps().vocab;
         let mut failed = Vec::new();
         for turn in 0..rows.len() {
             let i = (first + turn) % rows.len();
@@ -369,7 +370,7 @@ impl StepLoop {
             let spent = self.parts.ctx.now().saturating_sub(begun);
             if spent > MASKS_PER_STEP_MAX && !s.is_prepared() {
                 rows[i] = 0;
-            } else if let Err(reason) = s.prepare_draw() {
+            } else if let Err(reason) = s.prepare_draw(vocab) {
                 tracing::warn!(worker = %self.parts.name, seq = s.start.id, error = %reason, "sequence failed");
                 s.fail(reason);
                 failed.push(i);

@@ -7,7 +7,7 @@
 //!
 //! Reasoning is free but cannot end the answer. In the gap a model may put two newlines, as its template does.
 //! A preempted sequence keeps its constraint: what is computed again is KV, not tokens.
-//! **Invariant:** a mask is computed once a token, and is never empty.
+//! **Invariant:** a mask is computed before each draw, and is never empty; what is tried changes nothing.
 
 use std::sync::Arc;
 
@@ -141,29 +141,34 @@ impl Constraint {
     }
 
     /// Computes what may come behind each of these tokens, as if they were drawn one after the other, and drops those
-    /// from the first on that may not come or end the answer. Only after [`Constraint::compute`].
+    /// from the first on that may not come, leave no token below `vocab`, or end the answer. Only after
+    /// [`Constraint::compute`]. It is over when `go_on` says no.
     ///
-    /// Cost: that of a mask for each of them.
-    pub fn try_tokens(&mut self, tokens: &mut Vec<u32>) {
+    /// Cost: a copy of the grammar's state, and a mask for each of them. The copy takes what goes wrong with it: a guess
+    /// may lead where the grammar becomes too complex, and the answer itself never comes there.
+    pub fn try_tokens(&mut self, tokens: &mut Vec<u32>, vocab: u32, go_on: &dyn Fn() -> bool) {
         self.tried.clear();
-        let mut taken = 0;
-        while self.phase == Phase::Answer
-            && let Some(&token) = tokens.get(self.tried.len())
-            && self.mask_behind(self.tried.len()).allows(token)
-            && self.matcher.consume_token(token).is_ok()
-        {
-            taken += 1;
-            if self.matcher.is_stopped() {
-                break;
-            }
-            match self.matcher.compute_mask() {
-                Ok(mask) => self.tried.push(mask),
-                Err(_) => break,
-            }
+        if self.phase != Phase::Answer || tokens.is_empty() {
+            return tokens.clear();
         }
-        // Where this fails the next mask does too, and says why.
-        let _ = self.matcher.rollback(taken);
+        let mut trial = self.matcher.clone();
+        while let Some(&token) = tokens.get(self.tried.len())
+            && token < vocab
+            && self.mask_behind(self.tried.len()).allows(token)
+            && go_on()
+            && trial.consume_token(token).is_ok()
+            && !trial.is_stopped()
+            && let Ok(mask) = trial.compute_mask()
+            && TokenMask(mask.as_slice()).tokens(vocab).next().is_some()
+        {
+            self.tried.push(mask);
+        }
         tokens.truncate(self.tried.len());
+    }
+
+    /// Whether any token below `vocab` may come next. Only after [`Constraint::compute`].
+    pub fn allows_any(&self, vocab: u32) -> bool {
+        self.mask().tokens(vocab).next().is_some()
     }
 
     /// The tokens that may come behind the first `tried` of those that are tried.

@@ -25,21 +25,26 @@ impl StepLoop {
         let taken: usize = rows.iter().sum();
         let step_max = schedule.draft_step_tokens_max.min(schedule.step_tokens_max) as usize;
         let mut room = step_max.saturating_sub(taken);
-        for (s, &new) in self.running.iter_mut().zip(rows) {
-            if new != 1 || s.left() != 1 || !s.is_prepared() || room == 0 {
+        let vocab = self.parts.executor.caps().vocab;
+        let in_time = || self.parts.ctx.now().saturating_sub(begun) <= DRAFTING_MAX;
+        // Another one is the first at each step: there may not be room for all.
+        let first = self.load.steps.load(Ordering::Relaxed) as usize;
+        for turn in 0..rows.len() {
+            let i = (first + turn) % rows.len();
+            let s = &mut self.running[i];
+            if rows[i] != 1 || s.left() != 1 || !s.is_prepared() || room == 0 {
                 continue;
             }
-            if self.parts.ctx.now().saturating_sub(begun) > DRAFTING_MAX {
+            if !in_time() {
                 break;
             }
-            s.draft(room.min(schedule.draft_tokens_max as usize));
+            s.draft(room.min(schedule.draft_tokens_max as usize), vocab, &in_time);
             let pages = pages_for(s.len() + s.drafts.len(), self.block_tokens);
             let wanted = pages.saturating_sub(s.pages.len()) as u32;
-            match self.pool.allocate(wanted) {
-                Ok(pages) => s.pages.extend(pages),
-                // Nobody gives way for what may be in vain.
-                Err(_) => s.drafts.truncate(s.pages.len() * self.block_tokens - s.len()),
-            }
+            // Nobody gives way for what may be in vain, and no block that is cached.
+            let free = if wanted <= self.pool.stats().free { wanted } else { 0 };
+            s.pages.extend(self.pool.allocate(free).unwrap_or_default());
+            s.drafts.truncate(s.pages.len() * self.block_tokens - s.len());
             room -= s.drafts.len();
         }
     }
@@ -104,6 +109,7 @@ impl StepLoop {
         let now = self.parts.ctx.now();
         let needed = self.needed();
         let mut gone = Vec::new();
+        let (mut drew, mut handed_out) = (0, 0);
         for (i, &new) in rows.iter().enumerate() {
             let s = &mut self.running[i];
             let draws = new > 0 && new == s.left();
@@ -126,15 +132,17 @@ impl StepLoop {
             }
             let right = drafts.iter().zip(&drawn).take_while(|(draft, drawn)| **draft == drawn.token).count();
             if !drafts.is_empty() {
-                s.drafter.tried(drafts.len(), right);
+                s.tried(drafts.len(), right);
                 self.load.drafted_tokens.fetch_add(drafts.len() as u64, Ordering::Relaxed);
                 self.load.accepted_tokens.fetch_add(right as u64, Ordering::Relaxed);
             }
+            drew += 1;
             for (place, token) in drawn.into_iter().take(right + 1).enumerate() {
                 if place > 0 {
                     // The draft before it was right, and its KV with it.
                     s.advance(1, &mut self.pool, self.block_tokens);
                 }
+                handed_out += 1;
                 if hand_out(s, token, now) {
                     gone.push(i);
                     break;
@@ -142,7 +150,9 @@ impl StepLoop {
             }
         }
         if needed > 0 {
-            smooth(&self.load.itl_us_ewma, now.saturating_sub(self.last_token_at).as_micros().max(1) as u64);
+            let step_us = now.saturating_sub(self.last_token_at).as_micros() as u64;
+            // A row that guessed right has several tokens of one step.
+            smooth(&self.load.itl_us_ewma, (step_us * drew.max(1) / handed_out.max(1)).max(1));
             self.last_token_at = now;
         }
         for &i in gone.iter().rev() {
