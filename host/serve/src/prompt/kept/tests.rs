@@ -124,6 +124,8 @@ fn both(
             assert_eq!(one, other);
             None
         }
+        // A template that counts turns over the whole conversation is asked about its end alone.
+        (Ok(_), Err(Refusal::Field { message, .. })) if message == "users and assistants take turns" => None,
         (kept, whole) => panic!("one fails, the other does not: {kept:?} {whole:?}"),
     }
 }
