@@ -253,8 +253,6 @@ fn block_int8(t: &mut BlockInt8<'_>) {
             2 => block_int8_rows::<2, 2>(t),
             3 => block_int8_rows::<3, 2>(t),
             4 => block_int8_rows::<4, 2>(t),
-            5 => block_int8_rows::<5, 2>(t),
-            6 => block_int8_rows::<6, 2>(t),
             rows => unreachable!("no kernel for {rows} rows"),
         }
     }
