@@ -30,6 +30,10 @@ fn mistakes_are_named() {
     refused("[engine]\ndevice = \"gpu\"", &["gpu", "cpu"]);
     refused("[engine]\nworkers = 0", &["engine.workers", "at least 1"]);
     refused("[engine]\nworkers = 65", &["engine.workers", "at most 64"]);
+    refused("[engine]\nroles = [\"both\"]", &["engine.roles", "1 roles for 2 workers"]);
+    refused("[engine]\nroles = [\"decode\", \"decode\"]", &["engine.roles", "`prefill` or `both`"]);
+    refused("[engine]\nroles = [\"prefill\", \"prefill\"]", &["engine.roles", "`decode` or `both`"]);
+    refused("[engine]\nroles = [\"router\", \"decode\"]", &["router", "prefill", "decode", "both"]);
     refused("[kv]\nblock_tokens = 0", &["kv.block_tokens", "1 to 256"]);
     refused("[engine.sim]\nstep_us = -1.0", &["engine.sim.step_us"]);
     refused(

@@ -10,6 +10,7 @@ mod chat;
 mod clients;
 mod completions;
 mod config;
+mod disaggregation;
 mod faults;
 mod gguf;
 mod hot_swap;

@@ -113,6 +113,8 @@ pub struct Pinned {
     pub hints: SequenceHints,
     /// Where it was sent, and by whom.
     pub routed: Routed,
+    /// Nobody reads what another worker says of the prompt; dropping it tells that one that nobody waits any more.
+    pub prefilling: Option<mpsc::Receiver<Event>>,
     /// The request's id.
     pub id: String,
     /// When it came in.
@@ -407,7 +409,7 @@ impl Answer {
             app.speculation.found(&prepared, prompt, self.usage.cached_tokens, block_tokens);
         }
         if let Some((next, finish)) = self.next.take().zip(self.finish) {
-            next.begin(app, routed.worker, finish);
+            next.begin(app, routed.prefilled_by(), finish);
         }
     }
 

@@ -29,7 +29,7 @@ use crate::telemetry::Metrics;
 use crate::threads::Threads;
 use crate::tiers::{Tiers, TiersError};
 use crate::tls::{Certificate, Renewal, TlsError};
-use crate::worker::{NO_SALT, Parts, Worker};
+use crate::worker::{Handoffs, NO_SALT, Parts, Worker};
 
 /// When a refused caller should come again. Chosen: a request of an agent takes about this long.
 const RETRY_AFTER_S: u32 = 1;
@@ -86,6 +86,8 @@ pub struct App {
     pub leaving: CancellationToken,
     /// What is computed ahead of need.
     pub speculation: Speculation,
+    /// Prompts that one worker computed for another.
+    pub handoffs: Arc<Handoffs>,
     seats: Arc<Semaphore>,
     sequences: AtomicU64,
     draining: AtomicBool,
@@ -215,11 +217,7 @@ impl App {
         let context_max = executors.iter().map(|e| context(e.caps())).min().unwrap_or(0);
         let fingerprint = executors.first().map_or(kv::Fingerprint(0), |e| e.caps().fingerprint);
         let vocab = executors.iter().map(|e| e.caps().vocab).min().unwrap_or(0);
-        let compile_cache = config.supply.folder().map(|folder| folder.join("code"));
-        let runtime = Runtime::new(RuntimeConfig { compile_cache, ..RuntimeConfig::default() })?;
-        let setup = Setup { workers: config.engine.workers, store_folder: config.state.folder() };
-        let generations = Generations::start_with(Arc::clone(&runtime), chain_spec(&config)?, setup)?;
-        generations.keep_watch(config.rollout.limits()).map_err(StartError::Thread)?;
+        let (runtime, generations) = generations(&config)?;
         // Before the first worker asks, so that the log begins with policies that know nothing yet.
         let recording = Recording::new(config.record.clone());
         recording.begin(&generations)?;
@@ -232,6 +230,7 @@ impl App {
             let parts = Parts {
                 index,
                 name: format!("worker-{index}"),
+                role: config.engine.role(index),
                 executor,
                 prefixes: Arc::clone(&prefixes),
                 generations: Arc::clone(&generations),
@@ -256,6 +255,7 @@ impl App {
             sequences: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             reloading: Mutex::new(()),
+            handoffs: Arc::default(),
             metrics: Metrics::new(&recording),
             prompts: Prompts::new((config.prompts.memory_mib as usize) << 20, || ctx.seed()),
             recording,
@@ -371,6 +371,16 @@ impl App {
     }
 }
 
+/// The sandbox, and in it the first generation.
+fn generations(config: &Config) -> Result<(Arc<Runtime>, Arc<Generations>), StartError> {
+    let compile_cache = config.supply.folder().map(|folder| folder.join("code"));
+    let runtime = Runtime::new(RuntimeConfig { compile_cache, ..RuntimeConfig::default() })?;
+    let setup = Setup { workers: config.engine.workers, store_folder: config.state.folder() };
+    let generations = Generations::start_with(Arc::clone(&runtime), chain_spec(config)?, setup)?;
+    generations.keep_watch(config.rollout.limits()).map_err(StartError::Thread)?;
+    Ok((runtime, generations))
+}
+
 fn checkpoints(config: &Config, context_max: u32, ctx: &Ctx) -> Result<Option<Checkpoints>, StartError> {
     let Some(settings) = config.checkpoints.settings(context_max) else { return Ok(None) };
     Ok(Some(Checkpoints::open(settings, ctx.unix_ms())?))
@@ -383,7 +393,10 @@ fn tiers(
 ) -> Result<Option<Arc<Tiers>>, StartError> {
     // All are alike: they serve one model.
     let Some(first) = executors.first() else { return Ok(None) };
-    Ok(Tiers::open(&config.kv, first.caps(), ctx)?.map(Arc::new))
+    if !config.kv.has_tiers() && !config.engine.disaggregates() {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(Tiers::open(&config.kv, first.caps(), ctx)?)))
 }
 
 /// The longest sequence: the model's limit, or what fits the KV pages.

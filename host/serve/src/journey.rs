@@ -23,9 +23,9 @@ use crate::prompt::{Detokenizer, Guide, OutputParser, StopMatcher};
 use crate::request::{Input, Prompt, Refusal, Request};
 use crate::resume::{self, IdempotencyKey, Resumed};
 use crate::retain::{self, Turn};
-use crate::route::{self, Routed};
+use crate::route::{self, Prefill, Routed};
 use crate::speculation::Next;
-use crate::worker::Start;
+use crate::worker::{Handoff, Start, Taker, handoff};
 use crate::{admit, auth, hints, middleware, render, row};
 
 /// A call to an endpoint that generates. A star marks a policy slot.
@@ -131,20 +131,33 @@ fn pin(
         chain = %policies.chain(),
         decided_by = %routed.decided_by,
         overlap_tokens = routed.overlap_tokens,
+        prefill = ?routed.prefill,
         "request routed"
     );
     let (app, id) = (Arc::clone(app), request.id.clone());
-    Pinned { app, seat, place, policies, prompt, hints: wishes.numbers, routed, id, arrived }
+    Pinned {
+        app,
+        seat,
+        place,
+        policies,
+        prompt,
+        hints: wishes.numbers,
+        routed,
+        prefilling: None,
+        id,
+        arrived,
+    }
 }
 
 /// Starts a sequence for each choice on the chosen worker.
 fn start(
-    pinned: Pinned,
+    mut pinned: Pinned,
     request: &Request,
     wishes: &Wishes,
     turn: Option<Arc<Turn>>,
 ) -> Result<Answer, Refusal> {
     let app = Arc::clone(&pinned.app);
+    let prefilled = prefill(&mut pinned, request);
     let prompt = &pinned.prompt;
     let worker = &app.workers[pinned.routed.worker];
     let mut choices = Vec::with_capacity(request.choices as usize);
@@ -164,6 +177,7 @@ fn start(
             hints: pinned.hints,
             attributes: wishes.attributes.clone(),
             turn: turn.clone(),
+            handoff: prefilled.clone().map(Handoff::Take),
             resumed: resumed.take(),
             announced: request.begins_early && number == 0,
             ahead: false,
@@ -176,6 +190,35 @@ fn start(
         choices.push(choice(&app, request, prompt, received));
     }
     Ok(Answer::new(pinned, choices))
+}
+
+/// Has another worker compute the prompt, where that was decided; what it computed is handed to the one that answers.
+fn prefill(pinned: &mut Pinned, request: &Request) -> Option<Taker> {
+    let (app, prompt) = (&pinned.app, &pinned.prompt);
+    let Prefill { worker, blocks } = pinned.routed.prefill.clone()?;
+    let (events, received) = mpsc::channel(1);
+    let (giver, taker) = handoff(blocks, Arc::clone(&app.handoffs));
+    let begun = app.workers[worker].submit(Start {
+        id: app.next_sequence(),
+        tokens: prompt.tokens.clone(),
+        blocks: Arc::clone(&prompt.blocks),
+        salt: prompt.salt,
+        sampling: request.sampling.clone(),
+        output_tokens_max: 0,
+        stop_tokens: Arc::clone(&app.model.stop_tokens),
+        constraint: None,
+        hints: pinned.hints,
+        attributes: Default::default(),
+        turn: None,
+        handoff: Some(Handoff::Give(giver)),
+        resumed: None,
+        announced: false,
+        ahead: false,
+        arrived: pinned.arrived,
+        events,
+    });
+    pinned.prefilling = Some(received);
+    begun.then_some(taker)
 }
 
 fn choice(

@@ -1,25 +1,46 @@
-//! The `route` slots: which worker serves a request.
+//! The `route` slots: which worker serves a request, and where workers have roles, which one computes its prompt.
 //!
 //! **Invariant:** candidates are the host's; a policy only chooses among them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use kv::PrefixIndex;
 use policy::{Frame, Pin, ROUTE_CANDIDATE, RouteView, Table};
 
+use crate::config::Role;
 use crate::request::{Prompt, Refusal};
+use crate::row;
 use crate::worker::Worker;
 
 /// A route decision.
 #[derive(Debug)]
 pub struct Routed {
-    /// Place of the worker in the list.
+    /// Place of the worker that answers in the list.
     pub worker: usize,
+    /// What another worker computes for it.
+    pub prefill: Option<Prefill>,
     /// Policy that took it.
     pub decided_by: Arc<str>,
     /// Tokens of the prompt that its cache held when it was chosen.
     pub overlap_tokens: u32,
+}
+
+impl Routed {
+    /// Place of the worker that computed the prompt, or most of it.
+    pub fn prefilled_by(&self) -> usize {
+        self.prefill.as_ref().map_or(self.worker, |prefill| prefill.worker)
+    }
+}
+
+/// A part of a prompt that one worker computes for another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prefill {
+    /// Place of the worker in the list.
+    pub worker: usize,
+    /// The blocks of the prompt that it hands over.
+    pub blocks: Range<usize>,
 }
 
 /// Shows the workers to the chain and takes its choice. `request` is the row of the request.
@@ -32,24 +53,68 @@ pub fn choose(
 ) -> Result<Routed, Refusal> {
     let mut overlap = vec![0u32; workers.len()];
     prefixes.overlap(&prompt.blocks, &mut overlap);
-    let mut candidates = Table::new(&ROUTE_CANDIDATE, workers.len());
-    for (row, worker) in workers.iter().enumerate() {
-        let cells = candidate(worker, overlap[row] * block_tokens);
-        for (column, cell) in cells.into_iter().enumerate() {
-            candidates.numbers_mut(column)[row] = cell;
-        }
-        candidates.ids_mut(0)[row] = worker.id;
+    let fleet = Fleet { workers, overlap: &overlap, block_tokens };
+    let ask = |request: &Table, (rows, decodes): (&[usize], Option<usize>)| {
+        let candidates = fleet.table(rows, decodes);
+        let view = RouteView { frame, request, candidates: &candidates };
+        let decision = pin.route(&view).map_err(|e| Refusal::Policy(e.to_string()))?;
+        Ok::<_, Refusal>((rows[decision.candidate], decision.decided_by))
+    };
+    let (worker, decided_by) = ask(request, (&fleet.rows(Role::decodes), None))?;
+    let overlap_tokens = overlap[worker] * block_tokens;
+    let lacking = fleet.lacking(prompt, worker);
+    let others = fleet.rows(Role::prefills);
+    let mut prefill = None;
+    if fleet.has_roles() && !lacking.is_empty() && others != [worker] {
+        let mut request = request.clone();
+        row::set_prefill_stage(&mut request, prompt.tokens.len() as u32 - overlap_tokens);
+        let (other, _) = ask(&request, (&others, Some(worker)))?;
+        prefill = (other != worker).then_some(Prefill { worker: other, blocks: lacking });
     }
-    let view = RouteView { frame, request, candidates: &candidates };
-    let decision = pin.route(&view).map_err(|e| Refusal::Policy(e.to_string()))?;
-    Ok(Routed {
-        worker: decision.candidate,
-        decided_by: decision.decided_by,
-        overlap_tokens: overlap[decision.candidate] * block_tokens,
-    })
+    Ok(Routed { worker, prefill, decided_by, overlap_tokens })
 }
 
-fn candidate(worker: &Worker, overlap_tokens: u32) -> [f32; 10] {
+/// The workers as a prompt finds them.
+struct Fleet<'a> {
+    workers: &'a [Worker],
+    /// Leading blocks of the prompt that each of them has.
+    overlap: &'a [u32],
+    block_tokens: u32,
+}
+
+impl Fleet<'_> {
+    fn has_roles(&self) -> bool {
+        self.workers.iter().any(|worker| worker.role != Role::Both)
+    }
+
+    /// Those whose role allows it.
+    fn rows(&self, may: fn(Role) -> bool) -> Vec<usize> {
+        (0..self.workers.len()).filter(|&row| may(self.workers[row].role)).collect()
+    }
+
+    /// Blocks that a worker can use of a prompt and does not have.
+    fn lacking(&self, prompt: &Prompt, worker: usize) -> Range<usize> {
+        // The last token is always computed by who answers.
+        let usable = (prompt.tokens.len() - 1) / self.block_tokens as usize;
+        self.overlap[worker] as usize..usable.min(prompt.blocks.len())
+    }
+
+    /// Some of them as candidates. `decodes`: the one that answers.
+    fn table(&self, rows: &[usize], decodes: Option<usize>) -> Table {
+        let mut candidates = Table::new(&ROUTE_CANDIDATE, rows.len());
+        for (row, &at) in rows.iter().enumerate() {
+            let worker = &self.workers[at];
+            let cells = candidate(worker, self.overlap[at] * self.block_tokens, decodes == Some(at));
+            for (column, cell) in cells.into_iter().enumerate() {
+                candidates.numbers_mut(column)[row] = cell;
+            }
+            candidates.ids_mut(0)[row] = worker.id;
+        }
+        candidates
+    }
+}
+
+fn candidate(worker: &Worker, overlap_tokens: u32, decodes: bool) -> [f32; 11] {
     let load = worker.load.read();
     [
         overlap_tokens as f32,
@@ -62,5 +127,6 @@ fn candidate(worker: &Worker, overlap_tokens: u32) -> [f32; 10] {
         if worker.load.unhealthy.load(Relaxed) { 0.0 } else { 1.0 },
         worker.load.ttft_us_ewma.load(Relaxed) as f32 / 1e3,
         worker.load.itl_us_ewma.load(Relaxed) as f32 / 1e3,
+        f32::from(u8::from(decodes)),
     ]
 }

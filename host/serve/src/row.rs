@@ -11,6 +11,8 @@ use crate::request::{Prompt, Request};
 
 /// Indices in `REQUEST`; a test holds them to their names.
 const WAITED_MS: usize = 6;
+const STAGE: usize = 10;
+const UNCACHED_TOKENS: usize = 11;
 const TENANT: usize = 3;
 
 /// The row of a request that has not waited yet.
@@ -31,6 +33,8 @@ pub fn request(request: &Request, prompt: &Prompt, wishes: &Wishes) -> Table {
             Some(false) => -1.0,
             None => 0.0,
         },
+        0.0,
+        0.0,
     ];
     let mut row = Table::new(&REQUEST, 1);
     fill(&mut row, &numbers, &[hints.session, hints.parent, hints.class, hints.tenant]);
@@ -43,6 +47,12 @@ pub fn request(request: &Request, prompt: &Prompt, wishes: &Wishes) -> Table {
 /// Notes how long the request was deferred.
 pub fn set_waited(row: &mut Table, waited: Duration) {
     row.numbers_mut(WAITED_MS)[0] = waited.as_secs_f32() * 1e3;
+}
+
+/// Makes it the row of a decision on who computes the prompt. `uncached`: tokens that the worker that answers lacks.
+pub fn set_prefill_stage(row: &mut Table, uncached: u32) {
+    row.numbers_mut(STAGE)[0] = 1.0;
+    row.numbers_mut(UNCACHED_TOKENS)[0] = uncached as f32;
 }
 
 /// The tenant of the request.
@@ -66,6 +76,8 @@ mod tests {
     #[test]
     fn the_columns_are_where_they_are_looked_for() {
         assert_eq!(REQUEST.number("waited_ms"), Some(WAITED_MS));
+        assert_eq!(REQUEST.number("stage"), Some(STAGE));
+        assert_eq!(REQUEST.number("uncached_tokens"), Some(UNCACHED_TOKENS));
         assert_eq!(REQUEST.id("tenant"), Some(TENANT));
     }
 }

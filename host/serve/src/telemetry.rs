@@ -3,6 +3,7 @@
 //! **Invariant:** label values are enums or names from the configuration, never ids; nothing of a prompt,
 //! a completion or a header's value is written anywhere.
 
+mod handoffs;
 mod rollout;
 mod speculation;
 mod tiers;
@@ -148,6 +149,7 @@ pub struct Metrics {
     sequences_waiting: Family<ByWorker, Gauge>,
     sequences_running: Family<ByWorker, Gauge>,
     steps: Family<ByWorker, Counter>,
+    step_tokens: Family<ByWorker, Counter>,
     evictions: Family<ByWorker, Counter>,
     preemptions: Family<ByWorker, Counter>,
     drafted_tokens: Family<ByWorker, Counter>,
@@ -163,6 +165,7 @@ pub struct Metrics {
     prompt_bytes: Gauge,
     rollout: rollout::RolloutMetrics,
     speculation: speculation::SpeculationMetrics,
+    handoffs: handoffs::HandoffMetrics,
     tiers: tiers::TierMetrics,
 }
 
@@ -188,6 +191,7 @@ impl Metrics {
             sequences_running: Family::default(),
             steps: Family::default(),
             evictions: Family::default(),
+            step_tokens: Family::default(),
             preemptions: Family::default(),
             drafted_tokens: Family::default(),
             accepted_tokens: Family::default(),
@@ -202,6 +206,7 @@ impl Metrics {
             prompt_bytes: Gauge::default(),
             rollout: rollout::RolloutMetrics::default(),
             speculation: speculation::SpeculationMetrics::default(),
+            handoffs: handoffs::HandoffMetrics::default(),
             tiers: tiers::TierMetrics::default(),
         };
         metrics.register();
@@ -231,6 +236,7 @@ impl Metrics {
         r.register("sequences_waiting", "Sequences that wait", self.sequences_waiting.clone());
         r.register("sequences_running", "Sequences that run", self.sequences_running.clone());
         r.register("steps", "Steps computed", self.steps.clone());
+        r.register("step_tokens", "Tokens computed in steps", self.step_tokens.clone());
         r.register("kv_evictions", "Blocks evicted", self.evictions.clone());
         r.register("preemptions", "Sequences preempted for want of pages", self.preemptions.clone());
         let drafted = "Tokens of answers that were guessed, by speculative decoding";
@@ -268,6 +274,7 @@ impl Metrics {
         );
         self.rollout.register(&mut r);
         self.speculation.register(&mut r);
+        self.handoffs.register(&mut r);
         self.tiers.register(&mut r);
     }
 
@@ -312,6 +319,7 @@ impl Metrics {
         self.collect_prompts(app);
         self.rollout.collect(&app.generations);
         self.speculation.collect(&app.speculation.counts);
+        self.handoffs.collect(&app.handoffs);
         if let Some(tiers) = &app.tiers {
             self.tiers.collect(tiers);
         }
@@ -347,6 +355,8 @@ impl Metrics {
             self.sequences_waiting.get_or_create(&label).set(w.load.waiting.load(Relaxed).into());
             self.sequences_running.get_or_create(&label).set(w.load.running.load(Relaxed).into());
             self.steps.get_or_create(&label).inner().store(w.load.steps.load(Relaxed), Relaxed);
+            let tokens = w.load.step_tokens.load(Relaxed);
+            self.step_tokens.get_or_create(&label).inner().store(tokens, Relaxed);
             self.evictions.get_or_create(&label).inner().store(w.load.evictions.load(Relaxed), Relaxed);
             self.preemptions.get_or_create(&label).inner().store(w.load.preemptions.load(Relaxed), Relaxed);
             let (drafted, accepted) = (&self.drafted_tokens, &self.accepted_tokens);

@@ -61,6 +61,8 @@ pub const fn name_id(name: &str) -> u64 {
 /// `priority` is in seconds of head start; `waited_ms` is the time that it was deferred; `output_tokens_max` is
 /// the limit that the caller asked for, 0 if none. `session_final` is 1 if the session ends with this request;
 /// `speculative_prefill` is 1 if what may come next is to be computed ahead, -1 if it must not be, 0 if nothing is said.
+/// Where workers have roles, a request is routed twice: `stage` is 0 for who decodes and answers, 1 for who computes the
+/// `uncached_tokens` of the prompt that the one who answers lacks.
 pub const REQUEST: Columns = Columns::numbers(&[
     "prompt_tokens",
     "prompt_blocks",
@@ -72,6 +74,8 @@ pub const REQUEST: Columns = Columns::numbers(&[
     "output_tokens_max",
     "session_final",
     "speculative_prefill",
+    "stage",
+    "uncached_tokens",
 ])
 .ids(&["session", "parent", "class", "tenant"]);
 
@@ -93,7 +97,7 @@ pub const FLEET: Columns = Columns::numbers(&[
     "kv_used",
 ]);
 
-/// The workers that could serve: a row each.
+/// The workers that could serve: a row each. `decodes` is 1 for the one that answers, where `stage` is 1.
 pub const CANDIDATE: Columns = Columns::numbers(&[
     "overlap_tokens",
     "queue_len",
@@ -105,6 +109,7 @@ pub const CANDIDATE: Columns = Columns::numbers(&[
     "health",
     "ttft_ms_ewma",
     "itl_ms_ewma",
+    "decodes",
 ])
 .ids(&["worker"]);
 

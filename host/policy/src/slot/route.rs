@@ -1,4 +1,5 @@
-//! `filter`, `score`, `pick` and `route`: which worker serves a request.
+//! `filter`, `score`, `pick` and `route`: which worker serves a request, and where workers have roles, which one computes
+//! its prompt.
 
 use super::{Answer, Frame};
 use crate::table::{Schema, Table};
@@ -16,6 +17,8 @@ pub static REQUEST: Schema = Schema {
         "output_tokens_max",
         "session_final",
         "speculative_prefill",
+        "stage",
+        "uncached_tokens",
     ],
     // A hash of each name; 0 where the caller gave none.
     ids: &["session", "parent", "class", "tenant"],
@@ -35,6 +38,7 @@ pub static ROUTE_CANDIDATE: Schema = Schema {
         "health",
         "ttft_ms_ewma",
         "itl_ms_ewma",
+        "decodes",
     ],
     // Stable over the life of the worker.
     ids: &["worker"],

@@ -235,6 +235,8 @@ fn decision_headers(answer: &Answer) -> Vec<(HeaderName, HeaderValue)> {
     let pinned = &answer.pinned;
     let worker = pinned.app.workers[pinned.routed.worker].name.as_ref();
     let generation = pinned.policies.id().0.to_string();
+    let prefill = pinned.routed.prefill.as_ref();
+    let prefill = prefill.map(|prefill| pinned.app.workers[prefill.worker].name.as_ref());
     let chain = Some(pinned.policies.chain().as_ref()).filter(|name| *name != DEFAULT_CHAIN);
     [
         ("x-request-id", pinned.id.as_str()),
@@ -245,6 +247,7 @@ fn decision_headers(answer: &Answer) -> Vec<(HeaderName, HeaderValue)> {
     ]
     .into_iter()
     .chain(chain.map(|name| ("x-pointsman-chain", name)))
+    .chain(prefill.map(|name| ("x-pointsman-prefill-worker", name)))
     .filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::from_str(value).ok()?)))
     .collect()
 }

@@ -83,6 +83,8 @@ pub struct Engine {
     pub device: Device,
     /// Workers in this process, each with its own KV and step loop.
     pub workers: usize,
+    /// What each of them does; empty where all of them prefill and decode.
+    pub roles: Vec<Role>,
     /// Compute threads of a worker; 0 shares the cores out.
     pub threads_per_worker: usize,
     /// In which form weights are kept in memory.
@@ -96,6 +98,7 @@ impl Default for Engine {
         Self {
             device: Device::Cpu,
             workers: 2,
+            roles: Vec::new(),
             threads_per_worker: 0,
             weights: Weights::default(),
             sim: Sim::default(),
@@ -111,6 +114,31 @@ pub enum Device {
     Cpu,
     /// No computation: a cost model and made-up tokens, for tests of everything else.
     Sim,
+}
+
+/// What a worker does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It computes prompts and answers.
+    #[default]
+    Both,
+    /// It computes prompts for others.
+    Prefill,
+    /// It answers, and has others compute the prompts.
+    Decode,
+}
+
+impl Role {
+    /// Whether it computes prompts.
+    pub fn prefills(self) -> bool {
+        self != Self::Decode
+    }
+
+    /// Whether it answers.
+    pub fn decodes(self) -> bool {
+        self != Self::Prefill
+    }
 }
 
 /// In which form weights are kept in memory.
@@ -195,11 +223,39 @@ impl Model {
 }
 
 impl Engine {
+    /// The role of a worker.
+    pub fn role(&self, worker: usize) -> Role {
+        self.roles.get(worker).copied().unwrap_or_default()
+    }
+
+    /// Whether some workers compute prompts for others.
+    pub fn disaggregates(&self) -> bool {
+        self.roles.iter().any(|role| *role != Role::Both)
+    }
+
+    fn check_roles(&self) -> Result<(), ConfigError> {
+        let roles = &self.roles;
+        let named = |problem: String| Err(bad("engine.roles", problem));
+        if roles.is_empty() {
+            return Ok(());
+        }
+        if roles.len() != self.workers {
+            let workers = self.workers;
+            return named(format!("has {} roles for {workers} workers; name one for each", roles.len()));
+        }
+        match (roles.iter().any(|role| role.prefills()), roles.iter().any(|role| role.decodes())) {
+            (true, true) => Ok(()),
+            (false, _) => named("has nobody who prefills; one must be `prefill` or `both`".to_owned()),
+            (_, false) => named("has nobody who answers; one must be `decode` or `both`".to_owned()),
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         at_least("engine.workers", self.workers as u64, 1)?;
         if self.workers > WORKERS_MAX {
             return Err(bad("engine.workers", format!("must be at most {WORKERS_MAX}, is {}", self.workers)));
         }
+        self.check_roles()?;
         for (key, us) in [
             ("step_us", self.sim.step_us),
             ("prefill_us_per_token", self.sim.prefill_us_per_token),

@@ -229,9 +229,12 @@ impl Next {
         self.echo.add(pieces);
     }
 
-    /// The turn has ended: its worker is to compute what comes next, if that can be told.
+    /// The turn has ended: the worker that computed its prompt is to compute what comes next, if that can be told.
     pub fn begin(self: Box<Self>, app: &Arc<App>, worker: usize, finish: FinishReason) {
         if !(self.asked || finish == FinishReason::ToolCalls) || app.draining() {
+            return;
+        }
+        if !app.workers[worker].role.prefills() {
             return;
         }
         let speculation = &app.speculation;
@@ -279,6 +282,7 @@ impl Next {
             attributes: Default::default(),
             turn: None,
             announced: true,
+            handoff: None,
             resumed: None,
             ahead: true,
             arrived: app.ctx.now(),

@@ -153,6 +153,11 @@ impl Tiers {
         found
     }
 
+    /// A block, if it lies in memory of the host.
+    pub fn in_memory_one(&self, name: BlockName) -> Option<Slot> {
+        self.host.get_prefix(&[name]).pop()
+    }
+
     /// The slowest tier that can be made to keep a block.
     pub fn lowest(&self) -> policy::Tier {
         if self.disk.is_some() { policy::Tier::Disk } else { policy::Tier::Host }

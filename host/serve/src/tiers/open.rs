@@ -37,13 +37,10 @@ pub enum TiersError {
 }
 
 impl Tiers {
-    /// The tiers of a configuration, for executors that are like this one; `None` if it has none.
+    /// The tiers of a configuration, for executors that are like this one; memory of the host always is one.
     ///
     /// Cost: reading the index of the disk; after a crash, a header of each block on it.
-    pub fn open(kv: &config::Kv, caps: &Caps, ctx: &Ctx) -> Result<Option<Self>, TiersError> {
-        if !kv.has_tiers() {
-            return Ok(None);
-        }
+    pub fn open(kv: &config::Kv, caps: &Caps, ctx: &Ctx) -> Result<Self, TiersError> {
         let geometry = Geometry {
             block_bytes: caps.kv.block_bytes as usize,
             block_tokens: caps.kv.block_tokens,
@@ -57,7 +54,7 @@ impl Tiers {
             true => None,
             false => Some(open_remote(&kv.remote, geometry, ctx)?),
         };
-        Ok(Some(Self {
+        Ok(Self {
             host: host(kv, geometry)?,
             disk,
             remote,
@@ -68,7 +65,7 @@ impl Tiers {
             told_ms: Default::default(),
             wishes: Mutex::default(),
             counts: Default::default(),
-        }))
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! **Invariant:** only the worker's thread touches its executor and its pool; everybody else sees numbers.
 
 mod drafter;
+mod handoff;
 pub mod inspect;
 mod memory;
 mod order;
@@ -21,11 +22,12 @@ use kv::{BlockPool, PrefixIndex};
 use parking_lot::Mutex;
 use policy::Generations;
 
+pub use handoff::{Giver, Handoff, Handoffs, Taker, handoff};
 pub(crate) use sequence::NO_SALT;
 pub use sequence::{Event, Finish, SequenceHints, Start};
 use step::StepLoop;
 
-use crate::config::{Kv, Schedule, Speculation};
+use crate::config::{Kv, Role, Schedule, Speculation};
 use crate::ctx::{Ctx, name_id};
 use crate::speculation::Counts;
 use crate::tiers::Tiers;
@@ -36,6 +38,8 @@ pub struct Parts {
     pub index: usize,
     /// Name in logs, metrics and response headers.
     pub name: String,
+    /// What it does.
+    pub role: Role,
     /// The device.
     pub executor: Box<dyn Executor>,
     /// Who has which block.
@@ -77,6 +81,8 @@ pub struct Worker {
     pub name: Arc<str>,
     /// A stable id for policies.
     pub id: u64,
+    /// What it does.
+    pub role: Role,
     /// What it published last.
     pub load: Arc<Load>,
     sender: Sender,
@@ -116,6 +122,8 @@ pub struct Load {
     pub accepted_tokens: AtomicU64,
     /// Steps so far.
     pub steps: AtomicU64,
+    /// Tokens computed in them, those tried in vain included.
+    pub step_tokens: AtomicU64,
     /// Smoothed time to first token, in microseconds.
     pub ttft_us_ewma: AtomicU64,
     /// Smoothed time between tokens, in microseconds.
@@ -168,12 +176,13 @@ impl Worker {
             .with_keep_bounds(retainer::keep_bounds(&parts.kv, caps.kv.pages));
         let (sender, received) = mpsc::channel();
         let sender = Arc::new(Mutex::new(Some(sender)));
-        let (index, name) = (parts.index, parts.name.clone());
+        let (index, name, role) = (parts.index, parts.name.clone(), parts.role);
         let step_loop = StepLoop::new(parts, pool, Arc::clone(&load), (Arc::clone(&sender), received));
         let thread = std::thread::Builder::new().name(name.clone()).spawn(move || step_loop.run())?;
         Ok(Self {
             index,
             id: name_id(&name),
+            role,
             name: name.into(),
             load,
             sender,

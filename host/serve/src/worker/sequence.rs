@@ -11,6 +11,7 @@ use policy::{Attributes, Value};
 use tokio::sync::mpsc;
 
 use super::drafter::Drafter;
+use super::handoff::{Giver, Handed, Handoff, Taker};
 use crate::ctx::Moment;
 use crate::prompt::{Constraint, Next, Tokens};
 use crate::resume::Resumed;
@@ -42,6 +43,8 @@ pub struct Start {
     pub attributes: Attributes,
     /// What the `retain` slot is told of it; `None` where nobody is asked.
     pub turn: Option<Arc<Turn>>,
+    /// What another worker has to do with its prompt.
+    pub handoff: Option<Handoff>,
     /// What there is of its output, and what takes down the rest.
     pub resumed: Option<Resumed>,
     /// Whether its start is told, before its first token.
@@ -119,6 +122,43 @@ pub enum Finish {
     Length,
 }
 
+/// What a sequence waits for: blocks from tiers, or from another worker.
+pub(super) enum Awaited {
+    Tiers(Fetch),
+    Handoff(Taker),
+}
+
+/// What came of it.
+pub(super) struct Came {
+    /// Place in the prompt of the first block.
+    pub(super) first: usize,
+    pub(super) slots: Vec<Slot>,
+    /// Tokens from which on they were computed for this request.
+    pub(super) computed_for_it: Option<u32>,
+}
+
+impl Awaited {
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Tiers(fetch) => fetch.is_over(),
+            Self::Handoff(taker) => taker.is_over(),
+        }
+    }
+
+    /// What came; call it when it is over.
+    pub(super) fn take(self) -> Option<Came> {
+        match self {
+            Self::Tiers(fetch) => {
+                fetch.take().map(|(first, slots)| Came { first, slots, computed_for_it: None })
+            }
+            Self::Handoff(taker) => {
+                let Handed { first, slots, cached_tokens } = taker.take();
+                Some(Came { first, slots, computed_for_it: Some(cached_tokens) })
+            }
+        }
+    }
+}
+
 /// A sequence in a worker's hands.
 pub(super) struct Sequence {
     pub(super) start: Start,
@@ -138,8 +178,10 @@ pub(super) struct Sequence {
     pub(super) pages: Vec<PageIdx>,
     /// Leading pages that are held through the one after them.
     lent: usize,
-    /// What is fetched for it before it starts.
-    pub(super) fetch: Option<Fetch>,
+    /// What it waits for before it starts.
+    pub(super) awaited: Option<Awaited>,
+    /// Where the blocks of its prompt go.
+    pub(super) giver: Option<Giver>,
     /// Blocks that are moved into these pages before it computes; they follow what is computed.
     pub(super) loads: VecDeque<(PageIdx, Slot)>,
     /// Prompt tokens found in the cache when the sequence was first started.
@@ -184,7 +226,8 @@ impl Sequence {
             computed: 0,
             pages: Vec::new(),
             lent: 0,
-            fetch: None,
+            awaited: None,
+            giver: None,
             loads: VecDeque::new(),
             cached_tokens: None,
             chunk_tokens: None,
@@ -301,9 +344,23 @@ impl Sequence {
         self.len() - self.computed
     }
 
+    /// Prompt tokens that this worker has yet to compute, as far as it knows.
+    pub(super) fn prefill_left(&self) -> usize {
+        match self.awaited {
+            // Others compute its whole blocks.
+            Some(Awaited::Handoff(_)) => 0,
+            _ => self.left().saturating_sub(1),
+        }
+    }
+
     /// Names of its leading blocks that others can find.
     pub(super) fn sealed_names(&self) -> &[BlockName] {
         &self.names[..self.sealed]
+    }
+
+    /// The page of a block of it.
+    pub(super) fn page(&self, at: usize) -> PageIdx {
+        self.pages[at]
     }
 
     pub(super) fn cancelled(&self) -> bool {
@@ -330,22 +387,40 @@ impl Sequence {
 
     /// Whether it waits for blocks from elsewhere before it can start.
     pub(super) fn is_fetching(&self) -> bool {
-        self.fetch.as_ref().is_some_and(|fetch| !fetch.is_over())
+        self.awaited.as_ref().is_some_and(|awaited| !awaited.is_over())
     }
 
-    /// Takes blocks that follow what it has, and pages that they are to be moved into.
-    pub(super) fn load(&mut self, pages: &[PageIdx], slots: Vec<Slot>, block_tokens: usize) {
+    /// Name of a block of it, if others can find that.
+    pub(super) fn sealed_name(&self, at: usize) -> Option<BlockName> {
+        self.sealed_names().get(at).copied()
+    }
+
+    /// Takes blocks that follow what it has, and pages that they are to be moved into. `computed_for_it`: tokens from
+    /// which on another worker computed them, for this request.
+    pub(super) fn load(
+        &mut self,
+        pages: &[PageIdx],
+        slots: Vec<Slot>,
+        block_tokens: usize,
+        computed_for_it: Option<u32>,
+    ) {
         self.pages.extend(pages);
         self.loads.extend(pages.iter().copied().zip(slots));
         let tokens = (pages.len() * block_tokens) as u32;
         let prompt = self.prompt_len() as u32;
-        self.cached_tokens = self.cached_tokens.map(|cached| (cached + tokens).min(prompt));
+        self.cached_tokens = self.cached_tokens.map(|cached| {
+            let there = (cached + tokens).min(prompt);
+            computed_for_it.map_or(there, |found| there.min(found).max(cached))
+        });
     }
 
     /// Tells its start, if that is wanted and was not told.
     pub(super) fn announce(&mut self) {
+        let cached_tokens = self.cached_tokens.unwrap_or(0);
+        if let Some(giver) = &self.giver {
+            giver.found(cached_tokens);
+        }
         if std::mem::take(&mut self.start.announced) {
-            let cached_tokens = self.cached_tokens.unwrap_or(0);
             let _ = self.start.events.try_send(Event::Started { cached_tokens });
         }
     }

@@ -19,6 +19,7 @@ use kv::BlockPool;
 use policy::Frame;
 
 use self::moving::Mover;
+use super::handoff::Handoff;
 use super::inspect::Question;
 use super::order::{Order, Planner, Terms, Victim};
 use super::retainer::{Retainer, With};
@@ -172,10 +173,11 @@ impl StepLoop {
         }
     }
 
-    fn enqueue(&mut self, start: Start) {
+    fn enqueue(&mut self, mut start: Start) {
         if start.ahead {
             return self.enqueue_ahead(start);
         }
+        let handoff = start.handoff.take();
         self.load.in_transit.fetch_sub(1, Ordering::Relaxed);
         self.load.in_transit_tokens.fetch_sub(start.tokens.len() as u64, Ordering::Relaxed);
         let fingerprint = self.parts.executor.caps().fingerprint;
@@ -183,7 +185,14 @@ impl StepLoop {
         if !s.output.is_empty() && goes_no_further(&mut s) {
             return;
         }
-        self.fetch(&mut s);
+        match handoff {
+            Some(Handoff::Take(taker)) => self.await_handoff(&mut s, taker),
+            Some(Handoff::Give(giver)) => {
+                s.giver = Some(giver);
+                self.fetch(&mut s);
+            }
+            None => self.fetch(&mut s),
+        }
         self.waiting.push(s);
         self.changed = true;
     }
@@ -280,7 +289,8 @@ impl StepLoop {
             self.start(next, budget);
         }
         let mut rows = vec![0; self.running.len()];
-        let mut ready = rows.iter_mut().zip(&self.running).filter(|(_, s)| s.loads.is_empty());
+        let is_ready = |s: &Sequence| s.loads.is_empty() && s.left() > 0;
+        let mut ready = rows.iter_mut().zip(&self.running).filter(|(_, s)| is_ready(s));
         if let Some((row, s)) = ready.next() {
             *row = s.left().min(budget);
         }
@@ -430,7 +440,7 @@ impl StepLoop {
         let load = &self.load;
         let set =
             |cell: &std::sync::atomic::AtomicU32, value: usize| cell.store(value as u32, Ordering::Relaxed);
-        let left = |s: &Sequence| s.left().saturating_sub(1) as u64;
+        let left = |s: &Sequence| s.prefill_left() as u64;
         let running = &self.running[..self.needed()];
         set(&load.waiting, self.waiting.len());
         set(&load.running, running.len());

@@ -67,7 +67,7 @@ impl Rows {
         for (index, name) in offered.numbers.iter().enumerate() {
             let end = match *name {
                 "kv_used" | "health" | "used" | "pinned" => 1.0,
-                "session_live" | "session_final" | "speculative_prefill" => 2.0,
+                "session_live" | "session_final" | "speculative_prefill" | "stage" | "decodes" => 2.0,
                 "event" | "finish" => 3.0,
                 "role" => 6.0,
                 "strict_tier" | "running" | "queue_len" | "free_rows" | "index" | "reuse" | "workers" => 8.0,

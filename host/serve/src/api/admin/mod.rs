@@ -76,6 +76,7 @@ async fn workers(State(app): State<Arc<App>>) -> Response {
         .map(|w| {
             json!({
                 "name": &*w.name,
+                "role": w.role,
                 "waiting": w.load.waiting.load(Relaxed),
                 "running": w.load.running.load(Relaxed),
                 "pages": w.load.pages.load(Relaxed),

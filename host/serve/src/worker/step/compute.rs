@@ -97,6 +97,7 @@ impl StepLoop {
         let ticket = self.parts.executor.submit(&plan)?;
         let out = self.parts.executor.poll(ticket, true)?;
         let out = out.ok_or_else(|| EngineError::Plan("a blocking poll gave no result".into()))?;
+        self.load.step_tokens.fetch_add(tokens.len() as u64, Ordering::Relaxed);
         if let Some(mover) = &self.mover {
             mover.computed(&plan_rows, out.took);
         }
@@ -118,6 +119,10 @@ impl StepLoop {
                 self.parts.speculation.tokens.fetch_add(new as u64, Ordering::Relaxed);
             }
             if !draws {
+                continue;
+            }
+            if s.giver.is_some() {
+                // It stays until its blocks are handed over.
                 continue;
             }
             if s.is_prompt_only() {

@@ -13,12 +13,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use engine::{EngineError, Executor, Fence, Moved, Row, Xfer};
-use kv::{Block, BlockName, PageIdx};
+use kv::{Block, BlockName, PageIdx, Retention, Slot};
 
 use super::{Message, StepLoop};
-use crate::config::Write;
+use crate::config::{Role, Write};
 use crate::tiers::{Ask, Tiers};
-use crate::worker::sequence::Sequence;
+use crate::worker::handoff::{Giver, Taker};
+use crate::worker::sequence::{Awaited, Sequence};
 
 /// How long a step may move blocks while sequences compute. Chosen: nobody sees a token come so much later.
 const BUSY_MAX: Duration = Duration::from_micros(250);
@@ -77,6 +78,14 @@ struct Unsaved {
     name: BlockName,
     parent: Option<BlockName>,
     tenant: u64,
+}
+
+/// A block on its way to another worker: one that is to be saved, one that lies in memory, or one without a slot.
+struct Handing {
+    /// Place of its sequence in the batch.
+    at: usize,
+    block: Option<Unsaved>,
+    slot: Option<Slot>,
 }
 
 impl Mover {
@@ -145,27 +154,39 @@ impl StepLoop {
         };
         // The worker may have ended by then, and needs no waking.
         let wake = Box::new(move || drop(sender.send(Message::Wake)));
-        s.fetch = mover.tiers.fetch(&ask, &self.parts.ctx, wake);
+        s.awaited = mover.tiers.fetch(&ask, &self.parts.ctx, wake).map(Awaited::Tiers);
     }
 
-    /// Gives a sequence that starts the blocks that it lacks and memory of the host has; they are loaded in the next steps.
+    /// Has a sequence wait for what another worker computes of it.
+    pub(super) fn await_handoff(&self, s: &mut Sequence, taker: Taker) {
+        // A worker that stops waits for nobody.
+        let Some(sender) = self.sender.lock().clone() else { return };
+        taker.on_over(Box::new(move || drop(sender.send(Message::Wake))));
+        s.awaited = Some(Awaited::Handoff(taker));
+    }
+
+    /// Gives a sequence that starts the blocks that it lacks and memory of the host has, or another worker computed; they
+    /// are loaded in the next steps.
     pub(super) fn take_loads(&mut self, at: usize) {
         let Some(mover) = &self.mover else { return };
         let s = &mut self.waiting[at];
-        let fetch = s.fetch.take();
+        let came = s.awaited.take().and_then(Awaited::take);
         let names = s.usable_names(self.block_tokens);
         let have = s.pages.len();
-        let mut slots = mover.tiers.in_memory(&names[have..]);
-        let next = have + slots.len();
-        if let Some((first, came)) = fetch.and_then(|fetch| fetch.take())
-            && first <= next
-        {
-            // What lies in memory, too, is there already.
-            slots.extend(came.into_iter().skip(next - first));
-        }
+        let mut slots = Vec::new();
+        // What came may follow what the worker has, or what lies in memory behind that.
+        let follow = |slots: &mut Vec<Slot>| {
+            let next = have + slots.len();
+            if let Some(came) = came.as_ref().filter(|came| came.first <= next) {
+                slots.extend(came.slots.iter().skip(next - came.first).cloned());
+            }
+        };
+        follow(&mut slots);
+        slots.extend(mover.tiers.in_memory(&names[(have + slots.len()).min(names.len())..]));
+        follow(&mut slots);
         slots.truncate((names.len() - have).min(self.pool.available() as usize));
         let Ok(pages) = self.pool.allocate(slots.len() as u32) else { return };
-        s.load(&pages, slots, self.block_tokens);
+        s.load(&pages, slots, self.block_tokens, came.and_then(|came| came.computed_for_it));
     }
 
     /// Moves some blocks to and from the tiers. `busy`: sequences compute in this step.
@@ -173,10 +194,12 @@ impl StepLoop {
         if self.mover.is_none() {
             return;
         }
+        // Nobody reads tokens of a worker that computes for others.
+        let busy = busy && self.parts.role != Role::Prefill;
         let begun = self.parts.ctx.now();
         let loaded = self.load_some(busy);
         let between = self.parts.ctx.now();
-        let saved = self.save_some(busy || !self.running.is_empty());
+        let saved = self.hand_over(busy) + self.save_some(busy || !self.running.is_empty());
         let ended = self.parts.ctx.now();
         let Some(mover) = &mut self.mover else { return };
         mover.load_pace.note(loaded, between.saturating_sub(begun));
@@ -219,6 +242,69 @@ impl StepLoop {
             }
         }
         blocks
+    }
+
+    /// Saves some of what other workers wait for, and says how many blocks. `busy`: sequences compute. Whoever has handed
+    /// everything over leaves, and whoever finds no slot: the other worker computes what it lacks then.
+    fn hand_over(&mut self, busy: bool) -> usize {
+        let Some(mover) = &mut self.mover else { return 0 };
+        let mut left = mover.save_pace.blocks_max(busy);
+        let (mut moves, mut saving) = (Vec::new(), Vec::new());
+        for (i, s) in self.running.iter_mut().enumerate() {
+            let Some(wanted) = s.giver.as_ref().map(Giver::left) else { continue };
+            for at in wanted.start..wanted.end.min(s.sealed_names().len()).min(wanted.start + left) {
+                let name = s.sealed_names()[at];
+                if let Some(slot) = mover.tiers.in_memory_one(name) {
+                    saving.push(Handing { at: i, block: None, slot: Some(slot) });
+                    continue;
+                }
+                let Some(slot) = mover.tiers.take_slot() else {
+                    saving.push(Handing { at: i, block: None, slot: None });
+                    break;
+                };
+                left -= 1;
+                moves.push(Xfer::Save { from: s.page(at), to: slot });
+                let parent = at.checked_sub(1).and_then(|before| s.sealed_name(before));
+                let block = Unsaved { name, parent, tenant: s.start.hints.tenant };
+                saving.push(Handing { at: i, block: Some(block), slot: None });
+            }
+        }
+        let blocks = moves.len();
+        let moved =
+            if blocks == 0 { Ok(Moved::default()) } else { transfer(&mut *self.parts.executor, moves) };
+        let saved = moved.map(|moved| moved.saved).unwrap_or_else(|error| {
+            tracing::warn!(worker = %self.parts.name, %error, "blocks were not handed over");
+            Vec::new()
+        });
+        self.give(saving, saved.into_iter().map(|saved| saved.slot));
+        blocks
+    }
+
+    /// Gives what was saved, in its order.
+    fn give(&mut self, saving: Vec<Handing>, mut saved: impl Iterator<Item = Slot>) {
+        let Some(mover) = &self.mover else { return };
+        let mut short = Vec::new();
+        for Handing { at, block, slot } in saving {
+            let slot = match block {
+                None => slot,
+                Some(Unsaved { name, parent, tenant }) => saved.next().inspect(|slot| {
+                    let retention = self.pool.retention(&name).unwrap_or(Retention::ORDINARY);
+                    mover.tiers.saved(Block { name, parent, slot: slot.clone(), retention, tenant });
+                }),
+            };
+            match (&self.running[at].giver, slot) {
+                (Some(giver), Some(slot)) if !short.contains(&at) => giver.give(slot),
+                // Behind a gap nothing is of use.
+                _ => short.push(at),
+            }
+        }
+        for at in (0..self.needed()).rev() {
+            let is_done = |giver: &Giver| giver.left().is_empty() || short.contains(&at);
+            if self.running[at].giver.as_ref().is_some_and(is_done) {
+                self.commit(at);
+                self.changed = true;
+            }
+        }
     }
 
     /// Saves some of what is to be saved, and says how many blocks. `busy`: sequences compute.

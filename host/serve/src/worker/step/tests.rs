@@ -1,6 +1,7 @@
 //! The step loop under plans of every kind, on a simulated device whose tokens tell a mixed-up page.
 
 mod ahead;
+mod handoff;
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
@@ -100,6 +101,7 @@ fn bench_of(device: &SimConfig, schedule: Schedule, planner: Option<Arc<dyn Plan
     let parts = Parts {
         index: 0,
         name: "worker-0".to_owned(),
+        role: crate::config::Role::Both,
         executor: Box::new(Noting(device, Arc::clone(&steps))),
         prefixes: Arc::new(PrefixIndex::new(1)),
         generations: Arc::clone(&GENERATIONS),
@@ -161,6 +163,7 @@ impl Bench {
             hints: SequenceHints::default(),
             attributes: Default::default(),
             turn: None,
+            handoff: None,
             resumed: None,
             arrived: self.ctx.now(),
             events,
