@@ -241,6 +241,11 @@ impl CostModel {
         }
     }
 
+    /// Microseconds that computing `tokens` after `context_tokens` others is believed to take.
+    pub fn compute_us(&self, tokens: u32, context_tokens: u32) -> f64 {
+        self.worth(f64::from(context_tokens), f64::from(tokens)) * self.us_per_token
+    }
+
     /// A run is there, `took_us` after it was decided. What the other way would have cost remains a belief.
     pub fn happened(&mut self, decision: &Decision, took_us: u64) {
         let other = if decision.fetch_blocks > 0 { decision.compute_us } else { decision.fetch_us };

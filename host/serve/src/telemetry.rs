@@ -152,6 +152,7 @@ pub struct Metrics {
     step_tokens: Family<ByWorker, Counter>,
     evictions: Family<ByWorker, Counter>,
     preemptions: Family<ByWorker, Counter>,
+    preemptions_swapped: Family<ByWorker, Counter>,
     drafted_tokens: Family<ByWorker, Counter>,
     accepted_tokens: Family<ByWorker, Counter>,
     pages: Family<ByPages, Gauge>,
@@ -193,6 +194,7 @@ impl Metrics {
             evictions: Family::default(),
             step_tokens: Family::default(),
             preemptions: Family::default(),
+            preemptions_swapped: Family::default(),
             drafted_tokens: Family::default(),
             accepted_tokens: Family::default(),
             pages: Family::default(),
@@ -239,6 +241,8 @@ impl Metrics {
         r.register("step_tokens", "Tokens computed in steps", self.step_tokens.clone());
         r.register("kv_evictions", "Blocks evicted", self.evictions.clone());
         r.register("preemptions", "Sequences preempted for want of pages", self.preemptions.clone());
+        let swapped = "Those whose blocks were moved to memory of the host";
+        r.register("preemptions_swapped", swapped, self.preemptions_swapped.clone());
         let drafted = "Tokens of answers that were guessed, by speculative decoding";
         r.register("draft_tokens", drafted, self.drafted_tokens.clone());
         r.register("draft_tokens_accepted", "Those of them that were right", self.accepted_tokens.clone());
@@ -359,6 +363,8 @@ impl Metrics {
             self.step_tokens.get_or_create(&label).inner().store(tokens, Relaxed);
             self.evictions.get_or_create(&label).inner().store(w.load.evictions.load(Relaxed), Relaxed);
             self.preemptions.get_or_create(&label).inner().store(w.load.preemptions.load(Relaxed), Relaxed);
+            let swapped = w.load.preemptions_swapped.load(Relaxed);
+            self.preemptions_swapped.get_or_create(&label).inner().store(swapped, Relaxed);
             let (drafted, accepted) = (&self.drafted_tokens, &self.accepted_tokens);
             drafted.get_or_create(&label).inner().store(w.load.drafted_tokens.load(Relaxed), Relaxed);
             accepted.get_or_create(&label).inner().store(w.load.accepted_tokens.load(Relaxed), Relaxed);

@@ -202,6 +202,11 @@ impl Tiers {
         self.cost.lock().computed(tokens, context_tokens, took_us);
     }
 
+    /// Microseconds that computing tokens after so many others is believed to take.
+    pub fn compute_us(&self, tokens: u32, context_tokens: u32) -> f64 {
+        self.cost.lock().compute_us(tokens, context_tokens)
+    }
+
     /// Gives up blocks of one prompt, in its order, in memory and on disk; what others go on after stays.
     pub fn remove(&self, names: &[BlockName]) {
         self.host.remove(names);

@@ -116,6 +116,8 @@ pub struct Load {
     pub evictions: AtomicU64,
     /// Sequences put back to waiting for want of pages.
     pub preemptions: AtomicU64,
+    /// Those of them whose blocks were moved to memory of the host.
+    pub preemptions_swapped: AtomicU64,
     /// Tokens that were guessed.
     pub drafted_tokens: AtomicU64,
     /// Those of them that were right.

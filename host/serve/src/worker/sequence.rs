@@ -390,11 +390,6 @@ impl Sequence {
         self.awaited.as_ref().is_some_and(|awaited| !awaited.is_over())
     }
 
-    /// Name of a block of it, if others can find that.
-    pub(super) fn sealed_name(&self, at: usize) -> Option<BlockName> {
-        self.sealed_names().get(at).copied()
-    }
-
     /// Takes blocks that follow what it has, and pages that they are to be moved into. `computed_for_it`: tokens from
     /// which on another worker computed them, for this request.
     pub(super) fn load(

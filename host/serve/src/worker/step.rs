@@ -347,6 +347,7 @@ impl StepLoop {
     fn preempt(&mut self, victim: Victim) {
         let mut s = self.running.remove(victim.at);
         s.flush();
+        self.swap_out(&s);
         self.want_saved(&s);
         s.release(&mut self.pool);
         s.preemptions_planned += u32::from(victim.planned);

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use engine::{EngineError, Executor, Fence, Moved, Row, Xfer};
-use kv::{Block, BlockName, PageIdx, Retention, Slot};
+use kv::{Block, BlockName, PageIdx, Retention, Slot, SlotMut};
 
 use super::{Message, StepLoop};
 use crate::config::{Role, Write};
@@ -27,6 +27,9 @@ const BUSY_MAX: Duration = Duration::from_micros(250);
 const LONG: Duration = Duration::from_millis(1);
 /// Most blocks that are moved at once while nobody computes: whoever comes in waits for them.
 const IDLE_BLOCKS_MAX: usize = 256;
+/// Most blocks that are saved at once for a sequence that gives way. Chosen: others wait for some tens of milliseconds at
+/// most, and a longer one is seldom the last admitted.
+const SWAP_BLOCKS_MAX: usize = 1024;
 /// Bytes a second that are believed to be moved until it was measured, and what a block costs beside them.
 const BYTES_PER_S: f64 = 2e9;
 const BLOCK_S: f64 = 20e-6;
@@ -80,11 +83,21 @@ struct Unsaved {
     tenant: u64,
 }
 
-/// A block on its way to another worker: one that is to be saved, one that lies in memory, or one without a slot.
+/// A block that is about to be saved.
+struct Saving {
+    block: Unsaved,
+    retention: Retention,
+    page: PageIdx,
+    slot: SlotMut,
+}
+
+/// A block on its way to another worker.
 struct Handing {
     /// Place of its sequence in the batch.
     at: usize,
-    block: Option<Unsaved>,
+    /// Whether it is among those that are saved now.
+    is_saved: bool,
+    /// Where it lies already; without it, and not saved, there is a gap.
     slot: Option<Slot>,
 }
 
@@ -247,51 +260,30 @@ impl StepLoop {
     /// Saves some of what other workers wait for, and says how many blocks. `busy`: sequences compute. Whoever has handed
     /// everything over leaves, and whoever finds no slot: the other worker computes what it lacks then.
     fn hand_over(&mut self, busy: bool) -> usize {
-        let Some(mover) = &mut self.mover else { return 0 };
+        let Some(mover) = &self.mover else { return 0 };
         let mut left = mover.save_pace.blocks_max(busy);
-        let (mut moves, mut saving) = (Vec::new(), Vec::new());
-        for (i, s) in self.running.iter_mut().enumerate() {
+        let (mut handing, mut saving) = (Vec::new(), Vec::new());
+        for (i, s) in self.running.iter().enumerate() {
             let Some(wanted) = s.giver.as_ref().map(Giver::left) else { continue };
             for at in wanted.start..wanted.end.min(s.sealed_names().len()).min(wanted.start + left) {
-                let name = s.sealed_names()[at];
-                if let Some(slot) = mover.tiers.in_memory_one(name) {
-                    saving.push(Handing { at: i, block: None, slot: Some(slot) });
-                    continue;
-                }
-                let Some(slot) = mover.tiers.take_slot() else {
-                    saving.push(Handing { at: i, block: None, slot: None });
-                    break;
-                };
-                left -= 1;
-                moves.push(Xfer::Save { from: s.page(at), to: slot });
-                let parent = at.checked_sub(1).and_then(|before| s.sealed_name(before));
-                let block = Unsaved { name, parent, tenant: s.start.hints.tenant };
-                saving.push(Handing { at: i, block: Some(block), slot: None });
+                let slot = mover.tiers.in_memory_one(s.sealed_names()[at]);
+                let saved = if slot.is_none() { self.saving(s, at) } else { None };
+                handing.push(Handing { at: i, is_saved: saved.is_some(), slot });
+                left -= usize::from(saved.is_some());
+                saving.extend(saved);
             }
         }
-        let blocks = moves.len();
-        let moved =
-            if blocks == 0 { Ok(Moved::default()) } else { transfer(&mut *self.parts.executor, moves) };
-        let saved = moved.map(|moved| moved.saved).unwrap_or_else(|error| {
-            tracing::warn!(worker = %self.parts.name, %error, "blocks were not handed over");
-            Vec::new()
-        });
-        self.give(saving, saved.into_iter().map(|saved| saved.slot));
+        let blocks = saving.len();
+        let saved = self.save(saving);
+        self.give(handing, saved.into_iter());
         blocks
     }
 
     /// Gives what was saved, in its order.
-    fn give(&mut self, saving: Vec<Handing>, mut saved: impl Iterator<Item = Slot>) {
-        let Some(mover) = &self.mover else { return };
+    fn give(&mut self, handing: Vec<Handing>, mut saved: impl Iterator<Item = Slot>) {
         let mut short = Vec::new();
-        for Handing { at, block, slot } in saving {
-            let slot = match block {
-                None => slot,
-                Some(Unsaved { name, parent, tenant }) => saved.next().inspect(|slot| {
-                    let retention = self.pool.retention(&name).unwrap_or(Retention::ORDINARY);
-                    mover.tiers.saved(Block { name, parent, slot: slot.clone(), retention, tenant });
-                }),
-            };
+        for Handing { at, is_saved, slot } in handing {
+            let slot = if is_saved { saved.next() } else { slot };
             match (&self.running[at].giver, slot) {
                 (Some(giver), Some(slot)) if !short.contains(&at) => giver.give(slot),
                 // Behind a gap nothing is of use.
@@ -307,6 +299,60 @@ impl StepLoop {
         }
     }
 
+    /// Saves at once what a sequence has computed that is to give its pages back, where that and loading it again is
+    /// believed to take less time than computing it again.
+    pub(super) fn swap_out(&mut self, s: &Sequence) {
+        let Some(mover) = &self.mover else { return };
+        let names = s.sealed_names();
+        let known = mover.tiers.in_host(names);
+        let blocks = names.len() - known;
+        let move_us = blocks as f64 * (mover.save_pace.0 + mover.load_pace.0) * 1e6;
+        let tokens = |blocks: usize| (blocks * self.block_tokens) as u32;
+        if blocks == 0
+            || blocks > SWAP_BLOCKS_MAX
+            || move_us > mover.tiers.compute_us(tokens(blocks), tokens(known))
+        {
+            return;
+        }
+        let saving: Vec<Saving> = (known..names.len()).map_while(|at| self.saving(s, at)).collect();
+        let saved = self.save(saving);
+        self.load.preemptions_swapped.fetch_add(u64::from(!saved.is_empty()), Ordering::Relaxed);
+    }
+
+    /// A block of a sequence as one to be saved; `None` without a slot.
+    fn saving(&self, s: &Sequence, at: usize) -> Option<Saving> {
+        let names = s.sealed_names();
+        let parent = at.checked_sub(1).map(|before| names[before]);
+        let block = Unsaved { name: names[at], parent, tenant: s.start.hints.tenant };
+        let retention = self.pool.retention(&block.name).unwrap_or(Retention::ORDINARY);
+        let slot = self.mover.as_ref()?.tiers.take_slot()?;
+        Some(Saving { block, retention, page: s.page(at), slot })
+    }
+
+    /// Copies pages to slots, has the tiers find them, and returns them in order; none if the executor fails.
+    fn save(&mut self, saving: Vec<Saving>) -> Vec<Slot> {
+        let Some(mover) = &self.mover else { return Vec::new() };
+        if saving.is_empty() {
+            return Vec::new();
+        }
+        let (blocks, moves): (Vec<_>, Vec<_>) = saving
+            .into_iter()
+            .map(|Saving { block, retention, page, slot }| {
+                ((block, retention), Xfer::Save { from: page, to: slot })
+            })
+            .unzip();
+        let moved = transfer(&mut *self.parts.executor, moves).unwrap_or_else(|error| {
+            tracing::warn!(worker = %self.parts.name, %error, "blocks were not saved");
+            Moved::default()
+        });
+        let slots: Vec<Slot> = moved.saved.into_iter().map(|saved| saved.slot).collect();
+        for ((block, retention), slot) in blocks.into_iter().zip(&slots) {
+            let Unsaved { name, parent, tenant } = block;
+            mover.tiers.saved(Block { name, parent, slot: slot.clone(), retention, tenant });
+        }
+        slots
+    }
+
     /// Saves some of what is to be saved, and says how many blocks. `busy`: sequences compute.
     fn save_some(&mut self, busy: bool) -> usize {
         let Some(mover) = &mut self.mover else { return 0 };
@@ -316,8 +362,8 @@ impl StepLoop {
             return 0;
         }
         let blocks_max = mover.save_pace.blocks_max(busy);
-        let (mut moves, mut saving) = (Vec::new(), Vec::new());
-        while moves.len() < blocks_max
+        let mut saving = Vec::new();
+        while saving.len() < blocks_max
             && let Some(next) = mover.unsaved.pop_front()
         {
             let retention = self.pool.retention(&next.name);
@@ -331,22 +377,10 @@ impl StepLoop {
                 break;
             };
             let Some(page) = self.pool.pin(&next.name) else { continue };
-            moves.push(Xfer::Save { from: page, to: slot });
-            saving.push((next, retention, page));
+            saving.push(Saving { block: next, retention, page, slot });
         }
-        if moves.is_empty() {
-            return 0;
-        }
-        let pages: Vec<PageIdx> = saving.iter().map(|(_, _, page)| *page).collect();
-        match transfer(&mut *self.parts.executor, moves) {
-            Ok(moved) => {
-                for ((block, retention, _), saved) in saving.into_iter().zip(moved.saved) {
-                    let Unsaved { name, parent, tenant } = block;
-                    mover.tiers.saved(Block { name, parent, slot: saved.slot, retention, tenant });
-                }
-            }
-            Err(error) => tracing::warn!(worker = %self.parts.name, %error, "blocks were not saved"),
-        }
+        let pages: Vec<PageIdx> = saving.iter().map(|saving| saving.page).collect();
+        self.save(saving);
         self.pool.release(&pages);
         pages.len()
     }

@@ -2,6 +2,7 @@
 
 mod ahead;
 mod handoff;
+mod pressure;
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
