@@ -151,8 +151,12 @@ impl Maker<'_> {
         }
         let shown = self.template.shown(&self.setting, added);
         let turns = shown.objects.iter().map(|(turn, _)| *turn);
-        let reach =
-            self.template.reach(&self.setting).of(turns, self.setting.has_tools(), state.window.thought());
+        let (reaches, has_tools) = (self.template.reach(&self.setting), self.setting.has_tools());
+        let reach = reaches.of(turns, has_tools, state.window.thought());
+        let window = state.window.extended(&shown.objects);
+        if reaches.is_strict(has_tools) && !self.template.takes(&self.setting, window.shape()) {
+            return None;
+        }
         let mut messages = state.window.messages(reach)?;
         let old = self.template.text(&self.setting, messages.clone()).ok()?;
         messages.extend(shown.objects.iter().map(|(_, value)| value.clone()));
@@ -161,7 +165,6 @@ impl Maker<'_> {
         if change.back > state.end.len() || !is_end_of(&old, &state.end, change.back) {
             return None;
         }
-        let window = state.window.extended(&shown.objects);
         let text_len = state.text_len - change.back + change.added.len();
         let (keep, tokens, cuts, said_tokens) = self.added_tokens(state, &change)?;
         let mut end = state.end[..state.end.len() - change.back].to_owned();
@@ -216,7 +219,7 @@ impl Maker<'_> {
 
     fn state(&self, (tokens, window): (Tokens, Window), tail: Tail, told: Told, memory: &Memory) -> State {
         let Tail { text_len, end, cuts } = tail;
-        let own = tokens.own_bytes() + window.len() * size_of::<(u64, Value)>();
+        let own = tokens.own_bytes() + window.len() * size_of::<(u64, Value)>() + window.shape().len();
         let segments = told.segments.as_ref().map_or(0, |segments| size_of_val(&*segments.all));
         let held = memory.hold(STATE_BYTES + own + 2 * end.len() + size_of_val(&*cuts) + segments);
         let Told { messages, segments, is_open } = told;

@@ -7,8 +7,7 @@
 //! A state is found by the longest beginning of a conversation that was seen; only the messages after it are rendered
 //! and tokenised (`grow.rs`). Which tokens the model wrote is kept with the state that it answered.
 //! **Invariant:** a prompt that grew from a state has the tokens of one that was rendered whole, unless it has those
-//! that the model wrote, to the same text, or the template refuses the whole for turns that lie further back; memory is
-//! bounded; tenants share nothing.
+//! that the model wrote, to the same text; memory is bounded; tenants share nothing.
 
 mod grow;
 mod memo;

@@ -258,6 +258,11 @@ impl ChatTemplate {
         self.kinds[setting.kind].tick_s
     }
 
+    /// Whether the template takes messages in this order, a letter each as in [`Window::shape`].
+    pub(crate) fn takes(&self, setting: &Setting, shape: &str) -> bool {
+        reach::takes(self, setting, shape)
+    }
+
     /// How far back messages that are added change what was written.
     ///
     /// Cost: for variables that were not seen before, some ten milliseconds.

@@ -56,6 +56,17 @@ impl Turn {
         Self { by, thought: more || (message["role"] == "assistant" && (marked(content) || in_parts())) }
     }
 
+    /// Its letter in the shape of a conversation.
+    fn letter(self) -> char {
+        match self.by {
+            By::User => 'u',
+            By::Answer => 'a',
+            By::Call => 'c',
+            By::Tool => 't',
+            By::Other => 's',
+        }
+    }
+
     pub(crate) fn is_assistant(self) -> bool {
         matches!(self.by, By::Answer | By::Call)
     }
@@ -75,14 +86,23 @@ pub(crate) enum Reach {
 
 /// The reach of each kind of message, in conversations without tools and with them, without reasoning and with it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Reaches([[[Reach; KINDS]; 2]; 2]);
+pub(crate) struct Reaches {
+    known: [[[Reach; KINDS]; 2]; 2],
+    /// Whether there are orders of messages that the template refuses, without tools and with them.
+    strict: [bool; 2],
+}
 
 impl Reaches {
     /// How far back these messages reach, which are added to a conversation.
     pub(crate) fn of(&self, added: impl Iterator<Item = Turn>, has_tools: bool, thought: bool) -> Reach {
-        let known = &self.0[usize::from(has_tools)];
+        let known = &self.known[usize::from(has_tools)];
         let reach = |turn: Turn| known[usize::from(thought || turn.thought)][turn.by as usize];
         added.map(reach).max().unwrap_or_default()
+    }
+
+    /// Whether the order of a whole conversation has to be looked at, for its end does not tell that it is refused.
+    pub(crate) fn is_strict(&self, has_tools: bool) -> bool {
+        self.strict[usize::from(has_tools)]
     }
 }
 
@@ -93,6 +113,8 @@ pub(crate) struct Window {
     /// The last user's message before `recent`, if something before that is left out.
     before: Option<Value>,
     recent: Vec<(Turn, Value)>,
+    /// Kinds of all messages of the conversation, a letter each.
+    shape: String,
     /// Whether the conversation has messages with reasoning.
     thought: bool,
     /// Places in `recent` of the last question, and where the last two turns of the assistant begin.
@@ -104,6 +126,7 @@ impl Window {
     /// The window of a conversation to which these messages were added.
     pub(crate) fn extended(&self, added: &[(Turn, Value)]) -> Self {
         let mut next = self.clone();
+        next.shape.extend(added.iter().map(|(turn, _)| turn.letter()));
         let mut added = added.iter();
         if next.recent.is_empty() && next.before.is_none() {
             while let Some((_, value)) = added.as_slice().first().filter(|(turn, _)| turn.by == By::Other) {
@@ -127,6 +150,11 @@ impl Window {
     /// Whether the conversation has messages with reasoning.
     pub(crate) fn thought(&self) -> bool {
         self.thought
+    }
+
+    /// Kinds of all messages of the conversation, a letter each.
+    pub(crate) fn shape(&self) -> &str {
+        &self.shape
     }
 
     /// The messages to render for additions of this reach; `None` if only the whole conversation will do.
@@ -186,15 +214,25 @@ pub(super) fn learn(
         for thought in [false, true] {
             let probe = |shape: &&str| Probe::new(template, &setting, &conversation(shape, thought));
             let probes: Vec<Probe> = CONVERSATIONS.iter().filter_map(probe).collect();
+            let strict = &mut reaches.strict[has_tools];
+            *strict |= probes.len() < CONVERSATIONS.len();
             let mut known = [None; KINDS];
             for added in ADDED {
-                probes.iter().for_each(|probe| probe.note(template, &setting, (added, thought), &mut known));
+                for probe in &probes {
+                    *strict |= !probe.note(template, &setting, (added, thought), &mut known);
+                }
             }
             // What no probe could show is not understood.
-            reaches.0[has_tools][usize::from(thought)] = known.map(Option::unwrap_or_default);
+            reaches.known[has_tools][usize::from(thought)] = known.map(Option::unwrap_or_default);
         }
     }
     reaches
+}
+
+/// Whether the template takes messages in this order, a letter each.
+pub(super) fn takes(template: &ChatTemplate, setting: &Setting, shape: &str) -> bool {
+    let objects = template.shown(setting, &conversation(shape, false)).objects;
+    template.text(setting, objects.into_iter().map(|(_, value)| value).collect()).is_ok()
 }
 
 /// Conversations, a letter a message: system, user, answer, call, two calls, tool.
@@ -268,14 +306,15 @@ impl Probe {
         Some(Self { objects, text, windows })
     }
 
-    /// Notes how far back messages have to be granted to reach, unless some of them may reach as far already.
+    /// Notes how far back messages have to be granted to reach, unless some of them may reach as far already. False if the
+    /// template refuses them there.
     fn note(
         &self,
         template: &ChatTemplate,
         setting: &Setting,
         (added, thought): (&str, bool),
         known: &mut [Option<Reach>; KINDS],
-    ) {
+    ) -> bool {
         let before = self.objects.len();
         let shape = " ".repeat(before) + added;
         let added = template.shown(setting, &conversation(&shape, thought)[before..]).objects;
@@ -284,7 +323,7 @@ impl Probe {
             template.text(setting, all).ok()
         };
         let objects: Vec<Value> = self.objects.iter().map(|(_, value)| value.clone()).collect();
-        let Some(new) = with(&objects) else { return };
+        let Some(new) = with(&objects) else { return false };
         let change = Change::between(&self.text, &new);
         let fits = |(reach, text, messages): &(Reach, String, Vec<Value>)| {
             let foreseen = Change::between(text, &with(messages)?);
@@ -302,6 +341,7 @@ impl Probe {
             let known = &mut known[turn.by as usize];
             *known = (*known).max(Some(needed));
         }
+        true
     }
 }
 
