@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{EngineError, Model, ModelFiles};
+use crate::{EngineError, Model, ModelFiles, WeightFormat};
 
 fn fixture(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/qwen3").join(name)
@@ -60,6 +60,16 @@ fn a_whole_model_loads() {
     let model = load(&copy()).unwrap();
     assert_eq!(model.config.head_dim, 32);
     assert_eq!(model.config.eos_tokens, [1]);
+}
+
+#[test]
+fn how_far_it_is_is_told_after_each_layer() {
+    let dir = copy();
+    let files = ModelFiles::open(dir.path()).unwrap();
+    let mut told = Vec::new();
+    let model = Model::load_telling(&files, WeightFormat::Bf16, &mut |share| told.push(share)).unwrap();
+    assert_eq!(told.len(), model.config.layers);
+    assert!(told.windows(2).all(|two| two[0] < two[1]) && told.last() == Some(&1.0), "{told:?}");
 }
 
 #[test]

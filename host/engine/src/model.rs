@@ -116,10 +116,21 @@ impl Model {
     ///
     /// Errors: those of [`Self::load`].
     pub fn load_as(files: &ModelFiles, format: WeightFormat) -> Result<Self, EngineError> {
+        Self::load_telling(files, format, &mut |_| {})
+    }
+
+    /// As [`Self::load_as`]; `progress` is told which share of the layers is there, from 0 to 1, after each of them.
+    ///
+    /// Errors: those of [`Self::load`].
+    pub fn load_telling(
+        files: &ModelFiles,
+        format: WeightFormat,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<Self, EngineError> {
         let config = ModelConfig::parse(&files.config_path, &files.config)?;
         let family = family_of(&config)?;
         let source = Source::files(files, family, &config)?;
-        let model = Self::build(config, family, (&source, format))?;
+        let model = Self::build(config, family, (&source, format), progress)?;
         source.finish(&model.config)?;
         Ok(model)
     }
@@ -138,7 +149,7 @@ impl Model {
     pub fn random_as(config: ModelConfig, seed: u64, format: WeightFormat) -> Result<Self, EngineError> {
         config.check().map_err(EngineError::Config)?;
         let family = family_of(&config)?;
-        Self::build(config, family, (&Source::Random { seed }, format))
+        Self::build(config, family, (&Source::Random { seed }, format), &mut |_| {})
     }
 
     /// The matrix that turns the last hidden state into logits.
@@ -150,11 +161,14 @@ impl Model {
         config: ModelConfig,
         family: &Family,
         (source, format): (&Source<'_>, WeightFormat),
+        progress: &mut dyn FnMut(f32),
     ) -> Result<Self, EngineError> {
         let (hidden, vocab) = (config.hidden, config.vocab);
         let table = |name| pack(format, &[(source.matrix(name, [vocab, hidden])?, vocab)], hidden);
         let layers = LayerSource { config: &config, family, source, format };
         let ropes = std::iter::once(&config.rope).chain(config.sliding.as_ref().map(|sliding| &sliding.rope));
+        let count = config.layers;
+        let mut layer = |index| layers.build(index).inspect(|_| progress((index + 1) as f32 / count as f32));
         let divisor = config.score_divisor.unwrap_or(config.head_dim as f32);
         let mut model = Self {
             fingerprint: Fingerprint(0),
@@ -163,7 +177,7 @@ impl Model {
             embed_scale: if family.embed_scaled { (hidden as f32).sqrt() } else { 1.0 },
             score_scale: 1.0 / divisor.sqrt(),
             activation: family.activation,
-            layers: (0..config.layers).map(|index| layers.build(index)).collect::<Result<_, _>>()?,
+            layers: (0..count).map(&mut layer).collect::<Result<_, _>>()?,
             norm: layers.norm("model.norm.weight", hidden)?,
             head: if config.tied { None } else { Some(table("lm_head.weight")?) },
             config,

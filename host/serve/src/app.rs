@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use engine::{CpuConfig, CpuExec, Executor, Model, Pace, SimConfig, SimExec};
+use engine::{CpuConfig, CpuExec, Executor, Model, ModelFiles, Pace, SimConfig, SimExec, WeightFormat};
 use kv::PrefixIndex;
 use kv::checkpoint::{CheckpointError, Checkpoints};
 use parking_lot::Mutex;
@@ -33,6 +33,9 @@ use crate::worker::{Handoffs, NO_SALT, Parts, Worker};
 
 /// When a refused caller should come again. Chosen: a request of an agent takes about this long.
 const RETRY_AFTER_S: u32 = 1;
+
+/// How often the log says how far the weights are loaded.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// One host.
 pub struct App {
@@ -213,7 +216,7 @@ impl App {
         // Before the model, which takes long to load.
         let certificates = Certificates::load(&config)?;
         let model = ServedModel::load(&config.model)?;
-        let executors = executors(&config, &model)?;
+        let executors = executors(&config, &model, &ctx)?;
         let context_max = executors.iter().map(|e| context(e.caps())).min().unwrap_or(0);
         let fingerprint = executors.first().map_or(kv::Fingerprint(0), |e| e.caps().fingerprint);
         let vocab = executors.iter().map(|e| e.caps().vocab).min().unwrap_or(0);
@@ -408,9 +411,9 @@ fn context(caps: &engine::Caps) -> u32 {
     caps.context_max.min(held)
 }
 
-fn executors(config: &Config, model: &ServedModel) -> Result<Vec<Box<dyn Executor>>, StartError> {
+fn executors(config: &Config, model: &ServedModel, ctx: &Ctx) -> Result<Vec<Box<dyn Executor>>, StartError> {
     let weights = match config.engine.device {
-        Device::Cpu => Some(Arc::new(Model::load_as(&model.files, config.engine.weights.into())?)),
+        Device::Cpu => Some(Arc::new(load(&model.files, config.engine.weights.into(), ctx)?)),
         Device::Sim => None,
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -436,6 +439,17 @@ fn executors(config: &Config, model: &ServedModel) -> Result<Vec<Box<dyn Executo
             Ok(Box::new(CpuExec::new(Arc::clone(weights), cpu)?))
         })
         .collect()
+}
+
+/// Loads the weights; while that takes long, the log says how far it is.
+fn load(files: &ModelFiles, format: WeightFormat, ctx: &Ctx) -> Result<Model, engine::EngineError> {
+    let mut told = ctx.now();
+    Model::load_telling(files, format, &mut |share| {
+        if ctx.now().saturating_sub(told) >= PROGRESS_EVERY {
+            told = ctx.now();
+            tracing::info!(percent = (share * 100.0) as u32, "loading weights");
+        }
+    })
 }
 
 fn sim_config(config: &Config, model: &ServedModel) -> SimConfig {
