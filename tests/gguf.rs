@@ -176,6 +176,60 @@ async fn a_gguf_file_answers_as_the_folder_of_the_same_weights() {
     same.stop().await;
 }
 
+/// The embedded model's weights under a tokenizer that SentencePiece trained: what it says means nothing, and is cut as it should.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tokenizer_of_sentencepiece_cuts_as_it_does() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../host/serve/src/model/gguf/sentencepiece.json");
+    let trained: Value = serde_json::from_slice(&std::fs::read(path).expect("a fixture")).expect("JSON");
+    let trained = &trained[0];
+    let mut metadata = metadata();
+    let vocab = model_json("config.json")["vocab_size"].as_u64().expect("a size") as usize;
+    let column = |name: &str| trained[name].as_array().expect("a list").clone();
+    let mut tokens: Vec<String> =
+        column("tokens").iter().map(|token| token.as_str().expect("a text").to_owned()).collect();
+    assert!(tokens.len() <= vocab, "{} pieces", tokens.len());
+    (tokens.len()..vocab).for_each(|at| tokens.push(format!("<unused{at}>")));
+    let padded = |name: &str, fill: f64| -> Vec<f64> {
+        let known = column(name).into_iter().map(|value| value.as_f64().expect("a number"));
+        known.chain(std::iter::repeat(fill)).take(vocab).collect()
+    };
+    metadata.retain(|(key, ..)| !key.starts_with("tokenizer."));
+    metadata.extend([
+        text("tokenizer.ggml.model", "llama"),
+        list("tokenizer.ggml.tokens", 8, tokens.iter().map(|token| text_bytes(token)).collect()),
+        list(
+            "tokenizer.ggml.scores",
+            6,
+            padded("scores", -1e6).iter().map(|score| (*score as f32).to_le_bytes().to_vec()).collect(),
+        ),
+        list(
+            "tokenizer.ggml.token_type",
+            5,
+            padded("kinds", 5.0).iter().map(|kind| (*kind as i32).to_le_bytes().to_vec()).collect(),
+        ),
+        unsigned("tokenizer.ggml.bos_token_id", 1),
+        unsigned("tokenizer.ggml.eos_token_id", 2),
+        text("tokenizer.chat_template", "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"),
+    ]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let host = Host::start(&config(&write(folder.path(), &metadata))).await;
+    for case in trained["cases"].as_array().expect("a list").iter().take(40) {
+        let (prompt, count) = (&case[0], case[1].as_array().expect("a list").len());
+        if count == 0 {
+            continue;
+        }
+        let body = json!({ "model": "tiny-agent", "prompt": prompt, "max_tokens": 1 });
+        let reply = host.api.post("/v1/completions", &body).await.expect("it answers");
+        assert_eq!(reply.json["usage"]["prompt_tokens"], count + 1, "{prompt}: {}", reply.json);
+    }
+    let chat = json!({ "model": "tiny-agent", "messages": user("hello"), "max_tokens": 16, "seed": 3, "temperature": 1.0 });
+    let reply = host.chat(chat).await;
+    assert_eq!(reply.status, 200, "{}", reply.json);
+    // The first token, and what text has behind a control token.
+    assert_eq!(reply.json["usage"]["prompt_tokens"], 1 + 3, "{}", reply.json);
+    host.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tokenizer_that_is_not_known_is_refused_by_name() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -185,7 +239,7 @@ async fn a_tokenizer_that_is_not_known_is_refused_by_name() {
             "viking",
             "`tokenizer.ggml.pre` `viking` is not supported (supported: llama-bpe,",
         ),
-        ("tokenizer.ggml.model", "llama", "`tokenizer.ggml.model` `llama` is not supported (supported: gpt2"),
+        ("tokenizer.ggml.model", "bert", "`tokenizer.ggml.model` `bert` is not supported (supported: gpt2"),
     ] {
         let mut metadata = metadata();
         let entry = metadata.iter_mut().find(|(known, ..)| known == key).expect("it is there");

@@ -3,22 +3,38 @@
 //! Called once at load. **Invariant:** a tokenizer that is not known to the letter is refused by name, for one that is
 //! almost right gives other tokens than the model was trained on.
 
+mod sentencepiece;
+
 use std::path::Path;
 
 use engine::GgufMetadata;
 use serde_json::{Map, Value, json};
 
+use self::sentencepiece::Spaces;
 use super::{ModelError, Texts};
 use crate::prompt::{LLAMA3_SPLIT, QWEN2_SPLIT};
 
 /// Kinds of a token, as the format numbers them.
+const NORMAL: f64 = 1.0;
+const UNKNOWN: f64 = 2.0;
 const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
+const BYTE: f64 = 6.0;
 
-/// How a tokenizer cuts text into words.
-struct Words {
+/// How a tokenizer cuts text into tokens.
+enum Words<'a> {
+    /// Words of bytes, by merges.
+    Pairs { split: &'static Split, merges: Vec<&'a str> },
+    /// Text with its spaces, by scores.
+    Sentencepiece { scores: Vec<f64>, spaces: Spaces },
+}
+
+/// How text is cut into words.
+struct Split {
+    /// Names in `tokenizer.ggml.pre`.
+    names: &'static [&'static str],
     /// The pattern; none for that of GPT-2.
-    split: Option<&'static str>,
+    pattern: Option<&'static str>,
     /// Whether text is brought into Unicode's form C first.
     form_c: bool,
     /// Whether a word of the vocabulary is a token, whatever its merges are.
@@ -27,20 +43,17 @@ struct Words {
     begins: bool,
 }
 
-/// Words by the name in `tokenizer.ggml.pre`.
-fn words(pre: &str) -> Option<Words> {
-    Some(match pre {
-        "llama-bpe" | "llama3" | "llama-v3" => {
-            Words { split: Some(LLAMA3_SPLIT), form_c: false, whole_words: true, begins: true }
-        }
-        "qwen2" => Words { split: Some(QWEN2_SPLIT), form_c: true, whole_words: false, begins: false },
-        "gpt-2" => Words { split: None, form_c: false, whole_words: false, begins: false },
-        _ => return None,
-    })
-}
-
-/// The names above, for an error message.
-const PRE_KNOWN: &str = "llama-bpe, llama3, llama-v3, qwen2, gpt-2";
+static SPLITS: [Split; 3] = [
+    Split {
+        names: &["llama-bpe", "llama3", "llama-v3"],
+        pattern: Some(LLAMA3_SPLIT),
+        form_c: false,
+        whole_words: true,
+        begins: true,
+    },
+    Split { names: &["qwen2"], pattern: Some(QWEN2_SPLIT), form_c: true, whole_words: false, begins: false },
+    Split { names: &["gpt-2"], pattern: None, form_c: false, whole_words: false, begins: false },
+];
 
 impl Texts {
     /// Those of a GGUF file at `path`.
@@ -64,7 +77,7 @@ impl Texts {
         let bytes = |value: &Value| value.to_string().into_bytes();
         Ok(Self {
             folder: path.to_owned(),
-            tokenizer: bytes(&vocabulary.tokenizer_json(metadata).map_err(malformed)?),
+            tokenizer: bytes(&vocabulary.tokenizer_json(vocabulary.prefix(metadata)).map_err(malformed)?),
             tokenizer_config: bytes(&tokenizer_config),
             generation_config: bytes(&json!({ "eos_token_id": stops })),
             config: Vec::new(),
@@ -73,80 +86,82 @@ impl Texts {
     }
 }
 
-/// Tokens and merges of a file.
+/// Tokens of a file.
 struct Vocabulary<'a> {
     tokens: Vec<&'a str>,
     kinds: Vec<f64>,
-    merges: Vec<&'a str>,
-    words: Words,
+    words: Words<'a>,
 }
 
 impl<'a> Vocabulary<'a> {
     fn of(metadata: &GgufMetadata<'a>) -> Result<Self, String> {
-        let model = metadata.text("tokenizer.ggml.model").ok_or("`tokenizer.ggml.model` is missing")?;
-        if model != "gpt2" {
-            return Err(format!(
-                "`tokenizer.ggml.model` `{model}` is not supported (supported: gpt2, byte-level pairs); serve the model's \
-                 safetensors folder, whose `tokenizer.json` is"
-            ));
-        }
-        let pre = metadata.text("tokenizer.ggml.pre").unwrap_or("");
-        let words = words(pre).ok_or_else(|| {
-            format!("`tokenizer.ggml.pre` `{pre}` is not supported (supported: {PRE_KNOWN})")
-        })?;
-        let texts = |key: &str| -> Result<Vec<&'a str>, String> {
-            Ok(metadata.texts(key).ok_or_else(|| format!("`{key}` is no list of texts"))?.collect())
+        let tokens = texts(metadata, "tokenizer.ggml.tokens")?;
+        let numbers = |key: &str| -> Result<Vec<f64>, String> {
+            let numbers: Vec<f64> = metadata.numbers(key).map(Iterator::collect).unwrap_or_default();
+            match numbers.len() == tokens.len() {
+                true => Ok(numbers),
+                false => Err(format!("`{key}` has {} entries for {} tokens", numbers.len(), tokens.len())),
+            }
         };
-        let tokens = texts("tokenizer.ggml.tokens")?;
-        let kinds: Vec<f64> =
-            metadata.numbers("tokenizer.ggml.token_type").map(Iterator::collect).unwrap_or_default();
-        if kinds.len() != tokens.len() {
-            let (kinds, tokens) = (kinds.len(), tokens.len());
-            return Err(format!("`tokenizer.ggml.token_type` has {kinds} entries for {tokens} tokens"));
-        }
-        Ok(Self { tokens, kinds, merges: texts("tokenizer.ggml.merges")?, words })
+        let words = match metadata.text("tokenizer.ggml.model") {
+            Some("gpt2") => Words::Pairs {
+                split: split(metadata.text("tokenizer.ggml.pre").unwrap_or(""))?,
+                merges: texts(metadata, "tokenizer.ggml.merges")?,
+            },
+            Some("llama") => Words::Sentencepiece {
+                scores: numbers("tokenizer.ggml.scores")?,
+                spaces: Spaces { before: metadata.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true) },
+            },
+            Some(model) => {
+                return Err(format!(
+                    "`tokenizer.ggml.model` `{model}` is not supported (supported: gpt2, byte-level pairs; llama, \
+                     SentencePiece's pairs); serve the model's safetensors folder, whose `tokenizer.json` is"
+                ));
+            }
+            None => return Err("`tokenizer.ggml.model` is missing".to_owned()),
+        };
+        let kinds = numbers("tokenizer.ggml.token_type")?;
+        Ok(Self { tokens, kinds, words })
     }
 
-    /// The same as a `tokenizer.json`.
-    fn tokenizer_json(&self, metadata: &GgufMetadata<'_>) -> Result<Value, String> {
+    /// The same as a `tokenizer.json`. `prefix`: what puts a first token before a text.
+    fn tokenizer_json(&self, prefix: Value) -> Result<Value, String> {
         let mut vocabulary = Map::with_capacity(self.tokens.len());
         let mut added = Vec::new();
+        let is_pieces = matches!(self.words, Words::Sentencepiece { .. });
         for (id, (token, kind)) in self.tokens.iter().zip(&self.kinds).enumerate() {
-            let special = *kind == CONTROL;
-            if special || *kind == USER_DEFINED {
+            let special = *kind == CONTROL || *kind == UNKNOWN;
+            let is_added = special || *kind == USER_DEFINED;
+            if is_added {
                 added.push(json!({
                     "id": id, "content": token, "special": special, "normalized": false, "single_word": false,
                     "lstrip": false, "rstrip": false,
                 }));
-            } else if vocabulary.insert((*token).to_owned(), id.into()).is_some() {
+            }
+            // The reference library takes the ids of added tokens from here, too.
+            if (is_pieces || !is_added) && vocabulary.insert((*token).to_owned(), id.into()).is_some() {
                 return Err(format!("`tokenizer.ggml.tokens` has {token:?} twice"));
             }
         }
-        let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
-        let pre = match self.words.split {
-            None => {
-                json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true})
+        let mut json = json!({ "added_tokens": added, "post_processor": prefix });
+        let parts = match &self.words {
+            Words::Pairs { split, merges } => pairs(split, vocabulary, merges),
+            Words::Sentencepiece { scores, spaces } => {
+                self.sentencepiece(vocabulary, scores, *spaces).into_iter().collect()
             }
-            Some(split) => json!({"type": "Sequence", "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": false}, bytes,
-            ]}),
         };
-        Ok(json!({
-            "added_tokens": added,
-            "normalizer": self.words.form_c.then(|| json!({"type": "NFC"})),
-            "pre_tokenizer": pre,
-            "post_processor": self.prefix(metadata),
-            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
-            "model": {
-                "type": "BPE", "vocab": vocabulary, "merges": self.merges, "ignore_merges": self.words.whole_words,
-            },
-        }))
+        parts.into_iter().for_each(|(name, part)| json[name] = part);
+        Ok(json)
     }
 
     /// What puts a first token before a text that no template made.
     fn prefix(&self, metadata: &GgufMetadata<'_>) -> Value {
         let bos = metadata.unsigned("tokenizer.ggml.bos_token_id");
-        let wanted = metadata.flag("tokenizer.ggml.add_bos_token").unwrap_or(self.words.begins);
+        let begins = match &self.words {
+            Words::Pairs { split, .. } => split.begins,
+            Words::Sentencepiece { .. } => true,
+        };
+        let wanted = metadata.flag("tokenizer.ggml.add_bos_token").unwrap_or(begins);
         let token = bos.and_then(|id| self.tokens.get(usize::try_from(id).ok()?));
         let (Some(id), Some(token), true) = (bos, token, wanted) else { return Value::Null };
         let text = json!({"Sequence": {"id": "A", "type_id": 0}});
@@ -157,4 +172,36 @@ impl<'a> Vocabulary<'a> {
             "special_tokens": { *token: {"id": token, "ids": [id], "tokens": [token]} },
         })
     }
+}
+
+fn texts<'a>(metadata: &GgufMetadata<'a>, key: &str) -> Result<Vec<&'a str>, String> {
+    Ok(metadata.texts(key).ok_or_else(|| format!("`{key}` is no list of texts"))?.collect())
+}
+
+/// How words are cut, by the name in `tokenizer.ggml.pre`.
+fn split(pre: &str) -> Result<&'static Split, String> {
+    SPLITS.iter().find(|split| split.names.contains(&pre)).ok_or_else(|| {
+        let known: Vec<&str> = SPLITS.iter().flat_map(|split| split.names).copied().collect();
+        format!("`tokenizer.ggml.pre` `{pre}` is not supported (supported: {})", known.join(", "))
+    })
+}
+
+/// The parts of a `tokenizer.json` of byte-level pairs.
+fn pairs(split: &Split, vocabulary: Map<String, Value>, merges: &[&str]) -> Vec<(&'static str, Value)> {
+    let bytes = |words: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": words});
+    let pre = match split.pattern {
+        None => bytes(true),
+        Some(pattern) => json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false}, bytes(false),
+        ]}),
+    };
+    let model = json!({
+        "type": "BPE", "vocab": vocabulary, "merges": merges, "ignore_merges": split.whole_words,
+    });
+    vec![
+        ("normalizer", split.form_c.then(|| json!({"type": "NFC"})).into()),
+        ("pre_tokenizer", pre),
+        ("decoder", bytes(true)),
+        ("model", model),
+    ]
 }
