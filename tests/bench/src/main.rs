@@ -13,6 +13,7 @@ mod kv;
 mod languages;
 mod load;
 mod policies;
+mod prefill;
 mod retention;
 mod speculation;
 mod swap;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         "kv" => kv::run(),
         "executor" => executor::run(),
         "drafts" => drafts::run(),
+        "prefill" => prefill::run(),
         "grammar" => grammar::run(),
         "languages" => languages::run(),
         "speculation" => speculation::run(),
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
         bare::CHILD => bare::serve(),
         _ => {
             eprintln!(
-                "usage: bench policy|swap|http|kv|retention|executor|drafts|grammar|languages|speculation"
+                "usage: bench policy|swap|http|kv|retention|executor|drafts|prefill|grammar|languages|speculation"
             );
             return ExitCode::from(2);
         }
