@@ -25,7 +25,7 @@ use crate::resume::{self, IdempotencyKey, Resumed};
 use crate::retain::{self, Turn};
 use crate::route::{self, Prefill, Routed};
 use crate::speculation::Next;
-use crate::worker::{Handoff, Start, Taker, handoff};
+use crate::worker::{Handoff, SequenceHints, Start, Taker, handoff};
 use crate::{admit, auth, hints, middleware, render, row};
 
 /// A call to an endpoint that generates. A star marks a policy slot.
@@ -157,7 +157,7 @@ fn start(
     turn: Option<Arc<Turn>>,
 ) -> Result<Answer, Refusal> {
     let app = Arc::clone(&pinned.app);
-    let prefilled = prefill(&mut pinned, request);
+    let prefilled = prefill(&mut pinned, request, (wishes, turn.clone()));
     let prompt = &pinned.prompt;
     let worker = &app.workers[pinned.routed.worker];
     let mut choices = Vec::with_capacity(request.choices as usize);
@@ -193,7 +193,11 @@ fn start(
 }
 
 /// Has another worker compute the prompt, where that was decided; what it computed is handed to the one that answers.
-fn prefill(pinned: &mut Pinned, request: &Request) -> Option<Taker> {
+fn prefill(
+    pinned: &mut Pinned,
+    request: &Request,
+    (wishes, turn): (&Wishes, Option<Arc<Turn>>),
+) -> Option<Taker> {
     let (app, prompt) = (&pinned.app, &pinned.prompt);
     let Prefill { worker, blocks } = pinned.routed.prefill.clone()?;
     let (events, received) = mpsc::channel(1);
@@ -207,9 +211,10 @@ fn prefill(pinned: &mut Pinned, request: &Request) -> Option<Taker> {
         output_tokens_max: 0,
         stop_tokens: Arc::clone(&app.model.stop_tokens),
         constraint: None,
-        hints: pinned.hints,
-        attributes: Default::default(),
-        turn: None,
+        // The session ends with the answer.
+        hints: SequenceHints { session_final: false, ..pinned.hints },
+        attributes: wishes.attributes.clone(),
+        turn,
         handoff: Some(Handoff::Give(giver)),
         resumed: None,
         announced: false,

@@ -68,7 +68,8 @@ pub fn choose(
     if fleet.has_roles() && !lacking.is_empty() && others != [worker] {
         let mut request = request.clone();
         row::set_prefill_stage(&mut request, prompt.tokens.len() as u32 - overlap_tokens);
-        let (other, _) = ask(&request, (&others, Some(worker)))?;
+        // Without an answer the prompt is computed where it is needed.
+        let other = ask(&request, (&others, Some(worker))).map_or(worker, |(other, _)| other);
         prefill = (other != worker).then_some(Prefill { worker: other, blocks: lacking });
     }
     Ok(Routed { worker, prefill, decided_by, overlap_tokens })

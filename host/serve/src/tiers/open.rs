@@ -55,7 +55,7 @@ impl Tiers {
             false => Some(open_remote(&kv.remote, geometry, ctx)?),
         };
         Ok(Self {
-            host: host(kv, geometry)?,
+            host: host(kv, geometry, caps.kv.pages)?,
             disk,
             remote,
             cost: Mutex::new(CostModel::new(&Priors::default())),
@@ -69,9 +69,14 @@ impl Tiers {
     }
 }
 
-fn host(kv: &config::Kv, geometry: Geometry) -> Result<HostTier, TiersError> {
+fn host(kv: &config::Kv, geometry: Geometry, pages: u32) -> Result<HostTier, TiersError> {
     let mib = kv.host.memory_mib.max(WORKING_MIB);
-    let blocks = ((mib << 20) / geometry.block_bytes as u64).max(BLOCKS_MIN);
+    let blocks = match kv.has_tiers() {
+        true => (mib << 20) / geometry.block_bytes as u64,
+        // Prompts that workers hand to each other, as many as a worker itself can hold.
+        false => pages.into(),
+    };
+    let blocks = blocks.max(BLOCKS_MIN);
     let blocks = u32::try_from(blocks).unwrap_or(u32::MAX / 2);
     let in_flight = (blocks / IN_FLIGHT_SHARE).clamp(*IN_FLIGHT.start(), *IN_FLIGHT.end());
     let bytes = geometry.block_bytes;

@@ -22,9 +22,9 @@ use crate::tiers::Wake;
 pub struct Handoffs {
     /// Those that have ended.
     pub ended: AtomicU64,
-    /// Those of them that brought fewer blocks than were wanted.
+    /// Those of them that brought fewer blocks than were wanted to somebody who waited.
     pub short: AtomicU64,
-    /// Blocks that were moved.
+    /// Blocks that were handed over.
     pub blocks: AtomicU64,
 }
 
@@ -37,7 +37,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     slots: Vec<Slot>,
-    cached_tokens: u32,
+    cached_tokens: Option<u32>,
     over: bool,
     wakes: Vec<Wake>,
 }
@@ -68,8 +68,8 @@ pub(super) struct Handed {
     /// Place in the prompt of the first block.
     pub(super) first: usize,
     pub(super) slots: Vec<Slot>,
-    /// Leading tokens of the prompt that the giver did not have to compute.
-    pub(super) cached_tokens: u32,
+    /// Leading tokens of the prompt that the giver did not have to compute; `None` if it never started.
+    pub(super) cached_tokens: Option<u32>,
 }
 
 /// A handoff of the blocks `wanted` of a prompt.
@@ -93,7 +93,7 @@ impl Giver {
 
     /// Says how much of the prompt did not have to be computed.
     pub(super) fn found(&self, cached_tokens: u32) {
-        self.shared.state.lock().cached_tokens = cached_tokens;
+        self.shared.state.lock().cached_tokens = Some(cached_tokens);
     }
 }
 
@@ -102,7 +102,8 @@ impl Drop for Giver {
         let mut state = self.shared.state.lock();
         state.over = true;
         self.counts.ended.fetch_add(1, Relaxed);
-        self.counts.short.fetch_add(u64::from(state.slots.len() < self.wanted), Relaxed);
+        let is_awaited = Arc::strong_count(&self.shared) > 1;
+        self.counts.short.fetch_add(u64::from(is_awaited && state.slots.len() < self.wanted), Relaxed);
         self.counts.blocks.fetch_add(state.slots.len() as u64, Relaxed);
         let wakes = std::mem::take(&mut state.wakes);
         drop(state);

@@ -175,7 +175,7 @@ fn fill(table: &mut Table, sequences: &[Sequence], now: Moment) {
     table.reset(sequences.len());
     let numbers: [fn(&Sequence, Moment) -> f32; 10] = [
         |s, now| now.saturating_sub(s.start.arrived).as_secs_f32() * 1e3,
-        |s, _| s.left() as f32,
+        |s, _| if s.awaits_handoff() { 0.0 } else { s.left() as f32 },
         |s, _| s.cached_tokens.unwrap_or(0) as f32,
         |s, _| s.output.len() as f32,
         |s, _| s.start.hints.expected_output_tokens as f32,

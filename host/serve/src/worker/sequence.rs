@@ -153,7 +153,7 @@ impl Awaited {
             }
             Self::Handoff(taker) => {
                 let Handed { first, slots, cached_tokens } = taker.take();
-                Some(Came { first, slots, computed_for_it: Some(cached_tokens) })
+                Some(Came { first, slots, computed_for_it: cached_tokens })
             }
         }
     }
@@ -184,6 +184,10 @@ pub(super) struct Sequence {
     pub(super) giver: Option<Giver>,
     /// Blocks that are moved into these pages before it computes; they follow what is computed.
     pub(super) loads: VecDeque<(PageIdx, Slot)>,
+    /// Whether it was started before.
+    started: bool,
+    /// Since when it has found no slot for a block that is to be handed over.
+    pub(super) stalled: Option<Moment>,
     /// Prompt tokens found in the cache when the sequence was first started.
     pub(super) cached_tokens: Option<u32>,
     /// Most prompt tokens of a step that the last plan gives it; `None` leaves them to the host.
@@ -228,6 +232,8 @@ impl Sequence {
             lent: 0,
             awaited: None,
             giver: None,
+            started: false,
+            stalled: None,
             loads: VecDeque::new(),
             cached_tokens: None,
             chunk_tokens: None,
@@ -353,6 +359,11 @@ impl Sequence {
         }
     }
 
+    /// Whether another worker computes its prompt: until then it is that one's load.
+    pub(super) fn awaits_handoff(&self) -> bool {
+        self.is_fetching() && matches!(self.awaited, Some(Awaited::Handoff(_)))
+    }
+
     /// Names of its leading blocks that others can find.
     pub(super) fn sealed_names(&self) -> &[BlockName] {
         &self.names[..self.sealed]
@@ -401,6 +412,10 @@ impl Sequence {
     ) {
         self.pages.extend(pages);
         self.loads.extend(pages.iter().copied().zip(slots));
+        if self.started {
+            // What comes back after it gave way was computed for it.
+            return;
+        }
         let tokens = (pages.len() * block_tokens) as u32;
         let prompt = self.prompt_len() as u32;
         self.cached_tokens = self.cached_tokens.map(|cached| {
@@ -411,6 +426,7 @@ impl Sequence {
 
     /// Tells its start, if that is wanted and was not told.
     pub(super) fn announce(&mut self) {
+        self.started = true;
         let cached_tokens = self.cached_tokens.unwrap_or(0);
         if let Some(giver) = &self.giver {
             giver.found(cached_tokens);

@@ -66,7 +66,8 @@ impl StepLoop {
         let retainer = Retainer::new(named, &parts.kv, pool.stats().pages);
         let shape = parts.executor.caps().kv;
         let tiers = parts.tiers.as_ref();
-        let mover = tiers.map(|tiers| Mover::new(Arc::clone(tiers), shape.block_bytes, shape.pages));
+        let keeps = parts.kv.has_tiers();
+        let mover = tiers.map(|tiers| Mover::new(Arc::clone(tiers), (shape.block_bytes, shape.pages), keeps));
         let block_tokens = shape.block_tokens as usize;
         Self {
             parts,
@@ -117,7 +118,7 @@ impl StepLoop {
     /// Takes what has come in; sleeps when there is nothing to do. False at the end.
     fn receive(&mut self) -> bool {
         if self.is_idle() {
-            let stalled = self.mover.as_mut().is_some_and(Mover::take_stalled);
+            let stalled = self.mover.as_mut().is_some_and(Mover::take_stalled) || !self.running.is_empty();
             let received = match stalled {
                 true => self
                     .received
@@ -128,7 +129,7 @@ impl StepLoop {
             match received {
                 Ok(message) => self.take(message),
                 // Whatever was fetched is there by then.
-                Err(ended) => return !ended || !self.waiting.is_empty(),
+                Err(ended) => return !ended || !self.waiting.is_empty() || !self.running.is_empty(),
             }
         }
         while let Ok(message) = self.received.try_recv() {
@@ -139,7 +140,8 @@ impl StepLoop {
 
     /// Whether there is nothing to do until somebody comes in or something is there.
     fn is_idle(&self) -> bool {
-        self.running.is_empty()
+        let waits_for_slot = |s: &Sequence| s.stalled.is_some() && s.left() == 0;
+        self.running.iter().all(waits_for_slot)
             && self.ahead.is_empty()
             && self.waiting.iter().all(Sequence::is_fetching)
             && !self.mover.as_ref().is_some_and(Mover::is_busy)
@@ -148,7 +150,8 @@ impl StepLoop {
     fn take(&mut self, message: Message) {
         match message {
             Message::Start(start) => self.enqueue(*start),
-            Message::Wake => {}
+            // Somebody may be started who could not be when the last plan was made.
+            Message::Wake => self.changed = true,
             Message::Ask(question) => self.answer(question),
         }
     }
@@ -347,14 +350,17 @@ impl StepLoop {
     fn preempt(&mut self, victim: Victim) {
         let mut s = self.running.remove(victim.at);
         s.flush();
-        self.swap_out(&s);
+        let pages = self.pool.stats().pages as usize;
+        let fits = pages_for(s.len(), self.block_tokens) <= pages;
+        if fits {
+            self.swap_out(&s);
+        }
         self.want_saved(&s);
         s.release(&mut self.pool);
         s.preemptions_planned += u32::from(victim.planned);
         self.load.preemptions.fetch_add(1, Ordering::Relaxed);
         self.changed = true;
-        let pages = self.pool.stats().pages as usize;
-        if pages_for(s.len(), self.block_tokens) > pages {
+        if !fits {
             // It had every page of the worker and needs more: waiting would not help it.
             let reason = format!("the worker's {pages} KV pages cannot hold this sequence");
             let _ = s.start.events.try_send(Event::Failed(reason));
@@ -411,7 +417,8 @@ impl StepLoop {
         }
         let mut with = With {
             pool: &mut self.pool,
-            tiers: self.mover.as_ref().map(Mover::tiers),
+            // What the tiers keep of a prompt is decided when it was answered.
+            tiers: self.mover.as_ref().map(Mover::tiers).filter(|_| s.giver.is_none()),
             generations: &self.parts.generations,
             frame: frame(&self.parts.ctx),
         };
@@ -443,7 +450,7 @@ impl StepLoop {
             |cell: &std::sync::atomic::AtomicU32, value: usize| cell.store(value as u32, Ordering::Relaxed);
         let left = |s: &Sequence| s.prefill_left() as u64;
         let running = &self.running[..self.needed()];
-        set(&load.waiting, self.waiting.len());
+        set(&load.waiting, self.waiting.iter().filter(|s| !s.awaits_handoff()).count());
         set(&load.running, running.len());
         set(&load.pages_pinned, stats.pinned as usize);
         set(&load.pages_cached, stats.evictable as usize);

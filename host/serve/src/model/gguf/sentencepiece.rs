@@ -1,12 +1,13 @@
 //! Tokenizers of SentencePiece in GGUF files: tokens with scores, of which merges are made.
 //!
 //! **Invariant:** the tokens of a text are those of SentencePiece, except that a space is put before a text that follows a
-//! control token too, as llama.cpp and the first converted tokenizers do.
+//! control token too, as llama.cpp and the first converted tokenizers do. Where a token can be made of two in several ways that
+//! overlap, merges go by their order and SentencePiece by place; no text of the fixtures shows it.
 
 use rustc_hash::FxHashSet;
 use serde_json::{Map, Value, json};
 
-use super::{BYTE, NORMAL, Vocabulary};
+use super::{BYTE, NORMAL, UNKNOWN, Vocabulary};
 
 /// Stands for a space.
 const SPACE: &str = "▁";
@@ -35,7 +36,7 @@ impl Vocabulary<'_> {
             decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
         }
         let bytes = self.kinds.contains(&BYTE);
-        let unknown = vocabulary.contains_key("<unk>").then_some("<unk>");
+        let unknown = self.kinds.iter().position(|kind| *kind == UNKNOWN).map(|at| self.tokens[at]);
         let model = json!({
             "type": "BPE", "unk_token": unknown, "fuse_unk": true, "byte_fallback": bytes,
             "merges": self.merges_by(scores), "vocab": vocabulary,

@@ -154,10 +154,10 @@ impl Maker<'_> {
         let (reaches, has_tools) = (self.template.reach(&self.setting), self.setting.has_tools());
         let reach = reaches.of(turns, has_tools, state.window.thought());
         let window = state.window.extended(&shown.objects);
+        let mut messages = state.window.messages(reach)?;
         if reaches.is_strict(has_tools) && !self.template.takes(&self.setting, window.shape()) {
             return None;
         }
-        let mut messages = state.window.messages(reach)?;
         let old = self.template.text(&self.setting, messages.clone()).ok()?;
         messages.extend(shown.objects.iter().map(|(_, value)| value.clone()));
         let new = self.template.text(&self.setting, messages).ok()?;

@@ -306,7 +306,7 @@ fn go_on(prompts: &Prompts, template: &ChatTemplate, messages: &mut Vec<Value>, 
         return usize::from(!taken);
     }
     let length = messages.len();
-    let further = ["u", "a", "ct"].map(|shape| {
+    let further = ["u", "a", "ct", "2tt"].map(|shape| {
         act(messages, &Act::Append(shape, 0));
         let refused = go_on(prompts, template, messages, left - 1);
         messages.truncate(length);
@@ -321,7 +321,7 @@ fn an_order_that_a_template_refuses_is_refused_of_what_grew() {
         let prompts = prompts(MIB);
         let mut messages = vec![message('u', 0, 0)];
         let refused = go_on(&prompts, template(name), &mut messages, 5);
-        assert_eq!(refused > 100, name == "mistral", "{name} refuses {refused} of 364 conversations");
+        assert_eq!(refused > 100, name == "mistral", "{name} refuses {refused} of 1,365 conversations");
         assert!(prompts.counts().hits.load(Relaxed) > 0, "{name}: nothing grew");
     }
 }
@@ -455,7 +455,8 @@ fn what_was_learned_of_templates_is_what_they_do() {
             let reaches = template.reach(&template.setting(None, &setting, 0));
             let all = [By::User, By::Answer, By::Call, By::Tool, By::Other];
             let of = |(tools, thought)| {
-                let one = |by| reaches.of(std::iter::once(Turn { by, thought }), tools, thought);
+                let one =
+                    |by| reaches.of(std::iter::once(Turn { by, thought, several: false }), tools, thought);
                 all.map(|by| format!("{:?}", one(by))).join(" ")
             };
             let settings = [(false, false), (false, true), (true, false), (true, true)];

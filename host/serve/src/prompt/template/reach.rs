@@ -20,6 +20,8 @@ pub(crate) struct Turn {
     pub(crate) by: By,
     /// Whether it has reasoning, which templates drop.
     pub(crate) thought: bool,
+    /// Whether it has more than one call.
+    pub(crate) several: bool,
 }
 
 /// Whose a message is.
@@ -53,7 +55,12 @@ impl Turn {
         let mut keys = message.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
         // Reasoning, or whatever else a caller gave that templates may have rules about.
         let more = keys.any(|key| !known.contains(&key));
-        Self { by, thought: more || (message["role"] == "assistant" && (marked(content) || in_parts())) }
+        let several = message["tool_calls"].as_array().is_some_and(|calls| calls.len() > 1);
+        Self {
+            by,
+            several,
+            thought: more || (message["role"] == "assistant" && (marked(content) || in_parts())),
+        }
     }
 
     /// Its letter in the shape of a conversation.
@@ -61,6 +68,7 @@ impl Turn {
         match self.by {
             By::User => 'u',
             By::Answer => 'a',
+            By::Call if self.several => '2',
             By::Call => 'c',
             By::Tool => 't',
             By::Other => 's',

@@ -15,6 +15,11 @@ impl StepLoop {
         self.running.iter().position(|s| s.start.ahead).unwrap_or(self.running.len())
     }
 
+    /// Whether somebody waits for this worker.
+    fn is_awaited(&self) -> bool {
+        self.waiting.iter().any(|s| !s.awaits_handoff())
+    }
+
     /// Takes a prompt in, unless there is nothing to do for it, or too much already.
     pub(super) fn enqueue_ahead(&mut self, start: Start) {
         let fingerprint = self.parts.executor.caps().fingerprint;
@@ -24,7 +29,7 @@ impl StepLoop {
         if self.pool.resident_prefix(&s.start.blocks) == s.start.blocks.len() {
             counts.needless.fetch_add(1, Ordering::Relaxed);
             s.finish(Finish::Length);
-        } else if !self.waiting.is_empty() {
+        } else if self.is_awaited() {
             counts.cancel(Cancelled::Load);
         } else if in_flight >= self.parts.ahead.in_flight_max {
             counts.cancel(Cancelled::Full);
@@ -35,7 +40,7 @@ impl StepLoop {
 
     /// Gives everything up while somebody waits or pages are short, and what nobody wants any more.
     pub(super) fn yield_ahead(&mut self) {
-        if !self.waiting.is_empty() {
+        if self.is_awaited() {
             self.cancel_ahead(Cancelled::Load);
         } else if self.pool.available() < self.spare_pages() {
             self.cancel_ahead(Cancelled::Pages);

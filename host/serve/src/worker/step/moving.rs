@@ -27,9 +27,10 @@ const BUSY_MAX: Duration = Duration::from_micros(250);
 const LONG: Duration = Duration::from_millis(1);
 /// Most blocks that are moved at once while nobody computes: whoever comes in waits for them.
 const IDLE_BLOCKS_MAX: usize = 256;
-/// Most blocks that are saved at once for a sequence that gives way. Chosen: others wait for some tens of milliseconds at
-/// most, and a longer one is seldom the last admitted.
-const SWAP_BLOCKS_MAX: usize = 1024;
+/// How long a step may save blocks of sequences that give way. Chosen: as long as a step of a small model.
+const SWAP_MAX: Duration = Duration::from_millis(10);
+/// How long a prompt that is computed waits for a slot to be handed over. Chosen: a disk writes hundreds of blocks.
+const HANDOFF_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes a second that are believed to be moved until it was measured, and what a block costs beside them.
 const BYTES_PER_S: f64 = 2e9;
 const BLOCK_S: f64 = 20e-6;
@@ -49,6 +50,10 @@ pub(super) struct Mover {
     held_back: bool,
     load_pace: Pace,
     save_pace: Pace,
+    /// Seconds that are left in this step for sequences that give way.
+    swap_left_s: f64,
+    /// Whether tiers are wanted for more than handoffs.
+    keeps: bool,
 }
 
 /// Seconds that moving a block takes, with all that is done about it.
@@ -91,18 +96,19 @@ struct Saving {
     slot: SlotMut,
 }
 
-/// A block on its way to another worker.
-struct Handing {
-    /// Place of its sequence in the batch.
-    at: usize,
-    /// Whether it is among those that are saved now.
-    is_saved: bool,
-    /// Where it lies already; without it, and not saved, there is a gap.
-    slot: Option<Slot>,
+/// What becomes of a block that is to be handed over.
+enum Outcome {
+    /// It is among those that are saved now.
+    Saved,
+    /// It lies in memory already.
+    There(Slot),
+    /// It has to wait for a slot.
+    NoSlot,
 }
 
 impl Mover {
-    pub(super) fn new(tiers: Arc<Tiers>, block_bytes: u64, pages: u32) -> Self {
+    /// `keeps`: whether blocks that sequences leave are saved, and not only those that are handed over.
+    pub(super) fn new(tiers: Arc<Tiers>, (block_bytes, pages): (u64, u32), keeps: bool) -> Self {
         Self {
             tiers,
             unsaved: VecDeque::new(),
@@ -111,6 +117,8 @@ impl Mover {
             held_back: false,
             load_pace: Pace::believed(block_bytes),
             save_pace: Pace::believed(block_bytes),
+            swap_left_s: SWAP_MAX.as_secs_f64(),
+            keeps,
         }
     }
 
@@ -130,6 +138,9 @@ impl Mover {
 
     /// Has the blocks of a sequence saved that has turned them over.
     pub(super) fn want_saved(&mut self, s: &Sequence) {
+        if !self.keeps {
+            return;
+        }
         let names = s.sealed_names();
         let known = self.tiers.in_host(names);
         let mut parent = known.checked_sub(1).map(|before| names[before]);
@@ -209,6 +220,9 @@ impl StepLoop {
         }
         // Nobody reads tokens of a worker that computes for others.
         let busy = busy && self.parts.role != Role::Prefill;
+        if let Some(mover) = &mut self.mover {
+            mover.swap_left_s = SWAP_MAX.as_secs_f64();
+        }
         let begun = self.parts.ctx.now();
         let loaded = self.load_some(busy);
         let between = self.parts.ctx.now();
@@ -258,7 +272,8 @@ impl StepLoop {
     }
 
     /// Saves some of what other workers wait for, and says how many blocks. `busy`: sequences compute. Whoever has handed
-    /// everything over leaves, and whoever finds no slot: the other worker computes what it lacks then.
+    /// everything over leaves, and whoever is computed and finds no slot for too long: the other worker computes what it
+    /// lacks then.
     fn hand_over(&mut self, busy: bool) -> usize {
         let Some(mover) = &self.mover else { return 0 };
         let mut left = mover.save_pace.blocks_max(busy);
@@ -268,7 +283,16 @@ impl StepLoop {
             for at in wanted.start..wanted.end.min(s.sealed_names().len()).min(wanted.start + left) {
                 let slot = mover.tiers.in_memory_one(s.sealed_names()[at]);
                 let saved = if slot.is_none() { self.saving(s, at) } else { None };
-                handing.push(Handing { at: i, is_saved: saved.is_some(), slot });
+                let outcome = match (&saved, slot) {
+                    (Some(_), _) => Outcome::Saved,
+                    (None, Some(slot)) => Outcome::There(slot),
+                    (None, None) => Outcome::NoSlot,
+                };
+                let waits = matches!(outcome, Outcome::NoSlot);
+                handing.push((i, outcome));
+                if waits {
+                    break;
+                }
                 left -= usize::from(saved.is_some());
                 saving.extend(saved);
             }
@@ -280,12 +304,27 @@ impl StepLoop {
     }
 
     /// Gives what was saved, in its order.
-    fn give(&mut self, handing: Vec<Handing>, mut saved: impl Iterator<Item = Slot>) {
+    fn give(&mut self, handing: Vec<(usize, Outcome)>, mut saved: impl Iterator<Item = Slot>) {
+        let now = self.parts.ctx.now();
         let mut short = Vec::new();
-        for Handing { at, is_saved, slot } in handing {
-            let slot = if is_saved { saved.next() } else { slot };
-            match (&self.running[at].giver, slot) {
-                (Some(giver), Some(slot)) if !short.contains(&at) => giver.give(slot),
+        for (at, outcome) in handing {
+            let s = &mut self.running[at];
+            let slot = match outcome {
+                Outcome::Saved => saved.next(),
+                Outcome::There(slot) => Some(slot),
+                Outcome::NoSlot => {
+                    let since = *s.stalled.get_or_insert(now);
+                    if s.left() == 0 && now.saturating_sub(since) > HANDOFF_PATIENCE {
+                        short.push(at);
+                    }
+                    continue;
+                }
+            };
+            match (&s.giver, slot) {
+                (Some(giver), Some(slot)) if !short.contains(&at) => {
+                    giver.give(slot);
+                    s.stalled = None;
+                }
                 // Behind a gap nothing is of use.
                 _ => short.push(at),
             }
@@ -299,24 +338,26 @@ impl StepLoop {
         }
     }
 
-    /// Saves at once what a sequence has computed that is to give its pages back, where that and loading it again is
-    /// believed to take less time than computing it again.
+    /// Saves at once what a sequence has computed that is to give its pages back, as far as a step may take for it, and where
+    /// that and loading it again is believed to take less time than computing it again.
     pub(super) fn swap_out(&mut self, s: &Sequence) {
-        let Some(mover) = &self.mover else { return };
+        let Some(mover) = self.mover.as_ref().filter(|mover| mover.keeps) else { return };
         let names = s.sealed_names();
         let known = mover.tiers.in_host(names);
-        let blocks = names.len() - known;
+        // The rest is saved later, if it is still there then.
+        let blocks_max = (mover.swap_left_s / mover.save_pace.0) as usize;
+        let blocks = (names.len() - known).min(blocks_max);
         let move_us = blocks as f64 * (mover.save_pace.0 + mover.load_pace.0) * 1e6;
         let tokens = |blocks: usize| (blocks * self.block_tokens) as u32;
-        if blocks == 0
-            || blocks > SWAP_BLOCKS_MAX
-            || move_us > mover.tiers.compute_us(tokens(blocks), tokens(known))
-        {
+        if blocks == 0 || move_us > mover.tiers.compute_us(tokens(blocks), tokens(known)) {
             return;
         }
-        let saving: Vec<Saving> = (known..names.len()).map_while(|at| self.saving(s, at)).collect();
-        let saved = self.save(saving);
-        self.load.preemptions_swapped.fetch_add(u64::from(!saved.is_empty()), Ordering::Relaxed);
+        let saving: Vec<Saving> = (known..known + blocks).map_while(|at| self.saving(s, at)).collect();
+        let saved = self.save(saving).len();
+        self.load.preemptions_swapped.fetch_add(u64::from(saved > 0), Ordering::Relaxed);
+        if let Some(mover) = &mut self.mover {
+            mover.swap_left_s -= saved as f64 * mover.save_pace.0;
+        }
     }
 
     /// A block of a sequence as one to be saved; `None` without a slot.

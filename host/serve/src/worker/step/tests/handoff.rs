@@ -24,7 +24,8 @@ impl Pair {
         for (bench, role) in [(&mut prefill, Role::Prefill), (&mut decode, Role::Decode)] {
             bench.step_loop.parts.role = role;
             let shape = bench.step_loop.parts.executor.caps().kv;
-            bench.step_loop.mover = Some(Mover::new(Arc::clone(&tiers), shape.block_bytes, shape.pages));
+            bench.step_loop.mover =
+                Some(Mover::new(Arc::clone(&tiers), (shape.block_bytes, shape.pages), true));
             *bench.step_loop.sender.lock() = Some(bench.starts.clone());
         }
         Self { prefill, decode, counts: Arc::default() }
