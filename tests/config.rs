@@ -234,7 +234,12 @@ fn an_imported_configuration_passes_its_check() {
     assert!(ok && page.contains("takes chain `wild`") && page.contains("pick       pick-random"), "{page}");
 
     let (ok, page, _) = said(&["import", yaml]);
-    assert!(ok && page.contains("#   plugins[2] (lora-affinity-scorer): a host serves one model"), "{page}");
+    assert!(
+        ok && page.contains(
+            "#   plugins[2] (lora-affinity-scorer): every worker of a host has all of its adapters"
+        ),
+        "{page}"
+    );
 
     let (ok, _, complaint) = said(&["import", "/no/such/file.yaml"]);
     assert!(!ok && complaint.contains("/no/such/file.yaml"), "{complaint}");

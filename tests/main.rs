@@ -3,6 +3,7 @@
 mod support;
 
 mod access;
+mod adapters;
 mod admission;
 mod attributes;
 mod bad_input;

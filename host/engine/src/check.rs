@@ -89,6 +89,9 @@ fn check_row(caps: &Caps, plan: &StepPlan<'_>, row: &Row) -> Result<(), String> 
     if end > u64::from(caps.context_max) {
         return Err(format!("ends at position {end} of {}", caps.context_max));
     }
+    if let Some(adapter) = row.adapter.filter(|adapter| adapter.0 as usize >= caps.adapters.len()) {
+        return Err(format!("adapter {} of {}", adapter.0, caps.adapters.len()));
+    }
     let tokens = &plan.tokens[to_usize(&row.tokens)];
     if let Some(token) = tokens.iter().find(|token| **token >= caps.vocab) {
         return Err(format!("token {token} of {}", caps.vocab));

@@ -2,10 +2,11 @@
 //!
 //! A step is computed inside [`Executor::submit`], on the calling thread and the executor's own; `poll`
 //! hands out its result. So do `transfer` and `settle` with moves. Several executors share one [`Model`].
-//! **Invariant:** a row's result depends on its tokens and position alone: not on the other rows, the
+//! **Invariant:** a row's result depends on its tokens, position and adapter alone: not on the other rows, the
 //! chunks of its prefill, the page size or the number of threads.
 
 mod activation;
+mod adapter;
 mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -135,6 +136,7 @@ impl CpuExec {
                 context_max,
                 vocab: shape.vocab as u32,
                 fingerprint: model.fingerprint,
+                adapters: model.adapters.iter().map(|adapter| adapter.fingerprint).collect(),
             },
             heads,
             layout: Layout { block_tokens, kv_heads: heads.kv_heads, head_dim: heads.head_dim, page },

@@ -44,6 +44,9 @@ pub(crate) struct Family {
     /// Fields of this family that are read by nobody, with the one value that is what we compute; `*` is
     /// for a field that changes nothing in a pass.
     pub(crate) accepted: &'static [(&'static str, &'static str)],
+    /// Whether its own code has queries, keys and values as one layer `qkv_proj`, gate and up as one `gate_up_proj`, so
+    /// that adapters name those.
+    pub(crate) fused: bool,
     /// Cuts tensors that the family's files fuse into those of [`crate::Model`].
     pub(crate) cut: fn(&ModelConfig, &mut TensorMap) -> Result<(), String>,
 }
@@ -140,6 +143,7 @@ const LLAMA: Family = Family {
     explicit_head_dim: false,
     rope_theta_default: Some(10_000.0),
     accepted: &[],
+    fused: false,
     cut: |_, _| Ok(()),
 };
 
@@ -186,7 +190,14 @@ pub(crate) const FAMILIES: [Family; 9] = [
         accepted: &[("_sliding_window_pattern", "*")],
         ..LLAMA
     },
-    Family { architecture: "Phi3ForCausalLM", gguf: "phi3", windows: Windows::All, cut: phi3::cut, ..LLAMA },
+    Family {
+        architecture: "Phi3ForCausalLM",
+        gguf: "phi3",
+        windows: Windows::All,
+        fused: true,
+        cut: phi3::cut,
+        ..LLAMA
+    },
     Family {
         architecture: "Olmo2ForCausalLM",
         gguf: "olmo2",

@@ -1,6 +1,6 @@
-//! The fields of a `config.json`, read by name and checked.
+//! The fields of a `config.json` or `adapter_config.json`, read by name and checked.
 //!
-//! Called by [`crate::ModelConfig`] alone.
+//! Called by [`crate::ModelConfig`] and by adapters.
 //! **Invariant:** a field that asks for something is read, known to change nothing in a pass, or refused.
 
 use std::path::Path;

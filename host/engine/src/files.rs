@@ -1,6 +1,6 @@
 //! The files of a model: `config.json` and safetensors, mapped or compiled in, or one GGUF file.
 //!
-//! Called by [`crate::Model`] when it loads.
+//! Called by [`crate::Model`] when it loads, and for its adapters.
 //! **Invariant:** every tensor lies within its file and under one name.
 #![allow(unsafe_code, reason = "files are memory-mapped")]
 
@@ -49,6 +49,23 @@ impl ModelFiles {
         let index = path.join("model.safetensors.index.json");
         let paths =
             if single.exists() || !index.exists() { vec![single] } else { shard_paths(path, &index)? };
+        Self::of_safetensors(config_path, config, paths)
+    }
+
+    /// Opens an adapter: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+    ///
+    /// Errors: those of [`Self::open`].
+    pub(crate) fn open_adapter(folder: &Path) -> Result<Self, EngineError> {
+        let config_path = folder.join("adapter_config.json");
+        let config = read(&config_path)?;
+        Self::of_safetensors(config_path, config, vec![folder.join("adapter_model.safetensors")])
+    }
+
+    fn of_safetensors(
+        config_path: PathBuf,
+        config: Vec<u8>,
+        paths: Vec<PathBuf>,
+    ) -> Result<Self, EngineError> {
         let mut files =
             Self { config_path, config, shards: Vec::new(), tensors: TensorMap::new(), gguf: None };
         for path in paths {

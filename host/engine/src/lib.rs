@@ -13,6 +13,7 @@ mod fields;
 mod rope;
 mod rope_fields;
 
+mod adapter;
 mod encoding;
 mod files;
 mod gguf;
@@ -40,6 +41,7 @@ mod loading;
 #[cfg(test)]
 mod moving;
 
+pub use adapter::{ADAPTERS_MAX, RANK_MAX};
 pub use config::{Experts, ModelConfig, Sliding};
 pub use cpu::{CpuConfig, CpuExec, Isa, peak_bf16_flops};
 pub use error::EngineError;
@@ -48,8 +50,8 @@ pub use gguf::GgufMetadata;
 pub use model::Model;
 pub use pack::WeightFormat;
 pub use plan::{
-    Caps, Executor, Fence, KvShape, Moved, Row, SampleSpec, Sampled, Saved, StepOut, StepPlan, Ticket,
-    TokenLogprob, TokenMask, UNSETTLED_MAX, Xfer,
+    AdapterId, Caps, Executor, Fence, KvShape, Moved, Row, SampleSpec, Sampled, Saved, StepOut, StepPlan,
+    Ticket, TokenLogprob, TokenMask, UNSETTLED_MAX, Xfer,
 };
 pub use rope::{Rope, RopeScaling};
 pub use sampling::SamplingParams;

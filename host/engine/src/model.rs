@@ -1,15 +1,18 @@
 //! A model's weights, loaded once and shared by every executor that runs it.
 //!
-//! Called at start, by whoever makes executors. **Invariant:** never changes after it is loaded.
+//! Called at start, by whoever makes executors. **Invariant:** never changes once it is shared.
+
+use std::path::Path;
 
 use kv::Fingerprint;
 
+use crate::adapter::{ADAPTERS_MAX, Adapter};
 use crate::digest::{digest_bytes, digest_floats, digest_values};
 use crate::family::{self, Activation, Family, QkNorm};
 use crate::pack::{Packed, WeightFormat};
 use crate::rope::Frequencies;
 use crate::source::{Source, gated_bias, pack, pack_gated};
-use crate::{EngineError, ModelConfig, ModelFiles};
+use crate::{AdapterId, EngineError, ModelConfig, ModelFiles};
 
 /// Weights in bf16, packed for the matrix kernels, with the shape they have.
 ///
@@ -34,6 +37,8 @@ pub struct Model {
     pub(crate) norm: Vec<f32>,
     /// Output projection [vocab, hidden]; none when it is `embed`.
     pub(crate) head: Option<Packed>,
+    /// What rows may ask for instead of these weights alone.
+    pub(crate) adapters: Vec<Adapter>,
 }
 
 /// One layer's weights.
@@ -152,6 +157,23 @@ impl Model {
         Self::build(config, family, (&Source::Random { seed }, format), &mut |_| {})
     }
 
+    /// Loads a LoRA adapter in PEFT's form: a folder with `adapter_config.json` and `adapter_model.safetensors`. Gives
+    /// what rows of a step name it by. The adapter is bf16, whatever form the model's matrices have.
+    ///
+    /// Cost: a product of a row with a matrix of `in` inputs and `out` outputs costs `rank * (in + out)` more for rows of
+    /// this adapter, where `rank` is that of all parts that [`crate::Model`] keeps as one matrix; other rows cost nothing.
+    /// Errors: [`EngineError::Read`] for a file that cannot be read; [`EngineError::Malformed`], naming field or tensor,
+    /// for what is not LoRA or more than that, for tensors that are missing, do not fit this model, are not finite or
+    /// are not used; [`EngineError::Config`] for more than [`ADAPTERS_MAX`] adapters.
+    pub fn add_adapter(&mut self, folder: &Path) -> Result<AdapterId, EngineError> {
+        if self.adapters.len() == ADAPTERS_MAX {
+            return Err(EngineError::Config(format!("more than {ADAPTERS_MAX} adapters")));
+        }
+        let adapter = Adapter::load(self, folder)?;
+        self.adapters.push(adapter);
+        Ok(AdapterId(self.adapters.len() as u32 - 1))
+    }
+
     /// The matrix that turns the last hidden state into logits.
     pub(crate) fn output(&self) -> &Packed {
         self.head.as_ref().unwrap_or(&self.embed)
@@ -180,6 +202,7 @@ impl Model {
             layers: (0..count).map(&mut layer).collect::<Result<_, _>>()?,
             norm: layers.norm("model.norm.weight", hidden)?,
             head: if config.tied { None } else { Some(table("lm_head.weight")?) },
+            adapters: Vec::new(),
             config,
         };
         model.fingerprint = Fingerprint(model.digest());
@@ -210,7 +233,7 @@ impl Model {
     }
 }
 
-fn family_of(config: &ModelConfig) -> Result<&'static Family, EngineError> {
+pub(crate) fn family_of(config: &ModelConfig) -> Result<&'static Family, EngineError> {
     family::find(&config.architecture).ok_or_else(|| {
         EngineError::Config(format!("architecture `{}` is not supported", config.architecture))
     })

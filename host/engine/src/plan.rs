@@ -22,7 +22,8 @@ pub trait Executor: Send {
 
     /// Starts one forward pass over a batch.
     ///
-    /// Errors: [`EngineError::Plan`] when a row leaves its page table, the context or the vocabulary;
+    /// Errors: [`EngineError::Plan`] when a row leaves its page table, the context or the vocabulary, or names
+    /// an adapter that is not there;
     /// nothing has been computed then.
     fn submit(&mut self, plan: &StepPlan<'_>) -> Result<Ticket, EngineError>;
 
@@ -57,7 +58,23 @@ pub struct Caps {
     pub vocab: u32,
     /// What its KV bytes depend on besides tokens.
     pub fingerprint: Fingerprint,
+    /// The same for rows of each adapter; [`AdapterId`] is the place here.
+    pub adapters: Vec<Fingerprint>,
 }
+
+impl Caps {
+    /// What KV bytes of a sequence depend on besides tokens, computed with or without an adapter.
+    ///
+    /// # Panics
+    /// When there is no such adapter.
+    pub fn fingerprint_of(&self, adapter: Option<AdapterId>) -> Fingerprint {
+        adapter.map_or(self.fingerprint, |adapter| self.adapters[adapter.0 as usize])
+    }
+}
+
+/// Names an adapter of the executor's model: its place among them, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AdapterId(pub u32);
 
 /// Layout of KV pages: `[page][layer][K|V][kv_head][slot][head_dim]`, contiguous, in bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +117,8 @@ pub struct Row {
     /// Which of [`StepPlan::samples`] draw from the logits of its last tokens, in order: the last one from those of the
     /// last token. Usually one, none while a prompt is not all there, several where tokens are tried.
     pub samples: Range<u32>,
+    /// The adapter that computes it; of all rows of a sequence the same, since KV depends on it.
+    pub adapter: Option<AdapterId>,
 }
 
 /// How one row's next token is drawn.

@@ -2,7 +2,7 @@
 //!
 //! In place of keys and values, a page holds one hash for each slot: the hash of all tokens up to it.
 //! A step reads the hash before its first token and chains its own on, so the drawn token depends on
-//! exactly what a model's would. A step loop that mixes up pages draws other tokens, and one that
+//! exactly what a model's would. A step loop that mixes up pages or adapters draws other tokens, and one that
 //! reads a slot that was never written is refused. A saved block is these hashes, low bytes first. Blocks move one after
 //! the other beside the steps, as on a stream of their own.
 
@@ -43,6 +43,8 @@ pub struct SimConfig {
     pub decode_us_per_row: f64,
     /// Cost of moving one block.
     pub transfer_us_per_block: f64,
+    /// Adapters that it has; each draws other tokens.
+    pub adapters: u32,
     /// Whether the cost is waited for.
     pub pace: Pace,
 }
@@ -60,6 +62,7 @@ impl Default for SimConfig {
             prefill_us_per_token: 0.0,
             decode_us_per_row: 0.0,
             transfer_us_per_block: 0.0,
+            adapters: 0,
             pace: Pace::Virtual,
         }
     }
@@ -129,6 +132,9 @@ impl SimExec {
                 context_max: config.context_max,
                 vocab,
                 fingerprint: Fingerprint(mix(u64::from(vocab))),
+                adapters: (1..=config.adapters)
+                    .map(|one| Fingerprint(mix(mix(u64::from(vocab)) ^ u64::from(one))))
+                    .collect(),
             },
             slots: vec![0; pages as usize * block_tokens as usize],
             clock: Stopwatch::start(),
@@ -250,8 +256,10 @@ impl Executor for SimExec {
             let tokens = &plan.tokens[row.tokens.start as usize..row.tokens.end as usize];
             let samples = row.samples.clone().rev();
             let mut hashes = Vec::with_capacity(tokens.len());
+            // A row without an adapter is told from one of the first.
+            let adapter = row.adapter.map_or(0, |adapter| mix(u64::from(adapter.0) + 1));
             for (position, token) in (row.position..).zip(tokens) {
-                hash = mix(hash.wrapping_add(START) ^ u64::from(*token)).max(1);
+                hash = mix(hash.wrapping_add(START) ^ u64::from(*token) ^ adapter).max(1);
                 let slot = self.slot(plan, row, position);
                 self.slots[slot] = hash;
                 hashes.push(hash);
@@ -349,8 +357,8 @@ mod tests {
     ) -> Result<StepOut, EngineError> {
         let pages: Vec<PageIdx> = pages.iter().copied().map(PageIdx).collect();
         let params = SamplingParams::default();
-        let row =
-            Row { tokens: 0..tokens.len() as u32, position, pages: 0..pages.len() as u32, samples: 0..1 };
+        let (row_tokens, row_pages) = (0..tokens.len() as u32, 0..pages.len() as u32);
+        let row = Row { tokens: row_tokens, position, pages: row_pages, samples: 0..1, adapter: None };
         let plan = StepPlan {
             rows: &[row],
             tokens,
@@ -396,6 +404,34 @@ mod tests {
         step(&mut exec, &tokens(16), 0, &[0]).unwrap();
         let error = step(&mut exec, &[1], 17, &[0, 1]).unwrap_err();
         assert_eq!(error.to_string(), "step plan refused: KV of position 16 was never written, in page 1");
+    }
+
+    #[test]
+    fn rows_of_an_adapter_draw_other_tokens_and_read_what_rows_of_theirs_wrote() {
+        let mut exec = SimExec::new(SimConfig { pages: 8, adapters: 2, ..SimConfig::default() }).unwrap();
+        let mut draw = |adapter: Option<u32>, position: u32| {
+            let row = Row {
+                tokens: 0..1,
+                position,
+                pages: 0..1,
+                samples: 0..1,
+                adapter: adapter.map(crate::AdapterId),
+            };
+            let params = SamplingParams::default();
+            let (prompt, output) = (&[][..], &[][..]);
+            let spec = SampleSpec { params: &params, position: position + 1, prompt, output, mask: None };
+            let (pages, tokens) = (&[PageIdx(0)][..], &[7][..]);
+            let ticket = exec.submit(&StepPlan { rows: &[row], tokens, pages, samples: &[spec] })?;
+            Ok::<_, EngineError>(exec.poll(ticket, true)?.unwrap().sampled[0].token)
+        };
+        let first = [None, Some(0), Some(1)].map(|adapter| draw(adapter, 0).unwrap());
+        assert!(first[0] != first[1] && first[1] != first[2] && first[0] != first[2], "{first:?}");
+        let after_own = draw(Some(1), 1).unwrap();
+        draw(None, 0).unwrap();
+        assert_ne!(draw(Some(1), 1).unwrap(), after_own, "it reads KV of another adapter");
+        assert_eq!(draw(Some(2), 0).unwrap_err().to_string(), "step plan refused: row 0: adapter 2 of 2");
+        let Caps { fingerprint, adapters, .. } = exec.caps();
+        assert!(adapters.len() == 2 && adapters[0] != adapters[1] && !adapters.contains(fingerprint));
     }
 
     #[test]

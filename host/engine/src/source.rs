@@ -1,6 +1,6 @@
 //! Where a model's weights come from: the tensors of its files, or made-up numbers of the same shapes.
 //!
-//! Called by [`crate::Model`] alone. **Invariant:** a tensor of a file that nobody asks for is an error, because it
+//! Called by [`crate::Model`] and its adapters. **Invariant:** a tensor of a file that nobody asks for is an error, because it
 //! belongs to an operation that we do not compute.
 
 use std::cell::RefCell;
@@ -34,9 +34,9 @@ impl<'a> Source<'a> {
         family: &Family,
         config: &ModelConfig,
     ) -> Result<Self, EngineError> {
-        let mut map = files.tensors().clone();
-        (family.cut)(config, &mut map).map_err(|reason| files.malformed(reason))?;
-        Ok(Self::Files(Tensors { files, map, used: RefCell::default() }))
+        let mut tensors = Tensors::of(files);
+        (family.cut)(config, &mut tensors.map).map_err(|reason| files.malformed(reason))?;
+        Ok(Self::Files(tensors))
     }
 
     /// What to add to the weights of norms.
@@ -77,10 +77,7 @@ impl<'a> Source<'a> {
     /// Refuses a tensor that nothing was computed with.
     pub(crate) fn finish(&self, config: &ModelConfig) -> Result<(), EngineError> {
         let Self::Files(tensors) = self else { return Ok(()) };
-        let used = tensors.used.borrow();
-        let unused =
-            tensors.map.keys().find(|name| !used.contains(*name) && !is_without_effect(name, config));
-        unused.map_or(Ok(()), |name| {
+        tensors.unused(|name| is_without_effect(name, config)).map_or(Ok(()), |name| {
             Err(tensors.files.malformed(format!(
                 "tensor `{name}` is there, and `{}` computes nothing with it",
                 config.architecture
@@ -89,8 +86,27 @@ impl<'a> Source<'a> {
     }
 }
 
-impl Tensors<'_> {
-    fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, EngineError> {
+impl<'a> Tensors<'a> {
+    /// The tensors as the files hold them.
+    pub(crate) fn of(files: &'a ModelFiles) -> Self {
+        Self { files, map: files.tensors().clone(), used: RefCell::default() }
+    }
+
+    /// Whether there is a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
+    /// A tensor that nobody asked for, `but` aside.
+    pub(crate) fn unused(&self, but: impl Fn(&str) -> bool) -> Option<String> {
+        let used = self.used.borrow();
+        self.map.keys().find(|name| !used.contains(*name) && !but(name)).cloned()
+    }
+
+    /// The tensor of this name, for use.
+    ///
+    /// Errors: [`EngineError::Malformed`] when it is missing, or for what [`crate::tensors::Entry::open`] refuses.
+    pub(crate) fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, EngineError> {
         let Some(entry) = self.map.get(name) else {
             return Err(self.files.malformed(format!("tensor `{name}` is missing")));
         };
@@ -192,12 +208,13 @@ pub(crate) fn gated_bias(gate: &[f32], up: &[f32]) -> Vec<f32> {
 
 const HALF: usize = PANEL / 2;
 
-fn gated_rows(ffn: usize) -> usize {
+/// Packed rows of gate and up.
+pub(crate) fn gated_rows(ffn: usize) -> usize {
     ffn.next_multiple_of(HALF) * 2
 }
 
 /// Whether a packed row is one of `up`, and which; none beyond the last.
-fn gated_row(row: usize, ffn: usize) -> Option<(bool, usize)> {
+pub(crate) fn gated_row(row: usize, ffn: usize) -> Option<(bool, usize)> {
     let (panel, lane) = (row / PANEL, row % PANEL);
     let at = panel * HALF + lane % HALF;
     (at < ffn).then_some((lane >= HALF, at))

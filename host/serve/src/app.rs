@@ -1,11 +1,13 @@
 //! The host's parts, wired: model, workers, policies, limits. Owns start and drain.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use engine::{CpuConfig, CpuExec, Executor, Model, ModelFiles, Pace, SimConfig, SimExec, WeightFormat};
+use engine::{
+    AdapterId, CpuConfig, CpuExec, Executor, Model, ModelFiles, Pace, SimConfig, SimExec, WeightFormat,
+};
 use kv::PrefixIndex;
 use kv::checkpoint::{CheckpointError, Checkpoints};
 use parking_lot::Mutex;
@@ -16,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::allowance::Pass;
 use crate::api::responses::store::{Store, StoreError};
 use crate::auth::{Auth, Caller, cache_salt};
-use crate::config::{Config, ConfigError, Device, chain_spec};
+use crate::config::{Adapter, Config, ConfigError, Device, chain_spec};
 use crate::ctx::{Ctx, Moment};
 use crate::door::Door;
 use crate::lineage::Lineage;
@@ -57,6 +59,8 @@ pub struct App {
     pub vocab: u32,
     /// What its KV depends on besides tokens.
     pub fingerprint: kv::Fingerprint,
+    /// The same of each of its adapters, in the order of `model.adapters`.
+    pub adapters: Vec<kv::Fingerprint>,
     /// What computes it.
     pub workers: Vec<Worker>,
     /// Which worker has which block.
@@ -136,6 +140,14 @@ pub enum StartError {
     /// The executor.
     #[error(transparent)]
     Engine(#[from] engine::EngineError),
+    /// An adapter.
+    #[error("`model.adapters`: `{name}`: {source}")]
+    Adapter {
+        /// Its name.
+        name: String,
+        /// Why it cannot be loaded.
+        source: engine::EngineError,
+    },
     /// The policy runtime.
     #[error(transparent)]
     Policy(#[from] policy::PolicyError),
@@ -219,6 +231,7 @@ impl App {
         let executors = executors(&config, &model, &ctx)?;
         let context_max = executors.iter().map(|e| context(e.caps())).min().unwrap_or(0);
         let fingerprint = executors.first().map_or(kv::Fingerprint(0), |e| e.caps().fingerprint);
+        let adapters = executors.first().map_or(Vec::new(), |e| e.caps().adapters.clone());
         let vocab = executors.iter().map(|e| e.caps().vocab).min().unwrap_or(0);
         let (runtime, generations) = generations(&config)?;
         // Before the first worker asks, so that the log begins with policies that know nothing yet.
@@ -270,6 +283,7 @@ impl App {
             model,
             context_max,
             fingerprint,
+            adapters,
             vocab,
             workers,
             prefixes,
@@ -290,13 +304,28 @@ impl App {
             retry_after_s: RETRY_AFTER_S,
         })?;
         // After the seat: a request for which the house has no room does not count against its key.
-        let pass = caller.enter(&self.model.name, self.ctx.now())?;
+        // Whoever may use an adapter comes in; which one is meant, the body says.
+        if !self.config.model.adapters.iter().any(|adapter| caller.may_use(&adapter.name)) {
+            caller.check_model(&self.model.name)?;
+        }
+        let pass = caller.enter(self.ctx.now())?;
         Ok(Seat { caller: caller.clone(), pass, _permit: permit })
     }
 
     /// What the names of a tenant's blocks are salted with.
     pub fn cache_salt(&self, tenant: &str) -> u64 {
         if self.config.kv.share_across_tenants { NO_SALT } else { cache_salt(tenant) }
+    }
+
+    /// What KV depends on besides tokens, computed with or without an adapter.
+    pub fn fingerprint_of(&self, adapter: Option<AdapterId>) -> kv::Fingerprint {
+        adapter.map_or(self.fingerprint, |adapter| self.adapters[adapter.0 as usize])
+    }
+
+    /// Name that callers use for the model, or for one of its adapters.
+    pub fn model_name(&self, adapter: Option<AdapterId>) -> &str {
+        let adapters = &self.config.model.adapters;
+        adapter.map_or(&self.model.name, |adapter| &adapters[adapter.0 as usize].name)
     }
 
     /// Requests in the house.
@@ -413,7 +442,7 @@ fn context(caps: &engine::Caps) -> u32 {
 
 fn executors(config: &Config, model: &ServedModel, ctx: &Ctx) -> Result<Vec<Box<dyn Executor>>, StartError> {
     let weights = match config.engine.device {
-        Device::Cpu => Some(Arc::new(load(&model.files, config.engine.weights.into(), ctx)?)),
+        Device::Cpu => Some(Arc::new(weights(config, model, ctx)?)),
         Device::Sim => None,
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -452,6 +481,16 @@ fn load(files: &ModelFiles, format: WeightFormat, ctx: &Ctx) -> Result<Model, en
     })
 }
 
+/// The model with its adapters.
+fn weights(config: &Config, model: &ServedModel, ctx: &Ctx) -> Result<Model, StartError> {
+    let mut weights = load(&model.files, config.engine.weights.into(), ctx)?;
+    for Adapter { name, source } in &config.model.adapters {
+        let refused = |source| StartError::Adapter { name: name.clone(), source };
+        weights.add_adapter(Path::new(source)).map_err(refused)?;
+    }
+    Ok(weights)
+}
+
 fn sim_config(config: &Config, model: &ServedModel) -> SimConfig {
     let sim = &config.engine.sim;
     let block_tokens = config.kv.block_tokens;
@@ -468,6 +507,7 @@ fn sim_config(config: &Config, model: &ServedModel) -> SimConfig {
         step_us: sim.step_us,
         prefill_us_per_token: sim.prefill_us_per_token,
         decode_us_per_row: sim.decode_us_per_row,
+        adapters: config.model.adapters.len() as u32,
         pace: Pace::Real,
         ..SimConfig::default()
     }

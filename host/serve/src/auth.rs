@@ -187,18 +187,17 @@ impl Caller {
         self.terms.as_ref().map_or("", |terms| &terms.name)
     }
 
-    /// Counts a request for a model. Errors: the key may not use the model, or has reached a limit.
-    pub fn enter(&self, model: &str, now: Moment) -> Result<Option<Pass>, Refusal> {
-        let Some(terms) = &self.terms else { return Ok(None) };
-        if !self.may_use(model) {
-            let message = format!(
-                "the API key `{}` may not use the model `{model}`; it may use {}",
-                terms.name,
-                terms.models.join(", ")
-            );
-            return Err(Refusal::Forbidden(message));
-        }
-        terms.allowance.enter(now).map(Some)
+    /// Counts a request. Errors: the key has reached a limit.
+    pub fn enter(&self, now: Moment) -> Result<Option<Pass>, Refusal> {
+        self.terms.as_ref().map(|terms| terms.allowance.enter(now)).transpose()
+    }
+
+    /// Whether its key may use a model. Errors: it may not.
+    pub fn check_model(&self, model: &str) -> Result<(), Refusal> {
+        let Some(terms) = self.terms.as_ref().filter(|_| !self.may_use(model)) else { return Ok(()) };
+        let (key, may) = (&terms.name, terms.models.join(", "));
+        let message = format!("the API key `{key}` may not use the model `{model}`; it may use {may}");
+        Err(Refusal::Forbidden(message))
     }
 
     /// Whether it may use a model.
@@ -327,7 +326,7 @@ mod tests {
         auth.replace(&keys("name = \"ci\"\nmodels = [\"tiny-*\"]"), Moment::ZERO);
         let caller = acme(&auth).expect("the key is right");
         assert_eq!((caller.key(), caller.may_use("tiny-agent"), caller.may_use("big")), ("ci", true, false));
-        let refusal = caller.enter("big", Moment::ZERO).expect_err("it may not").to_string();
+        let refusal = caller.check_model("big").expect_err("it may not").to_string();
         assert!(
             refusal.contains("`ci`") && refusal.contains("`big`") && refusal.contains("tiny-*"),
             "{refusal}"
@@ -346,10 +345,10 @@ mod tests {
         let auth = with_keys();
         let limited = keys("requests_per_minute = 1");
         auth.replace(&limited, Moment::ZERO);
-        assert!(acme(&auth).expect("the key is right").enter("m", Moment::ZERO).is_ok());
+        assert!(acme(&auth).expect("the key is right").enter(Moment::ZERO).is_ok());
         auth.replace(&limited, Moment::ZERO);
         let caller = acme(&auth).expect("the key is right");
-        assert!(matches!(caller.enter("m", Moment::ZERO), Err(Refusal::OverLimit { .. })));
+        assert!(matches!(caller.enter(Moment::ZERO), Err(Refusal::OverLimit { .. })));
         let without = config::Auth { keys: limited.keys[1..].to_vec(), ..limited };
         auth.replace(&without, Moment::ZERO);
         assert_eq!(acme(&auth).expect_err("it is gone"), Refusal::Unauthorized { shown: true });

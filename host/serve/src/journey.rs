@@ -39,7 +39,8 @@ pub async fn journey(
     let seat = app.enter(&caller)?; //                                                        429 before anybody pays
     let call = api::body::read(call, &app.config.limits).await?; //                           408, 413, 415
     let tenant = caller.tenant; //                                                            rules match on it
-    let policies = policies(&app, &tenant, &call.headers); //                                 generation and chain, to the end
+    let model = api::asked_model(&app, &call.body); //                                        and on this, as it came
+    let policies = policies(&app, model, &tenant, &call.headers); //                          generation and chain, to the end
     let (headers, body) = middleware::pass(&app, &policies, call)?; //                      * no answer: refused
     let (request, writer) = endpoint.parse(&app, &body, &headers, &tenant).await?; //         400, naming the field
     let key = IdempotencyKey::of(&headers, &tenant, request.protocol, &body)?; //                  under which it can be gone on with
@@ -60,6 +61,7 @@ pub struct Visit {
 
 /// From a request to an answer that has begun.
 pub async fn answer(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, Refusal> {
+    visit.seat.caller().check_model(app.model_name(request.adapter))?; //                     403 for another's adapter
     match &request.input {
         Input::Batch(prompts) => batch(app, visit, request, prompts).await,
         _ => one(app, visit, request).await,
@@ -106,10 +108,10 @@ async fn one(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, 
 }
 
 /// Pins the active generation, and in it the chain whose rule the request fits.
-pub fn policies(app: &App, tenant: &str, headers: &HeaderMap) -> Pin {
+pub fn policies(app: &App, model: &str, tenant: &str, headers: &HeaderMap) -> Pin {
     // Rules are the operator's: they may be about any header, not only those that policies read.
     let headers = auth::without_credentials(headers);
-    app.generations.pin(&Subject { model: &app.model.name, tenant, headers: &headers })
+    app.generations.pin(&Subject { model, tenant, headers: &headers })
 }
 
 fn choose(app: &App, policies: &Pin, prompt: &Prompt, row: &Table) -> Result<Routed, Refusal> {
@@ -170,6 +172,7 @@ fn start(
             tokens: prompt.tokens.clone(),
             blocks: Arc::clone(&prompt.blocks),
             salt: prompt.salt,
+            adapter: prompt.adapter,
             sampling: choice_sampling(&request.sampling, number, resumed.as_ref()),
             output_tokens_max: prompt.output_tokens_max,
             stop_tokens: Arc::clone(&app.model.stop_tokens),
@@ -207,6 +210,7 @@ fn prefill(
         tokens: prompt.tokens.clone(),
         blocks: Arc::clone(&prompt.blocks),
         salt: prompt.salt,
+        adapter: prompt.adapter,
         sampling: request.sampling.clone(),
         output_tokens_max: 0,
         stop_tokens: Arc::clone(&app.model.stop_tokens),

@@ -1,14 +1,15 @@
 //! What the prompts of recent answers were made of, so that a caller can be told why a cache was not read.
 //!
 //! Both vendors let a caller name its last answer and ask where its next prompt left the path of that one. A [`Trace`]
-//! holds digests of the parts of a request in the order in which they make a prompt; endpoints keep one under the id
-//! of an answer and give the [`Divergence`] their own names. There is one model a host, so none is compared.
+//! holds the adapter of a request and digests of its parts in the order in which they make a prompt; endpoints keep one under
+//! the id of an answer and give the [`Divergence`] their own names.
 //! **Invariant:** digests and counts, never text; at most [`TRACES_MAX`] traces with [`DIGESTS_MAX`] digests in all,
 //! the oldest leave first; a trace is found by the tenant that left it, and by nobody else.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use engine::AdapterId;
 use lru::LruCache;
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -24,6 +25,7 @@ const DIGESTS_MAX: usize = 1 << 20;
 /// What a prompt was made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
+    adapter: Option<AdapterId>,
     system: u64,
     tools: u64,
     /// Where messages begin that are not the system prompt.
@@ -38,6 +40,8 @@ pub struct Trace {
 pub enum Divergence {
     /// It did not: it is the earlier one, a beginning of it, or more of it.
     None,
+    /// The model: it is another adapter, or none.
+    Model,
     /// The system prompt.
     System,
     /// The tools.
@@ -64,6 +68,7 @@ impl Trace {
         let (system, messages) = messages.split_at(first);
         let template_args = Value::Object(request.template_args.clone());
         Self {
+            adapter: request.adapter,
             system: digest(system),
             tools: digest(request.tools.as_deref().unwrap_or_default()),
             first,
@@ -86,6 +91,9 @@ impl Trace {
 
     /// The first part of this request that is not as it was in `old`.
     pub fn compare(&self, old: &Self) -> Divergence {
+        if self.adapter != old.adapter {
+            return Divergence::Model;
+        }
         if self.system != old.system {
             return Divergence::System;
         }

@@ -55,7 +55,17 @@ pub fn prompt(app: &App, request: &Request) -> Result<Prompt, Refusal> {
     let room = app.context_max - tokens.len() as u32;
     let wanted = request.output_tokens_max.unwrap_or(app.config.model.output_tokens_default);
     let output_tokens_max = wanted.min(room);
-    Ok(Prompt { tokens, blocks, salt, guide, in_reasoning, segments, kept, output_tokens_max })
+    Ok(Prompt {
+        tokens,
+        blocks,
+        salt,
+        adapter: request.adapter,
+        guide,
+        in_reasoning,
+        segments,
+        kept,
+        output_tokens_max,
+    })
 }
 
 /// Refuses tokens that the tokenizer has and the model lacks, such as marks for images in a model of text alone.
@@ -99,6 +109,7 @@ pub fn prefix(app: &App, request: &Request, mark: &str) -> Result<Option<Prompt>
         tokens,
         blocks,
         salt,
+        adapter: request.adapter,
         guide: None,
         in_reasoning: false,
         segments: None,
@@ -115,7 +126,8 @@ fn named(app: &App, request: &Request, tokens: Vec<u32>) -> Rendered {
 
 fn naming(app: &App, request: &Request) -> Naming {
     let block_tokens = app.config.kv.block_tokens as usize;
-    Naming { fingerprint: app.fingerprint, salt: app.cache_salt(&request.tenant), block_tokens }
+    let fingerprint = app.fingerprint_of(request.adapter);
+    Naming { fingerprint, salt: app.cache_salt(&request.tenant), block_tokens }
 }
 
 fn frame<'a>(app: &App, request: &'a Request) -> Frame<'a> {

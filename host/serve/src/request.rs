@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::SamplingParams;
+use engine::{AdapterId, SamplingParams};
 use serde_json::Value;
 
 pub use crate::prompt::Format;
@@ -22,6 +22,8 @@ pub struct Request {
     pub tenant: String,
     /// The protocol it came by.
     pub protocol: Protocol,
+    /// The adapter that it names as its model.
+    pub adapter: Option<AdapterId>,
     /// What the prompt is made of.
     pub input: Input,
     /// Messages in the shape that chat templates read; none where the input is no conversation.
@@ -118,6 +120,8 @@ pub struct Prompt {
     pub guide: Option<Guide>,
     /// What these names are salted with; those of the output are salted with it too.
     pub salt: u64,
+    /// The adapter that computes it; these names depend on it too.
+    pub adapter: Option<AdapterId>,
     /// Whether the prompt ends inside a reasoning section.
     pub in_reasoning: bool,
     /// Most tokens of an output, 0 for none: the caller's limit or the default, within what the context leaves.

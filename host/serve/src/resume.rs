@@ -80,7 +80,8 @@ pub fn resumed(app: &App, request: &Request, prompt: &Prompt) -> Result<Option<R
         return Ok(None);
     }
     let seed = request.sampling.seed;
-    let header = Header { request: key.request, prompt: of_prompt(app.fingerprint, &prompt.tokens), seed };
+    let prompt = of_prompt(app.fingerprint_of(prompt.adapter), &prompt.tokens);
+    let header = Header { request: key.request, prompt, seed };
     tokio::task::block_in_place(|| take_up(checkpoints, key.name, &header, app.ctx.unix_ms()))
 }
 

@@ -212,7 +212,13 @@ fn table(sequence: usize, tokens: usize) -> Vec<PageIdx> {
 fn prefill_rate(exec: &mut CpuExec, sequence: usize, count: usize) -> anyhow::Result<f64> {
     let tokens: Vec<u32> = (0..count as u32).map(|i| (i * 7919 + 13) % 32_000).collect();
     let pages = table(sequence, count);
-    let row = Row { tokens: 0..count as u32, position: 0, pages: 0..pages.len() as u32, samples: 0..0 };
+    let row = Row {
+        tokens: 0..count as u32,
+        position: 0,
+        pages: 0..pages.len() as u32,
+        samples: 0..0,
+        adapter: None,
+    };
     let took = step(exec, &StepPlan { rows: &[row], tokens: &tokens, pages: &pages, samples: &[] })?;
     Ok(count as f64 / took.as_secs_f64())
 }
@@ -237,6 +243,7 @@ fn decode_rate(exec: &mut CpuExec, sequences: usize) -> anyhow::Result<f64> {
                 position: (SHORT + i) as u32,
                 pages: begin..pages.len() as u32,
                 samples: at..at + 1,
+                adapter: None,
             });
         }
         let (tokens, samples) = (vec![17; sequences], vec![sample; sequences]);

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::testing::{TestRow, run, run_drawing};
+use super::testing::{TestRow, run, run_adapted, run_drawing};
+use crate::adapter::testing::Written;
 use crate::{
-    CpuConfig, CpuExec, EngineError, Executor, Experts, Fence, Isa, Model, ModelConfig, Rope, RopeScaling,
-    Sampled, Sliding, WeightFormat, Xfer,
+    AdapterId, CpuConfig, CpuExec, EngineError, Executor, Experts, Fence, Isa, Model, ModelConfig, Rope,
+    RopeScaling, Sampled, Sliding, WeightFormat, Xfer,
 };
 
 /// Large enough that products and attention run on several threads; widths that fill no panel.
@@ -180,6 +181,106 @@ proptest! {
     }
 }
 
+/// A model with three adapters: of all parts, of attention alone, and of all parts with another rank. Biases, and norms
+/// of what layers add, are in the way of what is added to a product.
+fn adapted(shape: ModelConfig, format: WeightFormat) -> Arc<Model> {
+    let (hidden, q, kv) = (shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let attention = [
+        ("self_attn.q_proj", [hidden, q]),
+        ("self_attn.k_proj", [hidden, kv]),
+        ("self_attn.v_proj", [hidden, kv]),
+        ("self_attn.o_proj", [q, hidden]),
+    ];
+    let mlp = [
+        ("mlp.gate_proj", [hidden, shape.ffn]),
+        ("mlp.up_proj", [hidden, shape.ffn]),
+        ("mlp.down_proj", [shape.ffn, hidden]),
+    ];
+    let all = if shape.experts.is_some() { attention.to_vec() } else { [&attention[..], &mlp].concat() };
+    let layers = shape.layers;
+    let mut model = Model::random_as(shape, 5, format).unwrap();
+    for (id, (rank, parts)) in [(8, &all[..]), (5, &attention[..]), (17, &all[..])].into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        Written::random(id as u64, layers, rank, parts).write(folder.path());
+        assert_eq!(model.add_adapter(folder.path()).unwrap(), AdapterId(id as u32));
+    }
+    Arc::new(model)
+}
+
+/// Models with adapters, and the same without.
+fn adapted_models() -> Vec<(Arc<Model>, Arc<Model>)> {
+    let olmo = ModelConfig { architecture: "Olmo2ForCausalLM".to_owned(), ..model().config.clone() };
+    [
+        (model().config.clone(), WeightFormat::Bf16),
+        (olmo, WeightFormat::Int8),
+        (windowed().config.clone(), WeightFormat::Bf16),
+    ]
+    .into_iter()
+    .map(|(shape, format)| {
+        let plain = Model::random_as(shape.clone(), 5, format).unwrap();
+        (adapted(shape, format), Arc::new(plain))
+    })
+    .collect()
+}
+
+/// Which adapter the row of a place has in these tests.
+fn adapter_of(place: usize) -> Option<AdapterId> {
+    (place as u32 % 4).checked_sub(1).map(AdapterId)
+}
+
+/// All of one sequence in one step, alone, with an adapter.
+fn plain_with(exec: &mut CpuExec, tokens: &[u32], adapter: Option<AdapterId>) -> Sampled {
+    let row = TestRow { tokens, position: 0, pages: pages(0) };
+    run_adapted(exec, &[row], (|_| 1, |_| adapter)).unwrap().remove(0)
+}
+
+#[test]
+fn adapters_change_their_rows_and_no_bit_of_others() {
+    for (model, without) in adapted_models() {
+        for isa in [Isa::Avx512Bf16, Isa::Avx2, Isa::Portable] {
+            let Some(mut with) = exec(&model, isa, 2, 16) else { continue };
+            let mut bare = exec(&without, isa, 1, 16).unwrap();
+            assert_eq!(with.caps().fingerprint, bare.caps().fingerprint);
+            let sequences: Vec<Vec<u32>> = (0..9).map(|seed| tokens(seed, 3 + seed * 7)).collect();
+            let alone: Vec<Sampled> = sequences
+                .iter()
+                .enumerate()
+                .map(|(place, tokens)| plain_with(&mut with, tokens, adapter_of(place)))
+                .collect();
+            for (place, tokens) in sequences.iter().enumerate() {
+                let same = plain(&mut bare, tokens) == alone[place];
+                assert_eq!(same, adapter_of(place).is_none(), "{isa:?}, row {place}");
+            }
+            let row = |place: usize| TestRow {
+                tokens: &sequences[place],
+                position: 0,
+                pages: (place as u32 * 8..place as u32 * 8 + 8).collect(),
+            };
+            let rows: Vec<TestRow<'_>> = (0..sequences.len()).map(row).collect();
+            assert_eq!(run_adapted(&mut with, &rows, (|_| 1, adapter_of)).unwrap(), alone, "{isa:?}");
+        }
+    }
+}
+
+#[test]
+fn chunks_and_threads_change_no_bit_of_a_row_with_an_adapter() {
+    let tokens = tokens(1, 230);
+    for (model, _) in adapted_models() {
+        for adapter in (0..3).map(|id| Some(AdapterId(id))) {
+            let whole = plain_with(&mut exec(&model, Isa::Auto, 1, 16).unwrap(), &tokens, adapter);
+            for (chunk, threads, block_tokens) in [(1, 1, 16), (33, 3, 16), (115, 2, 32), (230, 4, 16)] {
+                let mut exec = exec(&model, Isa::Auto, threads, block_tokens).unwrap();
+                let mut last = None;
+                for (index, part) in tokens.chunks(chunk).enumerate() {
+                    let row = TestRow { tokens: part, position: (index * chunk) as u32, pages: pages(30) };
+                    last = run_adapted(&mut exec, &[row], (|_| 1, |_| adapter)).unwrap().pop();
+                }
+                assert_eq!(last.as_ref(), Some(&whole), "{adapter:?}, chunks of {chunk}, {threads} threads");
+            }
+        }
+    }
+}
+
 /// A step that cannot be run is refused before anything is computed, with the numbers.
 fn check_refused(row: TestRow<'_>, reason: &str) {
     let mut exec = exec(&model(), Isa::Auto, 1, 16).unwrap();
@@ -207,6 +308,20 @@ fn a_page_that_does_not_exist_is_refused() {
 fn a_position_past_the_context_is_refused() {
     let row = TestRow { tokens: &[1, 2], position: 8191, pages: pages(0) };
     check_refused(row, "row 0: ends at position 8193 of 8192");
+}
+
+#[test]
+fn an_adapter_that_does_not_exist_is_refused() {
+    let row = || [TestRow { tokens: &[1], position: 0, pages: pages(0) }];
+    let refused = |exec: &mut CpuExec, id| {
+        run_adapted(exec, &row(), (|_| 1, |_| Some(AdapterId(id)))).unwrap_err().to_string()
+    };
+    let mut none = exec(&model(), Isa::Auto, 1, 16).unwrap();
+    assert_eq!(refused(&mut none, 0), "step plan refused: row 0: adapter 0 of 0");
+    let model = adapted(model().config.clone(), WeightFormat::Bf16);
+    let mut three = exec(&model, Isa::Auto, 1, 16).unwrap();
+    assert_eq!(refused(&mut three, 3), "step plan refused: row 0: adapter 3 of 3");
+    assert_eq!(three.caps().adapters.len(), 3);
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Pass<'_> {
             a.copy_from_slice(&buffers.a[token * stride(hidden)..][..stride(hidden)]);
         }
         let a = Activations { values: a, stride: stride(hidden), rows: tokens.len() };
-        product(core, &expert.gate_up, a, &self.gated_output(core, expert, &mut buffers.gated));
+        product(core, &expert.gate_up, a, &self.gated_output(core, expert, &mut buffers.gated, None));
         let a = Activations { values: &buffers.gated, stride: stride(config.ffn), rows: tokens.len() };
         product(core, &expert.down, a, &Output::Store(Rows::new(&mut buffers.branch, hidden)));
         let (x, sums) = (Rows::new(&mut buffers.x, hidden), Rows::new(&mut buffers.branch, hidden));

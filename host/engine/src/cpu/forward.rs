@@ -4,12 +4,14 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::adapter::Deltas;
 use super::attend::{self, Heads, Item, Layout};
 use super::disjoint::{Disjoint, Rows};
 use super::experts::Routes;
 use super::gemm::{Activations, INLINE_MACS_MAX, Output, Packing, product};
 use super::kernels::Kernels;
 use super::pool::Pool;
+use crate::adapter::Site;
 use crate::memory::Bf16Buf;
 use crate::model::{Attention, FeedForward, Gated, Model};
 use crate::pack::{PANEL, Packed};
@@ -50,6 +52,8 @@ pub(super) struct Buffers {
     angles: Vec<f32>,
     /// Which experts compute which token.
     pub(super) routes: Routes,
+    /// What adapters add to the current product.
+    deltas: Deltas,
     /// Where each token's KV goes: its page table entry, and the slot there.
     slots: Vec<(kv::PageIdx, usize)>,
     /// Attention of all rows; the same in every layer.
@@ -80,7 +84,7 @@ impl Pass<'_> {
         self.prepare(&mut machine.buffers);
         for (index, layer) in self.model.layers.iter().enumerate() {
             self.attention(machine, kv, index, &layer.attention);
-            self.feed_forward(machine, &layer.ffn);
+            self.feed_forward(machine, index, &layer.ffn);
         }
         self.logits(machine);
     }
@@ -97,6 +101,7 @@ impl Pass<'_> {
         buffers.gated.resize(tokens * stride(config.ffn), 0);
         buffers.branch.resize(tokens * hidden, 0.0);
         buffers.angles.resize(self.model.ropes.len() * tokens * head_dim, 0.0);
+        buffers.deltas.begin(self.plan);
         buffers.slots.clear();
         buffers.items.clear();
         for (token, x) in self.plan.tokens.iter().zip(buffers.x.chunks_exact_mut(hidden)) {
@@ -139,6 +144,8 @@ impl Pass<'_> {
         let a = Activations { values: &buffers.a, stride: stride(hidden), rows: tokens };
         let qkv = Output::Store(Rows::new(&mut buffers.qkv, layer.qkv.rows));
         product(core, &layer.qkv, a, &qkv);
+        buffers.deltas.compute(core, &self.model.adapters, (index, Site::Qkv), a);
+        buffers.deltas.add_to(core, &mut buffers.qkv);
         self.rotate_and_store(core, (index, layer), buffers, kv);
         let rule = attend::Rule { scale: self.model.score_scale, window: layer.window, sinks: &layer.sinks };
         let shared = attend::Layer {
@@ -154,12 +161,14 @@ impl Pass<'_> {
         let out = Rows::new(&mut buffers.a, stride(q_width));
         attend_items(&mut core.pool, &shared, &buffers.items, scratch, &out);
         let a = Activations { values: &buffers.a, stride: stride(q_width), rows: tokens };
-        let branch = Branch { weights: &layer.o, bias: &layer.o_bias, norm: layer.norm_out.as_deref() };
+        buffers.deltas.compute(core, &self.model.adapters, (index, Site::O), a);
+        let norm = layer.norm_out.as_deref();
+        let branch = Branch { weights: &layer.o, deltas: &buffers.deltas, bias: &layer.o_bias, norm };
         self.add_branch(core, &branch, a, (&mut buffers.x, &mut buffers.branch));
     }
 
     /// `x += down(gate(x))`, with the norms and biases that the layer has, or the same by experts.
-    fn feed_forward(&self, machine: &mut Machine, layer: &FeedForward) {
+    fn feed_forward(&self, machine: &mut Machine, index: usize, layer: &FeedForward) {
         let config = &self.model.config;
         let Machine { core, buffers, .. } = machine;
         let tokens = self.plan.tokens.len();
@@ -169,22 +178,33 @@ impl Pass<'_> {
         }
         let [gated] = &layer.gated[..] else { unreachable!("without a router there is one layer") };
         let a = Activations { values: &buffers.a, stride: stride(config.hidden), rows: tokens };
-        product(core, &gated.gate_up, a, &self.gated_output(core, gated, &mut buffers.gated));
+        buffers.deltas.compute(core, &self.model.adapters, (index, Site::GateUp), a);
+        let out = self.gated_output(core, gated, &mut buffers.gated, Some(&buffers.deltas));
+        product(core, &gated.gate_up, a, &out);
         let a = Activations { values: &buffers.gated, stride: stride(config.ffn), rows: tokens };
-        let branch = Branch { weights: &gated.down, bias: &gated.down_bias, norm: layer.norm_out.as_deref() };
+        buffers.deltas.compute(core, &self.model.adapters, (index, Site::Down), a);
+        let (norm, bias) = (layer.norm_out.as_deref(), &gated.down_bias);
+        let branch = Branch { weights: &gated.down, deltas: &buffers.deltas, bias, norm };
         self.add_branch(core, &branch, a, (&mut buffers.x, &mut buffers.branch));
     }
 
     /// Where the product with gate and up goes.
-    pub(super) fn gated_output<'a>(&self, core: &Core, gated: &'a Gated, out: &'a mut [u16]) -> Output<'a> {
+    pub(super) fn gated_output<'a>(
+        &self,
+        core: &Core,
+        gated: &'a Gated,
+        out: &'a mut [u16],
+        deltas: Option<&'a Deltas>,
+    ) -> Output<'a> {
         Output::Gated {
+            deltas,
             out: Rows::new(out, stride(self.model.config.ffn)),
             gate: core.kernels.gate(self.model.activation),
             bias: &gated.gate_up_bias,
         }
     }
 
-    /// `x += norm(weights a + bias)`; straight into `x` when there is neither norm nor bias.
+    /// `x += norm(weights a + deltas + bias)`; straight into `x` when there is neither norm nor bias.
     fn add_branch(
         &self,
         core: &mut Core,
@@ -194,9 +214,11 @@ impl Pass<'_> {
     ) {
         let hidden = self.model.config.hidden;
         if branch.bias.is_empty() && branch.norm.is_none() {
-            return product(core, branch.weights, a, &Output::Add(Rows::new(x, hidden)));
+            product(core, branch.weights, a, &Output::Add(Rows::new(x, hidden)));
+            return branch.deltas.add_to(core, x);
         }
         product(core, branch.weights, a, &Output::Store(Rows::new(sums, hidden)));
+        branch.deltas.add_to(core, sums);
         let eps = self.model.config.norm_eps;
         let Core { kernels, pool, .. } = core;
         let (x, sums) = (Rows::new(x, hidden), Rows::new(sums, hidden));
@@ -313,6 +335,7 @@ impl Pass<'_> {
 /// A product whose result is added to the residual stream.
 struct Branch<'a> {
     weights: &'a Packed,
+    deltas: &'a Deltas,
     bias: &'a [f32],
     norm: Option<&'a [f32]>,
 }

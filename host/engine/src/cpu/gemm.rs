@@ -16,6 +16,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::adapter::Deltas;
 use super::disjoint::{Disjoint, Rows};
 use super::forward::Core;
 use super::kernels::{Block, BlockInt8, Kernels, Tile};
@@ -71,6 +72,8 @@ pub(crate) enum Output<'a> {
         gate: fn(&[f32], &mut [u16]),
         /// Added to the product, packed as the weights are; or empty.
         bias: &'a [f32],
+        /// Added to some rows of it, packed as the weights are.
+        deltas: Option<&'a Deltas>,
     },
 }
 
@@ -322,18 +325,19 @@ fn finish(
                 Output::Add(out) => {
                     (kernels.add)(&sums[..cols], out.row(row, col, cols));
                 }
-                Output::Gated { out, gate, bias } => {
+                Output::Gated { out, gate, bias, deltas } => {
                     let out = out.row(row, panel * (PANEL / 2), panels * (PANEL / 2));
-                    match bias.get(col..col + sums.len()) {
-                        None => gate(sums, out),
-                        Some(bias) => {
-                            let mut biased = [0.0; TILE];
-                            let biased = &mut biased[..sums.len()];
-                            biased.copy_from_slice(sums);
-                            (kernels.add)(bias, biased);
-                            gate(biased, out);
-                        }
+                    let delta = deltas.and_then(|deltas| deltas.of(row));
+                    let added = [delta, Some(*bias)].map(|values| values?.get(col..col + sums.len()));
+                    if added.iter().all(Option::is_none) {
+                        gate(sums, out);
+                        continue;
                     }
+                    let mut whole = [0.0; TILE];
+                    let whole = &mut whole[..sums.len()];
+                    whole.copy_from_slice(sums);
+                    added.into_iter().flatten().for_each(|values| (kernels.add)(values, whole));
+                    gate(whole, out);
                 }
             }
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::testing::{TestRow, logprob_of, run};
-use crate::{CpuConfig, CpuExec, EngineError, Isa, Model, ModelFiles, WeightFormat};
+use super::testing::{TestRow, logprob_of, run_adapted};
+use crate::{AdapterId, CpuConfig, CpuExec, EngineError, Isa, Model, ModelFiles, WeightFormat};
 
 const FAMILIES: [&str; 11] = [
     "llama2",
@@ -58,6 +58,10 @@ fn deviation(family: &str, exec: &mut CpuExec) -> Deviation {
 }
 
 fn deviation_from(golden: &Path, exec: &mut CpuExec) -> Deviation {
+    deviation_of(golden, exec, None)
+}
+
+fn deviation_of(golden: &Path, exec: &mut CpuExec, adapter: Option<AdapterId>) -> Deviation {
     let golden = std::fs::read(golden).unwrap();
     let golden: Value = serde_json::from_slice(&golden).unwrap();
     let (mut errors, mut regrets) = (Vec::new(), Vec::new());
@@ -69,7 +73,7 @@ fn deviation_from(golden: &Path, exec: &mut CpuExec) -> Deviation {
         for (position, token) in tokens.iter().enumerate() {
             let row =
                 TestRow { tokens: &[*token], position: position as u32, pages: (0..10).rev().collect() };
-            let ours = run(exec, &[row]).unwrap().remove(0);
+            let ours = run_adapted(exec, &[row], (|_| 1, |_| adapter)).unwrap().remove(0);
             let top = list(&sequence["top_tokens"][position]);
             let logprobs: Vec<f64> = sequence["top_logprobs"][position]
                 .as_array()
@@ -92,14 +96,14 @@ fn deviation_from(golden: &Path, exec: &mut CpuExec) -> Deviation {
     }
 }
 
-fn config(isa: Isa) -> CpuConfig {
+fn config_of(isa: Isa) -> CpuConfig {
     CpuConfig { threads: 1, pages: 10, isa, ..CpuConfig::default() }
 }
 
 fn check(isa: Isa) {
     for family in FAMILIES {
         let files = ModelFiles::open(&fixture(family)).unwrap();
-        let mut exec = match CpuExec::load(&files, config(isa)) {
+        let mut exec = match CpuExec::load(&files, config_of(isa)) {
             Ok(exec) => exec,
             Err(EngineError::Config(reason)) => return println!("not checked: {reason}"),
             Err(error) => panic!("{error}"),
@@ -127,7 +131,7 @@ fn portable_agrees_with_the_reference() {
 #[test]
 fn blocks_of_a_gguf_file_agree_with_the_reference() {
     let files = ModelFiles::open(&fixture("gguf/quantised.gguf")).unwrap();
-    let mut exec = CpuExec::load(&files, config(Isa::Auto)).unwrap();
+    let mut exec = CpuExec::load(&files, config_of(Isa::Auto)).unwrap();
     deviation_from(&fixture("gguf/quantised.json"), &mut exec).check("quantised.gguf");
 }
 
@@ -137,7 +141,7 @@ fn blocks_of_a_gguf_file_agree_with_the_reference() {
 fn blocks_kept_as_they_are_agree_with_the_reference() {
     let files = ModelFiles::open(&fixture("gguf/quantised.gguf")).unwrap();
     let model = Arc::new(Model::load_as(&files, WeightFormat::Int8).unwrap());
-    let mut exec = CpuExec::new(model, config(Isa::Auto)).unwrap();
+    let mut exec = CpuExec::new(model, config_of(Isa::Auto)).unwrap();
     let Deviation { mean, p99, regret, .. } = deviation_from(&fixture("gguf/quantised.json"), &mut exec);
     println!("quantised.gguf in int8: mean {mean:.5} p99 {p99:.4} regret {regret:.4}");
     assert!(
@@ -151,11 +155,11 @@ fn blocks_kept_as_they_are_agree_with_the_reference() {
 fn a_gguf_file_gives_what_its_safetensors_give() {
     for family in ["llama3", "gemma3", "phi3", "olmo2", "qwen3_moe", "gpt_oss"] {
         let files = ModelFiles::open(&fixture("gguf").join(format!("{family}.gguf"))).unwrap();
-        let mut exec = CpuExec::load(&files, config(Isa::Auto)).unwrap();
+        let mut exec = CpuExec::load(&files, config_of(Isa::Auto)).unwrap();
         let from_gguf = deviation(family, &mut exec);
         from_gguf.check(&format!("{family}.gguf"));
         let mut exec =
-            CpuExec::load(&ModelFiles::open(&fixture(family)).unwrap(), config(Isa::Auto)).unwrap();
+            CpuExec::load(&ModelFiles::open(&fixture(family)).unwrap(), config_of(Isa::Auto)).unwrap();
         let difference = from_gguf.mean - deviation(family, &mut exec).mean;
         // Files say the rope factors of these two in f32.
         let exact = !["llama3", "phi3"].contains(&family);
@@ -188,9 +192,83 @@ fn common_mistakes_are_far_outside_the_limits() {
         std::fs::write(dir.path().join("config.json"), json.replace(from, to)).unwrap();
         let weights = fixture(family).join("model.safetensors");
         std::fs::copy(weights, dir.path().join("model.safetensors")).unwrap();
-        let mut exec = CpuExec::load(&ModelFiles::open(dir.path()).unwrap(), config(Isa::Auto)).unwrap();
+        let mut exec = CpuExec::load(&ModelFiles::open(dir.path()).unwrap(), config_of(Isa::Auto)).unwrap();
         let Deviation { mean, p99, .. } = deviation(family, &mut exec);
         println!("{family} with {to}: mean {mean:.4} p99 {p99:.3}");
         assert!(mean > 4.0 * MEAN_MAX && p99 > 5.0 * P99_MAX, "{family} with {to}: mean {mean} p99 {p99}");
+    }
+}
+
+const ADAPTERS: [&str; 4] = ["llama3", "phi3", "gemma3", "qwen3_moe"];
+
+/// Deviation of a family with the adapter of its name, from what PEFT computes with both. `change` edits a copy of the
+/// adapter's config.
+fn adapted(
+    family: &str,
+    (format, isa): (WeightFormat, Isa),
+    change: impl Fn(String) -> String,
+) -> Option<Deviation> {
+    let mut model = Model::load_as(&ModelFiles::open(&fixture(family)).unwrap(), format).unwrap();
+    let (from, folder) = (fixture("adapters").join(family), tempfile::tempdir().unwrap());
+    let config = std::fs::read_to_string(from.join("adapter_config.json")).unwrap();
+    std::fs::write(folder.path().join("adapter_config.json"), change(config)).unwrap();
+    let weights = "adapter_model.safetensors";
+    std::fs::copy(from.join(weights), folder.path().join(weights)).unwrap();
+    let id = model.add_adapter(folder.path()).unwrap();
+    let mut exec = CpuExec::new(Arc::new(model), config_of(isa)).ok()?;
+    Some(deviation_of(&from.join("golden.json"), &mut exec, Some(id)))
+}
+
+#[test]
+fn adapters_agree_with_the_reference() {
+    for isa in [Isa::Avx512Bf16, Isa::Avx2, Isa::Portable] {
+        for family in ADAPTERS {
+            let Some(deviation) = adapted(family, (WeightFormat::Bf16, isa), |config| config) else {
+                continue;
+            };
+            deviation.check(&format!("{isa:?} {family} with its adapter"));
+        }
+    }
+}
+
+/// With the weights of the model in 8 bits, an adapter adds no error of its own.
+#[test]
+fn adapters_of_rounded_weights_agree_as_their_model_does() {
+    for family in ADAPTERS {
+        let files = ModelFiles::open(&fixture(family)).unwrap();
+        let model = Arc::new(Model::load_as(&files, WeightFormat::Int8).unwrap());
+        let bare = deviation(family, &mut CpuExec::new(model, config_of(Isa::Auto)).unwrap());
+        let with = adapted(family, (WeightFormat::Int8, Isa::Auto), |config| config).unwrap();
+        println!("{family} in int8: mean {:.4}, with its adapter {:.4}", bare.mean, with.mean);
+        assert!(with.mean <= 1.5 * bare.mean, "{family}: {} with, {} without", with.mean, bare.mean);
+    }
+}
+
+/// An adapter left out, and the smallest mistakes in its scale, are far outside the limits.
+#[test]
+fn mistakes_with_adapters_are_far_outside_the_limits() {
+    let far = |what: &str, Deviation { mean, p99, .. }: Deviation| {
+        println!("{what}: mean {mean:.4} p99 {p99:.3}");
+        assert!(mean > 4.0 * MEAN_MAX && p99 > 5.0 * P99_MAX, "{what}: mean {mean} p99 {p99}");
+    };
+    for family in ADAPTERS {
+        let mut exec =
+            CpuExec::load(&ModelFiles::open(&fixture(family)).unwrap(), config_of(Isa::Auto)).unwrap();
+        let golden = fixture("adapters").join(family).join("golden.json");
+        far(&format!("{family} without its adapter"), deviation_from(&golden, &mut exec));
+    }
+    for (family, from, to) in [
+        ("llama3", "\"use_rslora\": false", "\"use_rslora\": true"),
+        ("llama3", "\"q_proj\": 12", "\"q_proj\": 8"),
+        ("phi3", "\"use_rslora\": true", "\"use_rslora\": false"),
+        ("gemma3", "\"lora_alpha\": 8", "\"lora_alpha\": 4"),
+        ("qwen3_moe", "\"lora_alpha\": 8", "\"lora_alpha\": 4"),
+    ] {
+        let change = |config: String| {
+            assert!(config.contains(from), "{family}: {from}");
+            config.replace(from, to)
+        };
+        let deviation = adapted(family, (WeightFormat::Bf16, Isa::Auto), change).unwrap();
+        far(&format!("{family} with {to}"), deviation);
     }
 }

@@ -2,7 +2,7 @@
 
 use kv::PageIdx;
 
-use crate::{EngineError, Executor, Row, SampleSpec, Sampled, SamplingParams, StepPlan};
+use crate::{AdapterId, EngineError, Executor, Row, SampleSpec, Sampled, SamplingParams, StepPlan};
 
 /// Tokens of one sequence that a test computes in one step, and the pages that hold its KV.
 pub(crate) struct TestRow<'a> {
@@ -16,7 +16,7 @@ pub(crate) fn report_all() -> SamplingParams {
     SamplingParams { temperature: 0.0, logprobs: Some(u32::MAX), ..Default::default() }
 }
 
-/// Runs one step that samples every row after its last token.
+/// Runs one step that samples every row after its last token, none of them with an adapter.
 pub(crate) fn run(exec: &mut dyn Executor, rows: &[TestRow<'_>]) -> Result<Vec<Sampled>, EngineError> {
     run_drawing(exec, rows, |_| 1)
 }
@@ -27,10 +27,19 @@ pub(crate) fn run_drawing(
     rows: &[TestRow<'_>],
     draws: impl Fn(&TestRow<'_>) -> usize,
 ) -> Result<Vec<Sampled>, EngineError> {
+    run_adapted(exec, rows, (draws, |_| None))
+}
+
+/// As above, with the adapter of the row of each place.
+pub(crate) fn run_adapted(
+    exec: &mut dyn Executor,
+    rows: &[TestRow<'_>],
+    (draws, adapter): (impl Fn(&TestRow<'_>) -> usize, impl Fn(usize) -> Option<AdapterId>),
+) -> Result<Vec<Sampled>, EngineError> {
     let params = report_all();
     let (mut tokens, mut pages, mut plan_rows) = (Vec::new(), Vec::new(), Vec::new());
     let mut samples = Vec::new();
-    for row in rows {
+    for (index, row) in rows.iter().enumerate() {
         let (token, page) = (tokens.len() as u32, pages.len() as u32);
         tokens.extend_from_slice(row.tokens);
         pages.extend(row.pages.iter().copied().map(PageIdx));
@@ -39,6 +48,7 @@ pub(crate) fn run_drawing(
             position: row.position,
             pages: page..pages.len() as u32,
             samples: samples.len() as u32..(samples.len() + draws(row)) as u32,
+            adapter: adapter(index),
         });
         let first = row.position + (row.tokens.len() + 1 - draws(row)) as u32;
         samples.extend((first..).take(draws(row)).map(|position| SampleSpec {

@@ -26,7 +26,7 @@ impl Chunks {
             "{{\"id\":{},\"object\":\"{object}\",\"created\":{},\"model\":{},",
             Value::from(request.id.as_str()),
             app.ctx.unix_ms() / 1000,
-            Value::from(app.model.name.as_str()),
+            Value::from(app.model_name(request.adapter)),
         );
         Self { head, usage }
     }

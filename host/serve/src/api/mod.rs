@@ -23,7 +23,7 @@ pub mod stream;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Request as HttpRequest, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -140,11 +140,26 @@ pub(crate) fn json_reply(value: &serde_json::Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
+/// Name of the model that a body asks for: that of an adapter, else of the model itself.
+///
+/// Cost: nothing without adapters; else a scan of the body.
+pub fn asked_model<'a>(app: &'a App, body: &Bytes) -> &'a str {
+    let adapters = &app.config.model.adapters;
+    if adapters.is_empty() {
+        return &app.model.name;
+    }
+    // A body that cannot be read is refused when it is parsed.
+    let fields = parts::Body::read(body, "messages").unwrap_or_default().fields;
+    let named = adapters.iter().find(|adapter| fields["model"] == adapter.name.as_str());
+    named.map_or(&app.model.name, |adapter| &adapter.name)
+}
+
 /// What parsing needs to know of this host.
 pub fn rules(app: &App) -> sampling::Rules<'_> {
     sampling::Rules {
         model: &app.model.name,
         aliases: &app.config.model.aliases,
+        adapters: &app.config.model.adapters,
         vocab: app.vocab,
         sampling: &app.model.sampling,
         limits: &app.config.limits,

@@ -34,7 +34,8 @@ pub(super) async fn one(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMa
     let vendor = Vendor::of(&uri, &headers);
     let named = uri.path().trim_start_matches("/v1/models/");
     let known = app.auth.tenant(&headers).and_then(|_| {
-        match named == app.model.name || matches_any(named, &app.config.model.aliases) {
+        let is_adapter = app.config.model.adapters.iter().any(|adapter| adapter.name == named);
+        match named == app.model.name || is_adapter || matches_any(named, &app.config.model.aliases) {
             true => Ok(card(&app, named, vendor)),
             false => Err(Refusal::UnknownModel {
                 model: named.chars().take(128).collect(),
@@ -48,21 +49,25 @@ pub(super) async fn one(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMa
     }
 }
 
-/// The model by its name, then by its other names; patterns are no names.
+/// The model by its name, then by its other names, then its adapters; patterns are no names.
 fn cards(app: &App, vendor: Vendor) -> Vec<Value> {
     let aliases = app.config.model.aliases.iter().filter(|alias| !alias.ends_with('*'));
     let names = std::iter::once(&app.model.name).chain(aliases.filter(|alias| **alias != app.model.name));
-    names.map(|name| card(app, name, vendor)).collect()
+    let adapters = app.config.model.adapters.iter().map(|adapter| &adapter.name);
+    names.chain(adapters).map(|name| card(app, name, vendor)).collect()
 }
 
 fn card(app: &App, name: &str, vendor: Vendor) -> Value {
     let started_s = app.ctx.started_unix_s();
+    let adapter = app.config.model.adapters.iter().find(|adapter| adapter.name == name);
     match vendor {
         Vendor::OpenAi => json!({
             "id": name,
             "object": "model",
             "created": started_s,
             "owned_by": "pointsman",
+            "root": adapter.map_or(app.model.name.as_str(), |_| name),
+            "parent": adapter.map(|_| &app.model.name),
             "max_model_len": app.context_max,
             "context_length": app.context_max,
         }),

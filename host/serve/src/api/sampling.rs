@@ -3,13 +3,13 @@
 //! **Invariant:** every refusal names its field; limits that are larger than the model's are clamped later, never refused.
 
 use axum::http::HeaderMap;
-use engine::SamplingParams;
+use engine::{AdapterId, SamplingParams};
 use serde_json::Value;
 
 use super::fields::{Fields, kind};
 use super::matches_any;
 use crate::auth::is_credential;
-use crate::config::{HintSources, Limits};
+use crate::config::{Adapter, HintSources, Limits};
 use crate::prompt::Prompts;
 use crate::request::Refusal;
 
@@ -28,6 +28,8 @@ pub struct Rules<'a> {
     pub model: &'a str,
     /// Further names that callers may use for it.
     pub aliases: &'a [String],
+    /// Its adapters, each with a name of its own.
+    pub adapters: &'a [Adapter],
     /// Number of token ids.
     pub vocab: u32,
     /// What the model's own configuration says of sampling.
@@ -42,14 +44,18 @@ pub struct Rules<'a> {
     pub tenant: u64,
 }
 
-pub(super) fn check_model(fields: &Fields<'_>, rules: &Rules<'_>) -> Result<(), Refusal> {
-    match fields.text("model")? {
+/// The adapter that a body names as its model; none where it names the model itself.
+pub(super) fn adapter(fields: &Fields<'_>, rules: &Rules<'_>) -> Result<Option<AdapterId>, Refusal> {
+    let named = fields.text("model")?;
+    let place = rules.adapters.iter().position(|adapter| Some(adapter.name.as_str()) == named);
+    match named {
+        _ if place.is_some() => Ok(place.map(|place| AdapterId(place as u32))),
         Some(model) if model != rules.model && !matches_any(model, rules.aliases) => {
             let served = rules.model.to_owned();
             Err(Refusal::UnknownModel { model: model.chars().take(128).collect(), served })
         }
         // There is one model; a caller that names none means it.
-        _ => Ok(()),
+        _ => Ok(None),
     }
 }
 

@@ -1,10 +1,11 @@
 //! What is served and what computes it: model, device, KV memory, step loop.
 
-use engine::WeightFormat;
+use engine::{ADAPTERS_MAX, WeightFormat};
 use kv::WORKERS_MAX;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model;
 use crate::prompt::Family;
 
 use super::error::{ConfigError, at_least, bad};
@@ -26,6 +27,18 @@ pub struct Model {
     pub output_tokens_default: u32,
     /// How the model writes reasoning and tool calls.
     pub output_format: OutputFormat,
+    /// LoRA adapters of it, each under a name of its own.
+    pub adapters: Vec<Adapter>,
+}
+
+/// A LoRA adapter that requests may ask for by its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Adapter {
+    /// Name that callers use as that of a model.
+    pub name: String,
+    /// Folder with `adapter_config.json` and `adapter_model.safetensors`.
+    pub source: String,
 }
 
 impl Default for Model {
@@ -37,6 +50,7 @@ impl Default for Model {
             context_tokens_max: 65_536,
             output_tokens_default: 16_384,
             output_format: OutputFormat::default(),
+            adapters: Vec::new(),
         }
     }
 }
@@ -218,7 +232,36 @@ impl Default for Schedule {
 impl Model {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         at_least("model.context_tokens_max", self.context_tokens_max.into(), 16)?;
-        at_least("model.output_tokens_default", self.output_tokens_default.into(), 1)
+        at_least("model.output_tokens_default", self.output_tokens_default.into(), 1)?;
+        if self.adapters.len() > ADAPTERS_MAX {
+            let problem = format!("has {} entries; at most {ADAPTERS_MAX} are loaded", self.adapters.len());
+            return Err(bad("model.adapters", problem));
+        }
+        self.adapters.iter().enumerate().try_for_each(|(i, adapter)| self.check_adapter(i, adapter))
+    }
+
+    fn check_adapter(&self, i: usize, adapter: &Adapter) -> Result<(), ConfigError> {
+        let wrong = |field: &str, problem: String| Err(bad(format!("model.adapters[{i}].{field}"), problem));
+        let Adapter { name, source } = adapter;
+        if name.is_empty() || name.ends_with('*') {
+            return wrong("name", format!("is `{name}`; it must be a name, which no pattern is"));
+        }
+        if *name == model::name(self) || self.aliases.contains(name) {
+            return wrong(
+                "name",
+                format!("is `{name}`, a name of the model itself; give the adapter its own"),
+            );
+        }
+        if let Some(first) = self.adapters[..i].iter().position(|one| one.name == *name) {
+            return wrong(
+                "name",
+                format!("is that of `model.adapters[{first}]` too; a request could mean either"),
+            );
+        }
+        if source.is_empty() {
+            return wrong("source", "is empty; it must be the folder of an adapter".into());
+        }
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ fn trace(system: &str, tools: &[&str], messages: &[&str]) -> Trace {
     let tools: Vec<Value> = tools.iter().map(|name| json!({"function": {"name": name}})).collect();
     let message = |text: &&str| digest(&[json!({"role": "user", "content": text})]);
     Trace {
+        adapter: None,
         system: digest(&[json!(system)]),
         tools: digest(&tools),
         first: 1,
@@ -28,6 +29,7 @@ fn a_conversation_that_goes_on_is_on_its_path() {
 
 #[test]
 fn the_first_part_that_differs_is_named() {
+    check(&Trace { adapter: Some(AdapterId(0)), ..trace("t", &[], &["x"]) }, Divergence::Model);
     check(&trace("t", &[], &["x"]), Divergence::System);
     check(&trace("s", &["f", "g"], &["x"]), Divergence::Tools);
     check(&trace("s", &["f"], &["a", "x", "c"]), Divergence::Messages { index: 2, shorter: false });

@@ -274,6 +274,7 @@ impl Next {
             tokens: prompt.tokens,
             blocks: prompt.blocks,
             salt: prompt.salt,
+            adapter: prompt.adapter,
             constraint: None,
             sampling: self.request.sampling,
             output_tokens_max: 0,

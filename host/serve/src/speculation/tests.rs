@@ -22,6 +22,7 @@ fn prompt(blocks: &[u128]) -> Prompt {
         tokens: Tokens::default(),
         blocks: names(blocks),
         salt: 0,
+        adapter: None,
         guide: None,
         kept: None,
         in_reasoning: false,

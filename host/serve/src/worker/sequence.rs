@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{SampleSpec, Sampled, SamplingParams};
+use engine::{AdapterId, SampleSpec, Sampled, SamplingParams};
 use kv::checkpoint::Journal;
 use kv::{BlockName, BlockPool, Fingerprint, NameChain, PageIdx, Slot};
 use policy::{Attributes, Value};
@@ -29,6 +29,8 @@ pub struct Start {
     pub blocks: Arc<[BlockName]>,
     /// What those names are salted with, and the names of blocks of the output.
     pub salt: u64,
+    /// The adapter that computes it; those names depend on it too.
+    pub adapter: Option<AdapterId>,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
     /// Output limit, within the context; 0 computes the prompt and ends.

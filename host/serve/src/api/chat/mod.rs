@@ -34,7 +34,7 @@ pub fn parse(
 ) -> Result<(Request, Style), Refusal> {
     let body = Body::read(body, "messages")?;
     let fields = Fields::body(&body.fields)?;
-    sampling::check_model(&fields, rules)?;
+    let adapter = sampling::adapter(&fields, rules)?;
     let messages = messages(&fields, body.messages, rules)?;
     let tools = tools(body.tools.as_ref(), rules)?;
     let tool_choice = tool_choice(&fields, tools.tools.as_deref())?;
@@ -45,6 +45,7 @@ pub fn parse(
         id: format!("chatcmpl-{:016x}{:016x}", mix(seed), seed),
         tenant: String::new(),
         protocol: Protocol::Chat,
+        adapter,
         input: Input::Conversation,
         messages: messages.into(),
         tools: tools.tools.clone().filter(|_| tool_choice != ToolChoice::None),

@@ -29,7 +29,7 @@ pub fn parse(
 ) -> Result<(Request, Style), Refusal> {
     let value = fields::json(body)?;
     let fields = Fields::body(&value)?;
-    sampling::check_model(&fields, rules)?;
+    let adapter = sampling::adapter(&fields, rules)?;
     let mut prompts = prompts(&fields, rules)?;
     let choices = fields.integer("n", 1, rules.limits.choices_max.into())?.unwrap_or(1) as u32;
     refuse_what_is_not_there(&fields, choices)?;
@@ -45,6 +45,7 @@ pub fn parse(
         id: format!("cmpl-{:016x}{:016x}", mix(seed), seed),
         tenant: String::new(),
         protocol: Protocol::Completions,
+        adapter,
         input,
         messages: Vec::<Value>::new().into(),
         tools: None,

@@ -133,7 +133,7 @@ impl Writer for Reply {
             "id": answer.pinned.id,
             "object": "text_completion",
             "created": app.ctx.unix_ms() / 1000,
-            "model": app.model.name,
+            "model": app.model_name(answer.pinned.prompt.adapter),
             "choices": choices,
             "usage": usage_json(answer.usage()),
         })

@@ -11,6 +11,7 @@ fn parsed(body: Value) -> Result<(Request, Style), Refusal> {
     let rules = Rules {
         model: "m",
         aliases: &[],
+        adapters: &[],
         vocab: 100,
         sampling: &SamplingParams::default(),
         limits: &limits,

@@ -64,7 +64,7 @@ pub(super) fn request(
     seed: u64,
 ) -> Result<(Request, Vec<Mark>), Refusal> {
     fields.text("model")?.ok_or_else(|| fields.wrong("model", "the name of a model"))?;
-    sampling::check_model(fields, rules)?;
+    let adapter = sampling::adapter(fields, rules)?;
     let tools = Tools::parse(fields)?;
     let (tool_choice, parallel_calls) = tools::choice(fields, &tools)?;
     let (messages, marks) = conversation::parse(fields, &tools, rules)?;
@@ -75,6 +75,7 @@ pub(super) fn request(
         id: format!("msg_{:016x}{:016x}", mix(seed), seed),
         tenant: String::new(),
         protocol: Protocol::Messages,
+        adapter,
         input: Input::Conversation,
         messages: messages.into(),
         tools: tools.offered().filter(|_| tool_choice != ToolChoice::None).map(Into::into),

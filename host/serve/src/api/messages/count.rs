@@ -20,11 +20,12 @@ use crate::request::Refusal;
 /// Counts. Agents ask for many counts at once: no policy is asked, and a seat is held no longer than it takes.
 pub async fn count_tokens(app: Arc<App>, call: HttpRequest<Body>) -> Result<Response, Refusal> {
     let caller = app.auth.caller(call.headers())?;
-    let _seat = app.enter(&caller)?;
+    let seat = app.enter(&caller)?;
     let call = read(call, &app.config.limits).await?;
     let value = fields::json(&call.body)?;
     let rules = Rules { tenant: name_id(&caller.tenant), ..rules(&app) };
     let (request, _) = body::request(&Fields::body(&value)?, &call.headers, &rules, app.ctx.seed())?;
+    seat.caller().check_model(app.model_name(request.adapter))?;
     let request = request.of_tenant(caller.tenant);
     let mut response = json_reply(&json!({ "input_tokens": render::count(&app, &request)? }));
     let id = HeaderValue::from_str(&request.id).expect("ids are letters and digits");

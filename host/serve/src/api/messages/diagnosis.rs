@@ -45,6 +45,7 @@ fn named(divergence: Divergence, missed_tokens: u32) -> Value {
     match divergence {
         // The prompt is the same; the pages went to somebody else meanwhile.
         Divergence::None => Value::Null,
+        Divergence::Model => reason("model_changed", Some(missed_tokens)),
         Divergence::System => reason("system_changed", Some(missed_tokens)),
         Divergence::Tools => reason("tools_changed", Some(missed_tokens)),
         Divergence::Messages { .. } => reason("messages_changed", Some(missed_tokens)),

@@ -15,6 +15,7 @@ pub(super) fn parsed(body: &Value) -> Result<(Request, Style), Refusal> {
     let rules = Rules {
         model: "m",
         aliases: &["claude-*".to_owned()],
+        adapters: &[],
         vocab: 100,
         sampling: &SamplingParams::default(),
         limits: &config.limits,

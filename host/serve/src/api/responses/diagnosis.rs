@@ -83,6 +83,7 @@ fn said(
 fn reason(divergence: Divergence, compacted: bool) -> Option<&'static str> {
     Some(match divergence {
         Divergence::None => return None,
+        Divergence::Model => "model_changed",
         Divergence::Tools => "tools_changed",
         Divergence::System | Divergence::Messages { .. } if compacted => "context_compacted",
         Divergence::Messages { shorter: true, .. } => "context_compacted",
@@ -103,6 +104,7 @@ mod tests {
     fn each_change_has_openais_name() {
         let check = |divergence, compacted, expected| assert_eq!(reason(divergence, compacted), expected);
         check(Divergence::None, true, None);
+        check(Divergence::Model, true, Some("model_changed"));
         check(Divergence::System, false, Some("input_changed"));
         check(Divergence::System, true, Some("context_compacted"));
         check(Divergence::Tools, true, Some("tools_changed"));

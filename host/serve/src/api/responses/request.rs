@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
+use engine::AdapterId;
 use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
@@ -49,6 +50,7 @@ pub struct Caller<'a> {
 
 /// What a body asks, before it is a request.
 pub(super) struct Asked {
+    pub(super) adapter: Option<AdapterId>,
     pub(super) ids: Ids,
     pub(super) history: History,
     pub(super) input: Vec<Value>,
@@ -79,7 +81,7 @@ pub(super) async fn asked(
     tenant: &str,
     latest: Option<&Latest>,
 ) -> Result<Asked, Refusal> {
-    sampling::check_model(fields, &rules(app))?;
+    let adapter = sampling::adapter(fields, &rules(app))?;
     for (name, wanted) in REFUSED {
         if fields.get(name).is_some_and(|value| *value != json!(false)) {
             return Err(fields.wrong(name, wanted));
@@ -100,7 +102,7 @@ pub(super) async fn asked(
     tools.add(&conversation.tools, "input.tools")?;
     let tool_choice = tools.choose(fields)?;
     let cache = CacheOptions::of(fields)?;
-    Ok(Asked { ids, history, input, conversation, tools, tool_choice, cache })
+    Ok(Asked { adapter, ids, history, input, conversation, tools, tool_choice, cache })
 }
 
 /// The request without what only its answer needs.
@@ -121,6 +123,7 @@ pub(super) fn request(
         id: asked.ids.response(),
         tenant: String::new(),
         protocol: Protocol::Responses,
+        adapter: asked.adapter,
         input: Input::Conversation,
         messages: messages.into(),
         tools: tools.filter(|_| asked.tool_choice != ToolChoice::None).map(Into::into),
@@ -153,7 +156,7 @@ fn reply(
         &Facts {
             id: request.id.clone(),
             created_s: created_ms / 1000,
-            model: &app.model.name,
+            model: app.model_name(request.adapter),
             tools: &asked.tools,
             cache: &asked.cache,
             store,

@@ -169,6 +169,7 @@ async fn opened(app: &Arc<App>, call: HttpRequest<Body>) -> Result<(Seat, Asked,
     let fields = Fields::body(&body)?;
     let asked = request::asked(app, &fields, &caller.tenant, None).await?;
     let request = request::request(app, &fields, &call.headers, &asked)?;
+    seat.caller().check_model(app.model_name(request.adapter))?;
     Ok((seat, asked, request.of_tenant(caller.tenant)))
 }
 

@@ -26,7 +26,7 @@ use super::history::Latest;
 use super::request::{self, Caller};
 use crate::api::fields::{self, Fields};
 use crate::api::stream::{Events, Pump};
-use crate::api::{Vendor, body, error, refused};
+use crate::api::{Vendor, asked_model, body, error, refused};
 use crate::app::App;
 use crate::auth;
 use crate::ctx::Moment;
@@ -324,7 +324,8 @@ async fn answer(
     let app = &peer.app;
     let arrived = app.ctx.now();
     let seat = app.enter(&peer.caller)?;
-    let policies = journey::policies(app, &peer.caller.tenant, &peer.headers);
+    let model = asked_model(app, &create.body);
+    let policies = journey::policies(app, model, &peer.caller.tenant, &peer.headers);
     let call = Passing {
         method: Method::POST,
         uri: Uri::from_static(PATH),

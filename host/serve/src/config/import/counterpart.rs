@@ -84,7 +84,7 @@ fn missing(kind: &str) -> &'static str {
         "no-hit-lru-scorer" => {
             "no plugin spreads prompts that no worker has cached; `route-least-load` comes near"
         }
-        "lora-affinity-scorer" => "a host serves one model, without adapters",
+        "lora-affinity-scorer" => "every worker of a host has all of its adapters (`model.adapters`)",
         "latency-scorer" | "predicted-latency-producer" => {
             "no plugin predicts latency; the columns `candidate.ttft_ms_ewma` and `itl_ms_ewma` have what was measured"
         }

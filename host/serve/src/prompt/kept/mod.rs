@@ -1,7 +1,7 @@
 //! What was made of conversations before: messages by their bytes, and prompts that a longer conversation begins with.
 //!
 //! ```text
-//! bytes of a message ─► its name (memo)      names of all messages, tools, tenant ─► state: tokens, end of the text
+//! bytes of a message ─► its name (memo)      names of all messages, tools, tenant, adapter ─► state: tokens, end of the text
 //! ```
 //!
 //! A state is found by the longest beginning of a conversation that was seen; only the messages after it are rendered
@@ -41,6 +41,7 @@ const TENANT: u64 = 3;
 const ARGUMENTS: u64 = 4;
 const CLOCK: u64 = 5;
 const CALL: u64 = 6;
+const NAMING: u64 = 7;
 /// Share of the memory that the names of messages may take, and bytes of one about.
 const MEMO_SHARE: usize = 8;
 const KNOWN_BYTES: usize = 192;
@@ -209,6 +210,8 @@ impl Prompts {
         let objects = frame.tools.map(|tools| tools.objects(|values| template.tools(values)));
         let setting = template.setting(objects, frame.extra, frame.now_unix_ms);
         let mut root = self.keys.digest(TENANT, frame.tenant.as_bytes());
+        // A state holds names of blocks, and what one adapter wrote is not what another would have.
+        root = self.keys.then(root, self.keys.digest(NAMING, &naming.fingerprint.0.to_le_bytes()));
         if let Some(tools) = frame.tools {
             root = self.keys.then(root, tools.digest(&self.keys));
         }

@@ -388,21 +388,24 @@ fn both_unforced(prompts: &Prompts, held: Held, messages: &[Value]) -> (Kept, Ve
 }
 
 #[test]
-fn tenants_tools_and_days_have_states_of_their_own() {
+fn tenants_tools_days_and_adapters_have_states_of_their_own() {
     let prompts = prompts(MIB);
     let messages = Conversation::from(vec![message('u', 0, 0)]);
     let (own, extra) = (tools(), Map::new());
-    let prompt = |name: &str, tenant, tools, now_unix_ms| {
+    let adapted = |fingerprint, name: &str, tenant, tools, now_unix_ms| {
         let frame = Frame { tenant, tools, extra: &extra, now_unix_ms, segmented: false };
-        let maker = prompts.maker(template(name), &TOKENIZER, NAMING, &frame);
+        let naming = Naming { fingerprint: Fingerprint(fingerprint), ..NAMING };
+        let maker = prompts.maker(template(name), &TOKENIZER, naming, &frame);
         prompts.prompt(&maker, &messages).expect("a prompt");
         prompts.counts().hits.load(Relaxed)
     };
+    let prompt = |name: &str, tenant, tools, now_unix_ms| adapted(1, name, tenant, tools, now_unix_ms);
     assert_eq!(prompt("llama31", "a", None, 0), 0);
     assert_eq!(prompt("llama31", "a", None, 86_399_000), 1, "the same day");
     assert_eq!(prompt("llama31", "b", None, 0), 1);
     assert_eq!(prompt("llama31", "a", Some(&own), 0), 1);
     assert_eq!(prompt("llama31", "a", None, 86_400_000), 1, "another day");
+    assert_eq!(adapted(2, "llama31", "a", None, 0), 1, "another adapter");
 }
 
 #[test]

@@ -91,6 +91,7 @@ impl StepLoop {
                 position: s.computed as u32,
                 pages: page_start..pages.len() as u32,
                 samples: first..samples.len() as u32,
+                adapter: s.start.adapter,
             });
         }
         let plan = StepPlan { rows: &plan_rows, tokens: &tokens, pages: &pages, samples: &samples };

@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Sender, channel};
 
 use engine::{
-    Caps, Executor, Fence, Moved, Pace, SamplingParams, SimConfig, SimExec, StepOut, StepPlan as EnginePlan,
-    Ticket, Xfer,
+    AdapterId, Caps, Executor, Fence, Moved, Pace, SamplingParams, SimConfig, SimExec, StepOut,
+    StepPlan as EnginePlan, Ticket, Xfer,
 };
 use kv::PrefixIndex;
 use parking_lot::Mutex;
@@ -87,6 +87,8 @@ struct Bench {
     starts: Sender<Message>,
     steps: Steps,
     ctx: Ctx,
+    /// Of sequences that are handed over.
+    adapter: Option<AdapterId>,
 }
 
 fn bench(pages: u32, schedule: Schedule, planner: Option<Arc<dyn Planner>>) -> Bench {
@@ -119,7 +121,7 @@ fn bench_of(device: &SimConfig, schedule: Schedule, planner: Option<Arc<dyn Plan
     if let Some(planner) = planner {
         step_loop.planner = planner;
     }
-    Bench { step_loop, starts, steps, ctx }
+    Bench { step_loop, starts, steps, ctx, adapter: None }
 }
 
 fn schedule(step_tokens_max: u32, step_rows_max: u32, starvation_ms_max: u64) -> Schedule {
@@ -146,7 +148,7 @@ impl Bench {
     ) -> mpsc::Receiver<Event> {
         let (events, received) = mpsc::channel(output as usize + 1);
         let tokens: Vec<u32> = (0..prompt as u32).map(|at| 1000 + (root * 500 + at) % 30_000).collect();
-        let fingerprint = self.step_loop.parts.executor.caps().fingerprint;
+        let fingerprint = self.step_loop.parts.executor.caps().fingerprint_of(self.adapter);
         let blocks = kv::BlockName::names(fingerprint, super::super::NO_SALT, &tokens, BLOCK_TOKENS as usize);
         self.step_loop.load.in_transit.fetch_add(1, Relaxed);
         self.step_loop.load.in_transit_tokens.fetch_add(tokens.len() as u64, Relaxed);
@@ -155,6 +157,7 @@ impl Bench {
             tokens: tokens.into(),
             blocks: blocks.into(),
             salt: super::super::NO_SALT,
+            adapter: self.adapter,
             sampling: SamplingParams::default(),
             output_tokens_max: output,
             announced: false,
@@ -288,6 +291,37 @@ fn a_plan_of_another_generation_is_replaced_at_once() {
     planner.0.store(2, Relaxed);
     bench.finish();
     assert_eq!(*bench.steps.lock(), [vec![1], vec![1], vec![1], vec![17]]);
+}
+
+/// The device draws other tokens where pages or adapters are mixed up.
+#[test]
+fn sequences_of_adapters_share_steps_and_no_blocks() {
+    let device = SimConfig { pages: 64, adapters: 2, ..SimConfig::default() };
+    let adapters = [None, Some(AdapterId(0)), Some(AdapterId(1))];
+    let alone = adapters.map(|adapter| {
+        let mut bench = bench_of(&device, schedule(64, 4, 30_000), None);
+        bench.adapter = adapter;
+        let mut events = bench.start(1, 0, 20, 12);
+        bench.finish();
+        said(&mut events)
+    });
+    assert!(alone[0] != alone[1] && alone[1] != alone[2] && alone[0] != alone[2], "{alone:?}");
+    let mut bench = bench_of(&device, schedule(64, 4, 30_000), None);
+    for round in 0..2 {
+        let first = bench.steps.lock().len();
+        let mut id = round * 3;
+        let mut events = adapters.map(|adapter| {
+            (bench.adapter, id) = (adapter, id + 1);
+            bench.start(id, 0, 20, 12)
+        });
+        bench.finish();
+        assert_eq!(events.each_mut().map(said), alone, "round {round}");
+        let rows = &bench.steps.lock()[first];
+        assert!(
+            rows.len() == 3 && rows.iter().all(|row| (*row == 20) == (round == 0)),
+            "round {round}: {rows:?}"
+        );
+    }
 }
 
 /// A sequence of a simulation.
