@@ -144,6 +144,14 @@ impl Packed {
         &self.data.bytes()[first * panel_len(self.format, self.cols) * 2..]
     }
 
+    /// `count` units of 16 bits from where a panel's weights of `input` stand, the first of a group if there are any;
+    /// fewer at the matrix's end.
+    pub(crate) fn ahead(&self, panel: usize, input: usize, count: usize) -> &[u16] {
+        let at = panel * panel_len(self.format, self.cols) + panel_len(self.format, input);
+        let at = at.min(self.data.len());
+        &self.data[at..self.data.len().min(at + count)]
+    }
+
     /// All memory of the matrix, packed, for a digest.
     pub(crate) fn values(&self) -> &[u16] {
         &self.data
