@@ -16,11 +16,11 @@ use std::sync::Arc;
 use engine::{Model, ModelConfig, WeightFormat};
 
 use crate::table::{Bar, head, median, row};
-use machine::Machine;
+use machine::{Machine, products};
 use peer::Peer;
-use subject::{Subject, Work};
+use subject::{Subject, Took, Work};
 
-const TURNS: usize = 3;
+const TURNS: usize = 5;
 const THREADS: [usize; 2] = [1, 2];
 const WORKS: [Work; 5] =
     [Work::Prefill(512), Work::Prefill(2048), Work::Decode(1), Work::Decode(4), Work::Decode(16)];
@@ -45,14 +45,19 @@ fn shape() -> ModelConfig {
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(2).collect();
-    let folder = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let (form, rest) = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [form @ ("bf16" | "int8"), ref rest @ ..] => (Some(form == "int8"), rest.to_vec()),
+        ref rest => (None, rest.to_vec()),
+    };
+    let folder = match rest[..] {
         [] => None,
         ["--peer", folder] => Some(PathBuf::from(folder)),
         _ => anyhow::bail!(
-            "usage: bench executor [--peer FOLDER with llama-bench, llama-batched-bench, bf16.gguf and q8.gguf]"
+            "usage: bench executor [bf16|int8] [--peer FOLDER]: with llama-bench, llama-batched-bench, bf16.gguf, q8.gguf"
         ),
     };
-    for (weights, bytes, file) in FORMS {
+    let asked = |weights| form.is_none_or(|int8| int8 == (weights == WeightFormat::Int8));
+    for (weights, bytes, file) in FORMS.into_iter().filter(|(weights, ..)| asked(*weights)) {
         let peer = folder.as_deref().map(|folder| Peer::new(folder, file)).transpose()?;
         let model = Arc::new(Model::random_as(shape(), 7, weights)?);
         let seen = measure(&model, peer.as_ref())?;
@@ -72,11 +77,11 @@ struct Seen {
     threads: usize,
     executor: String,
     /// Bytes read from memory a second, just before one sequence decodes.
-    read: Vec<f64>,
+    read: Vec<Took>,
     /// Floating-point operations a second in products within registers, just before a short prefill.
-    flops: Vec<f64>,
+    flops: Vec<Took>,
     /// Ours of each of [`WORKS`], in tokens a second.
-    ours: [Vec<f64>; 5],
+    ours: [Vec<Took>; 5],
     /// llama.cpp's, or nothing.
     theirs: [Vec<f64>; 5],
 }
@@ -95,7 +100,7 @@ fn measure(model: &Arc<Model>, peer: Option<&Peer>) -> anyhow::Result<Vec<Seen>>
         for (at, work) in WORKS.into_iter().enumerate() {
             for (subject, seen) in &mut all {
                 match work {
-                    Work::Prefill(512) => seen.flops.push(engine::peak_bf16_flops(seen.threads)),
+                    Work::Prefill(512) => seen.flops.push(products(seen.threads)),
                     Work::Decode(1) => seen.read.push(machine.read(seen.threads)),
                     _ => {}
                 }
@@ -116,41 +121,51 @@ fn median_of(turns: usize, of: impl Fn(usize) -> f64) -> f64 {
 
 fn report(seen: &Seen, weights: WeightFormat, bytes: f64) {
     head(&format!("Threads: {}; tokens a second", seen.threads));
-    row("memory read, GB/s", median(seen.read.clone()) / 1e9, None, Bar::None);
-    row("products in registers, GFLOP/s", median(seen.flops.clone()) / 1e9, None, Bar::None);
+    let wall = |figures: &[Took]| median(figures.iter().map(|figure| figure.wall).collect());
+    let cpu = |figures: &[Took]| median(figures.iter().map(|figure| figure.cpu).collect());
+    row("memory read, GB/s", wall(&seen.read) / 1e9, None, Bar::None);
+    row("products in registers, GFLOP/s", wall(&seen.flops) / 1e9, None, Bar::None);
     for (work, ours) in WORKS.iter().zip(&seen.ours) {
-        row(&work.name(), median(ours.clone()), None, Bar::None);
+        row(&work.name(), wall(ours), None, Bar::None);
     }
-    // Bars of shares are those of one thread: two share what a machine reads.
-    let bar = |min| if seen.threads == 1 { Bar::AtLeast(min) } else { Bar::None };
-    if weights == WeightFormat::Bf16 {
-        let share = median_of(TURNS, |turn| seen.ours[0][turn] * 2.0 * layers() / seen.flops[turn]);
-        row("prefill, 512 tokens, share of the products", share, None, bar(0.8));
+    if seen.threads == 1 {
+        for (work, ours) in WORKS.iter().zip(&seen.ours) {
+            row(&format!("{}, a CPU second", work.name()), cpu(ours), None, Bar::None);
+        }
+        report_shares(seen, weights, bytes);
     }
-    let parameters = shape().matrix_parameters() as f64;
-    let share = median_of(TURNS, |turn| seen.ours[2][turn] * bytes * parameters / seen.read[turn]);
-    row("decode, 1 sequence, share of reading", share, None, bar(0.95));
     for (at, work) in WORKS.iter().enumerate() {
         if seen.theirs[at].is_empty() {
             continue;
         }
-        let ratio = median_of(TURNS, |turn| seen.ours[at][turn] / seen.theirs[at][turn]);
+        let ratio = median_of(TURNS, |turn| seen.ours[at][turn].wall / seen.theirs[at][turn]);
         let least = if matches!(work, Work::Decode(2..)) { 1.2 } else { 1.0 };
         let name = format!("times llama.cpp's, {} (baseline: its own)", work.name());
         row(&name, ratio, Some(median(seen.theirs[at].clone())), Bar::AtLeast(least));
     }
 }
 
+/// Shares of what the machine reaches, of one thread, in CPU time: cores that others take are nobody's loss.
+fn report_shares(seen: &Seen, weights: WeightFormat, bytes: f64) {
+    if weights == WeightFormat::Bf16 {
+        let share = median_of(TURNS, |turn| seen.ours[0][turn].cpu * 2.0 * layers() / seen.flops[turn].cpu);
+        row("prefill, 512 tokens, share of the products", share, None, Bar::AtLeast(0.8));
+    }
+    let parameters = shape().matrix_parameters() as f64;
+    let share = median_of(TURNS, |turn| seen.ours[2][turn].cpu * bytes * parameters / seen.read[turn].cpu);
+    row("decode, 1 sequence, share of reading", share, None, Bar::AtLeast(0.95));
+}
+
 /// What two threads reach against one, turn by turn.
 fn report_scaling(seen: &[Seen]) {
     let [one, two] = seen else { unreachable!("one thread and two are measured") };
     head("Two threads, times as fast as one");
-    let read = median_of(TURNS, |turn| two.read[turn] / one.read[turn]);
+    let read = median_of(TURNS, |turn| two.read[turn].wall / one.read[turn].wall);
     row("memory read", read, Some(1.0), Bar::None);
-    let flops = median_of(TURNS, |turn| two.flops[turn] / one.flops[turn]);
+    let flops = median_of(TURNS, |turn| two.flops[turn].wall / one.flops[turn].wall);
     row("products in registers", flops, Some(1.0), Bar::None);
     for (at, work) in WORKS.iter().enumerate() {
-        let ratio = median_of(TURNS, |turn| two.ours[at][turn] / one.ours[at][turn]);
+        let ratio = median_of(TURNS, |turn| two.ours[at][turn].wall / one.ours[at][turn].wall);
         let bar = if matches!(work, Work::Prefill(_)) { Bar::AtLeast(1.8) } else { Bar::None };
         row(&work.name(), ratio, Some(1.0), bar);
     }

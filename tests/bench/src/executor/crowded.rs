@@ -27,7 +27,7 @@ pub(super) fn run(model: &Arc<Model>, peer: Option<&Peer>) -> anyhow::Result<()>
         let (mut ours, mut theirs) = ([vec![], vec![], vec![]], [vec![], vec![], vec![]]);
         for _ in 0..TURNS {
             for (subject, seen) in subjects.iter_mut().zip(&mut ours) {
-                seen.push(subject.rate(work)?);
+                seen.push(subject.rate(work)?.wall);
             }
             // llama.cpp with more threads than cores, or with a batch to fill first, takes minutes here.
             let Some(peer) = peer.filter(|_| work != Work::Decode(16)) else { continue };

@@ -1,7 +1,6 @@
 //! A turn that finds most of its prompt cached, against computing all of it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use engine::Model;
 
@@ -19,17 +18,16 @@ pub(super) fn run(model: &Arc<Model>) -> anyhow::Result<()> {
     let mut subject = Subject::new(model, 1)?;
     let (mut whole, mut token, mut block) = (vec![], vec![], vec![]);
     for _ in 0..TURNS {
-        let mut recompute = Duration::ZERO;
+        let mut recompute = 0.0;
         for past in (0..CACHED).step_by(CHUNK) {
-            recompute += subject.extend(0, past, CHUNK)?;
+            recompute += subject.extend(0, past, CHUNK)?.cpu;
         }
-        let recompute = recompute.as_secs_f64();
         whole.push(recompute);
-        token.push(subject.decode(1, CACHED)?.as_secs_f64() / recompute);
-        block.push(subject.extend(0, CACHED, BLOCK)?.as_secs_f64() / recompute);
+        token.push(subject.decode(1, CACHED)?.cpu / recompute);
+        block.push(subject.extend(0, CACHED, BLOCK)?.cpu / recompute);
     }
     head(&format!("A prefix hit of {CACHED} tokens, one thread: share of its recompute"));
-    row("recompute, seconds", median(whole), None, Bar::None);
+    row("recompute, CPU seconds", median(whole), None, Bar::None);
     row("hit, then one token", median(token), Some(1.0), Bar::AtMost(0.02));
     row(&format!("hit, then {BLOCK} tokens"), median(block), Some(1.0), Bar::AtMost(0.02));
     Ok(())

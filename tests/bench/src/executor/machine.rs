@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::subject::Took;
+
 /// Chosen: larger than any cache here.
 const STREAM_BYTES: usize = 512 << 20;
 const PASSES: usize = 3;
@@ -22,19 +24,21 @@ impl Machine {
         Self { stream: (0..STREAM_BYTES as u64 / 8).collect() }
     }
 
-    /// Bytes a second that so many threads read together: the best of a few passes.
-    pub(super) fn read(&self, threads: usize) -> f64 {
-        (0..PASSES).map(|_| self.pass(threads)).fold(0.0, f64::max)
-    }
-
-    fn pass(&self, threads: usize) -> f64 {
-        let begun = Instant::now();
-        thread::scope(|scope| {
-            for part in self.stream.chunks(self.stream.len().div_ceil(threads)) {
-                scope.spawn(|| black_box(sums(part)));
-            }
-        });
-        STREAM_BYTES as f64 / begun.elapsed().as_secs_f64()
+    /// Bytes that so many threads read together in a second: the best of a few passes.
+    pub(super) fn read(&self, threads: usize) -> Took {
+        let mut best = Took { wall: 0.0, cpu: 0.0 };
+        for _ in 0..PASSES {
+            let ((), took) = Took::of(|| {
+                thread::scope(|scope| {
+                    for part in self.stream.chunks(self.stream.len().div_ceil(threads)) {
+                        scope.spawn(|| black_box(sums(part)));
+                    }
+                });
+            });
+            best.wall = best.wall.max(STREAM_BYTES as f64 / took.wall);
+            best.cpu = best.cpu.max(STREAM_BYTES as f64 / took.cpu);
+        }
+        best
     }
 }
 
@@ -47,6 +51,12 @@ fn sums(part: &[u64]) -> [u64; 8] {
         }
     }
     sums
+}
+
+/// Floating-point operations of so many threads together in a second, in products within registers.
+pub(super) fn products(threads: usize) -> Took {
+    let (wall, took) = Took::of(|| engine::peak_bf16_flops(threads));
+    Took { wall, cpu: wall * took.wall / took.cpu }
 }
 
 /// Threads that do nothing, as busily as they can, until this is dropped.

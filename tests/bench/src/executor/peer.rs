@@ -55,7 +55,8 @@ impl Peer {
         command.args(["-ntg", &DECODE_STEPS.to_string(), "-npl", &sequences.to_string()]);
         command.args(["-t", &threads.to_string(), "-tb", &threads.to_string()]);
         let out = output(command)?;
-        let line = out.lines().find(|line| line.starts_with('{')).context("llama-batched-bench says a row")?;
+        let line =
+            out.lines().find(|line| line.starts_with('{')).context("llama-batched-bench says a row")?;
         let row: serde_json::Value = serde_json::from_str(line)?;
         row["speed_tg"].as_f64().context("llama-batched-bench says tokens a second")
     }

@@ -1,7 +1,7 @@
 //! What is measured: one executor over the model, and the work that it is given.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use engine::{CpuConfig, CpuExec, Executor, Model, Row, SampleSpec, SamplingParams, StepPlan};
@@ -36,6 +36,32 @@ impl Work {
     }
 }
 
+/// Seconds, or what is reached in one.
+#[derive(Clone, Copy)]
+pub(super) struct Took {
+    pub(super) wall: f64,
+    /// Of all threads of this process: what others take of the cores is not in it.
+    pub(super) cpu: f64,
+}
+
+impl Took {
+    /// Seconds that `work` takes.
+    pub(super) fn of<R>(work: impl FnOnce() -> R) -> (R, Self) {
+        let (begun, cpu) = (Instant::now(), cpu_seconds());
+        let out = work();
+        (out, Self { wall: begun.elapsed().as_secs_f64(), cpu: cpu_seconds() - cpu })
+    }
+
+    fn rate(self, tokens: usize) -> Self {
+        Self { wall: tokens as f64 / self.wall, cpu: tokens as f64 / self.cpu }
+    }
+}
+
+fn cpu_seconds() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
 /// One executor.
 pub(super) struct Subject {
     exec: CpuExec,
@@ -56,27 +82,26 @@ impl Subject {
     }
 
     /// Tokens a second.
-    pub(super) fn rate(&mut self, work: Work) -> anyhow::Result<f64> {
+    pub(super) fn rate(&mut self, work: Work) -> anyhow::Result<Took> {
         match work {
-            Work::Prefill(tokens) => {
-                let took = self.extend(0, 0, tokens)?;
-                Ok(tokens as f64 / took.as_secs_f64())
-            }
+            Work::Prefill(tokens) => Ok(self.extend(0, 0, tokens)?.rate(tokens)),
             Work::Decode(sequences) => {
                 for sequence in 0..sequences {
                     self.extend(sequence, 0, SHORT)?;
                 }
-                let mut took = Duration::ZERO;
+                let mut took = Took { wall: 0.0, cpu: 0.0 };
                 for position in (SHORT..).take(DECODE_STEPS) {
-                    took += self.decode(sequences, position)?;
+                    let step = self.decode(sequences, position)?;
+                    took.wall += step.wall;
+                    took.cpu += step.cpu;
                 }
-                Ok((sequences * DECODE_STEPS) as f64 / took.as_secs_f64())
+                Ok(took.rate(sequences * DECODE_STEPS))
             }
         }
     }
 
     /// Computes `count` tokens of a sequence of which `past` are cached, and draws nothing.
-    pub(super) fn extend(&mut self, sequence: usize, past: usize, count: usize) -> anyhow::Result<Duration> {
+    pub(super) fn extend(&mut self, sequence: usize, past: usize, count: usize) -> anyhow::Result<Took> {
         let tokens: Vec<u32> = (past as u32..).take(count).map(|i| (i * 7919 + 13) % 32_000).collect();
         let pages = table(sequence, past + count);
         let row = Row {
@@ -89,7 +114,7 @@ impl Subject {
     }
 
     /// Draws one token of each of so many sequences, of which `past` are cached.
-    pub(super) fn decode(&mut self, sequences: usize, past: usize) -> anyhow::Result<Duration> {
+    pub(super) fn decode(&mut self, sequences: usize, past: usize) -> anyhow::Result<Took> {
         let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
         let position = past as u32 + 1;
         let sample = SampleSpec { params: &greedy, position, prompt: &[], output: &[], mask: None };
@@ -109,10 +134,13 @@ impl Subject {
         self.step(&StepPlan { rows: &rows, tokens: &tokens, pages: &pages, samples: &samples })
     }
 
-    fn step(&mut self, plan: &StepPlan<'_>) -> anyhow::Result<Duration> {
-        let ticket = self.exec.submit(plan)?;
-        let out = self.exec.poll(ticket, true)?.context("a blocking poll gives the step")?;
-        Ok(out.took)
+    fn step(&mut self, plan: &StepPlan<'_>) -> anyhow::Result<Took> {
+        let (out, took) = Took::of(|| {
+            let ticket = self.exec.submit(plan)?;
+            self.exec.poll(ticket, true)
+        });
+        out?.context("a blocking poll gives the step")?;
+        Ok(took)
     }
 }
 
