@@ -113,8 +113,7 @@ impl Packed {
     ) -> Result<Self, EngineError> {
         let panels = rows.div_ceil(PANEL);
         let len = panel_len(format, cols);
-        let mut data = Bf16Buf::zeroed(panels * len, "weights")?;
-        data.advise_huge();
+        let mut data = Bf16Buf::huge(panels * len, "weights")?;
         for panel in 0..panels {
             let first = panel * PANEL;
             fill(first..rows.min(first + PANEL), Part { data: &mut data, at: panel * len, len });

@@ -161,36 +161,31 @@ fn many_rows(core: &mut Core, w: &Packed, a: Activations<'_>, out: &Output<'_>) 
     let pairs_slice = if ask_ahead { PAIRS_AHEAD } else { kernels.pairs_slice };
     share(pool, a.rows * w.rows * w.cols, plan.pieces(w.panels()), &|piece| {
         let (mut wide, mut widened) = (Vec::new(), usize::MAX);
-        plan.compute(
-            piece,
-            w.panels(),
-            (pairs, pairs_slice),
-            &mut |tile, panel, slice, c, c_stride| {
-                let b = &w.panels_from(panel)[slice.start * PANEL * 2..][..slice.len() * PANEL * 2];
-                if ask_ahead && tile.start == 0 {
-                    (kernels.prefetch)(w.ahead(panel, 2 * slice.end, b.len()));
-                }
-                // Widening costs about as much as the products of two rows.
-                if let Some(widen) = kernels.widen
-                    && a.rows > kernels.block_rows_max
-                    && widened != slice.start * w.panels() + panel
-                {
-                    wide.resize(b.len(), 0.0);
-                    widen(b, &mut wide);
-                    widened = slice.start * w.panels() + panel;
-                }
-                (kernels.block)(&mut Block {
-                    a: &packed[(tile.start * pairs + slice.start * tile.len()) * words..],
-                    rows: tile.len(),
-                    b,
-                    wide: &wide,
-                    pairs: slice.len(),
-                    c,
-                    c_stride,
-                    go_on: slice.start > 0,
-                });
-            },
-        );
+        plan.compute(piece, w.panels(), (pairs, pairs_slice), &mut |tile, panel, slice, c, c_stride| {
+            let b = &w.panels_from(panel)[slice.start * PANEL * 2..][..slice.len() * PANEL * 2];
+            if ask_ahead && tile.start == 0 {
+                (kernels.prefetch)(w.ahead(panel, 2 * slice.end, b.len()));
+            }
+            // Widening costs about as much as the products of two rows.
+            if let Some(widen) = kernels.widen
+                && a.rows > kernels.block_rows_max
+                && widened != slice.start * w.panels() + panel
+            {
+                wide.resize(b.len(), 0.0);
+                widen(b, &mut wide);
+                widened = slice.start * w.panels() + panel;
+            }
+            (kernels.block)(&mut Block {
+                a: &packed[(tile.start * pairs + slice.start * tile.len()) * words..],
+                rows: tile.len(),
+                b,
+                wide: &wide,
+                pairs: slice.len(),
+                c,
+                c_stride,
+                go_on: slice.start > 0,
+            });
+        });
         plan.finish(piece, kernels, w, out);
     });
 }
