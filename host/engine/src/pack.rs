@@ -113,8 +113,7 @@ impl Packed {
     ) -> Result<Self, EngineError> {
         let panels = rows.div_ceil(PANEL);
         let len = panel_len(format, cols);
-        let mut data = Bf16Buf::zeroed(panels * len, "weights")?;
-        data.advise_huge();
+        let mut data = Bf16Buf::huge(panels * len, "weights")?;
         for panel in 0..panels {
             let first = panel * PANEL;
             fill(first..rows.min(first + PANEL), Part { data: &mut data, at: panel * len, len });
@@ -142,6 +141,14 @@ impl Packed {
     pub(crate) fn int8_from(&self, first: usize) -> &[u8] {
         assert_eq!(self.format, WeightFormat::Int8);
         &self.data.bytes()[first * panel_len(self.format, self.cols) * 2..]
+    }
+
+    /// `count` units of 16 bits from where a panel's weights of `input` stand, the first of a group if there are any;
+    /// fewer at the matrix's end.
+    pub(crate) fn ahead(&self, panel: usize, input: usize, count: usize) -> &[u16] {
+        let at = panel * panel_len(self.format, self.cols) + panel_len(self.format, input);
+        let at = at.min(self.data.len());
+        &self.data[at..self.data.len().min(at + count)]
     }
 
     /// All memory of the matrix, packed, for a digest.

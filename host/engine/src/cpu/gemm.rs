@@ -37,6 +37,15 @@ const GROUPS_SLICE: usize = 16;
 /// Up to this many rows, reading the weights costs as much as the products.
 const ROWS_FEW: usize = 32;
 
+/// Rows for which memory is waited for, because one tile or two do little with a slice: they ask for the next slice as
+/// they begin one, and their slices are short, so that as much is asked for as can be under way. One row is left to the
+/// processor's own guesses. Measured (184 M parameters on AVX2, 4 sequences): 97 tokens a second for 77 in bf16, 132
+/// for 124 in int8; slices of twice or half as much reach less, and 16 sequences gain nothing.
+const ROWS_AHEAD: Range<usize> = 2..9;
+/// Pairs of inputs of their slices, and groups in int8.
+const PAIRS_AHEAD: usize = 32;
+const GROUPS_AHEAD: usize = 2;
+
 /// Panels of a piece of work: 13 us of reading weights of 1,024 inputs, far more than taking a piece costs.
 const PANELS_PIECE: usize = 4;
 
@@ -151,35 +160,35 @@ fn many_rows(core: &mut Core, w: &Packed, a: Activations<'_>, out: &Output<'_>) 
         (kernels.pack_rows)(&a.values[tile.start * a.stride..], a.stride, tile.len(), out);
     });
     let packed = &packing.words;
+    let ask_ahead = ROWS_AHEAD.contains(&a.rows);
+    let pairs_slice = if ask_ahead { PAIRS_AHEAD } else { kernels.pairs_slice };
     share(pool, a.rows * w.rows * w.cols, plan.pieces(w.panels()), &|piece| {
         let (mut wide, mut widened) = (Vec::new(), usize::MAX);
-        plan.compute(
-            piece,
-            w.panels(),
-            (pairs, kernels.pairs_slice),
-            &mut |tile, panel, slice, c, c_stride| {
-                let b = &w.panels_from(panel)[slice.start * PANEL * 2..][..slice.len() * PANEL * 2];
-                // Widening costs about as much as the products of two rows.
-                if let Some(widen) = kernels.widen
-                    && a.rows > kernels.block_rows_max
-                    && widened != slice.start * w.panels() + panel
-                {
-                    wide.resize(b.len(), 0.0);
-                    widen(b, &mut wide);
-                    widened = slice.start * w.panels() + panel;
-                }
-                (kernels.block)(&mut Block {
-                    a: &packed[(tile.start * pairs + slice.start * tile.len()) * words..],
-                    rows: tile.len(),
-                    b,
-                    wide: &wide,
-                    pairs: slice.len(),
-                    c,
-                    c_stride,
-                    go_on: slice.start > 0,
-                });
-            },
-        );
+        plan.compute(piece, w.panels(), (pairs, pairs_slice), &mut |tile, panel, slice, c, c_stride| {
+            let b = &w.panels_from(panel)[slice.start * PANEL * 2..][..slice.len() * PANEL * 2];
+            if ask_ahead && tile.start == 0 {
+                (kernels.prefetch)(w.ahead(panel, 2 * slice.end, b.len()));
+            }
+            // Widening costs about as much as the products of two rows.
+            if let Some(widen) = kernels.widen
+                && a.rows > kernels.block_rows_max
+                && widened != slice.start * w.panels() + panel
+            {
+                wide.resize(b.len(), 0.0);
+                widen(b, &mut wide);
+                widened = slice.start * w.panels() + panel;
+            }
+            (kernels.block)(&mut Block {
+                a: &packed[(tile.start * pairs + slice.start * tile.len()) * words..],
+                rows: tile.len(),
+                b,
+                wide: &wide,
+                pairs: slice.len(),
+                c,
+                c_stride,
+                go_on: slice.start > 0,
+            });
+        });
         plan.finish(piece, kernels, w, out);
     });
 }
@@ -209,9 +218,14 @@ fn int8(core: &mut Core, w: &Packed, a: Activations<'_>, out: &Output<'_>) {
         });
     });
     let (packed, scales, offsets) = (&packing.words, &packing.scales, &packing.offsets);
+    let ask_ahead = ROWS_AHEAD.contains(&a.rows);
+    let groups_slice = if ask_ahead { GROUPS_AHEAD } else { GROUPS_SLICE };
     share(pool, a.rows * w.rows * w.cols, plan.pieces(w.panels()), &|piece| {
-        plan.compute(piece, w.panels(), (count, GROUPS_SLICE), &mut |tile, panel, slice, c, c_stride| {
+        plan.compute(piece, w.panels(), (count, groups_slice), &mut |tile, panel, slice, c, c_stride| {
             let at = tile.start * count + slice.start * tile.len();
+            if ask_ahead && tile.start == 0 {
+                (kernels.prefetch)(w.ahead(panel, GROUP * slice.end, slice.len() * GROUP_BYTES / 2));
+            }
             (kernels.block_int8)(&mut BlockInt8 {
                 a: &packed[at * words..],
                 scales: &scales[at..],
