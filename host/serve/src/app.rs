@@ -22,7 +22,7 @@ use crate::config::{Adapter, Config, ConfigError, Device, chain_spec};
 use crate::ctx::{Ctx, Moment};
 use crate::door::Door;
 use crate::lineage::Lineage;
-use crate::model::{ModelError, ServedModel};
+use crate::model::{ModelError, ServedModel, draft_files};
 use crate::prompt::Prompts;
 use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
@@ -228,7 +228,7 @@ impl App {
         // Before the model, which takes long to load.
         let certificates = Certificates::load(&config)?;
         let model = ServedModel::load(&config.model)?;
-        let executors = executors(&config, &model, &ctx)?;
+        let Executors { served: executors, drafts } = executors(&config, &model, &ctx)?;
         let context_max = executors.iter().map(|e| context(e.caps())).min().unwrap_or(0);
         let fingerprint = executors.first().map_or(kv::Fingerprint(0), |e| e.caps().fingerprint);
         let adapters = executors.first().map_or(Vec::new(), |e| e.caps().adapters.clone());
@@ -242,12 +242,13 @@ impl App {
         let tiers = tiers(&config, &executors, &ctx)?;
         let speculation = Speculation::default();
         let mut workers = Vec::new();
-        for (index, executor) in executors.into_iter().enumerate() {
+        for (index, (executor, draft)) in executors.into_iter().zip(drafts).enumerate() {
             let parts = Parts {
                 index,
                 name: format!("worker-{index}"),
                 role: config.engine.role(index),
                 executor,
+                draft,
                 prefixes: Arc::clone(&prefixes),
                 generations: Arc::clone(&generations),
                 schedule: config.schedule.clone(),
@@ -440,34 +441,63 @@ fn context(caps: &engine::Caps) -> u32 {
     caps.context_max.min(held)
 }
 
-fn executors(config: &Config, model: &ServedModel, ctx: &Ctx) -> Result<Vec<Box<dyn Executor>>, StartError> {
-    let weights = match config.engine.device {
-        Device::Cpu => Some(Arc::new(weights(config, model, ctx)?)),
-        Device::Sim => None,
+/// What computes the served model and, if there is one, the draft model, for each worker.
+fn executors(config: &Config, model: &ServedModel, ctx: &Ctx) -> Result<Executors, StartError> {
+    let draft = draft_files(&config.model, model)?;
+    let load = |files| load(files, config.engine.weights.into(), ctx).map(Arc::new);
+    let (weights, draft_weights) = match config.engine.device {
+        Device::Cpu => (Some(Arc::new(weights(config, model, ctx)?)), draft.as_ref().map(load).transpose()?),
+        Device::Sim => (None, None),
     };
+    let mib = [config.kv.memory_mib_per_worker, config.model.draft.memory_mib_per_worker];
+    let mut executors = Executors::default();
+    for worker in 0..config.engine.workers {
+        executors.served.push(match &weights {
+            Some(weights) => cpu(config, weights, mib[0])?,
+            None => Box::new(SimExec::new(sim_config(config, model))?),
+        });
+        let draft: Option<Box<dyn Executor>> = match (&draft, &draft_weights) {
+            // Who computes prompts alone draws nothing.
+            _ if !config.engine.role(worker).decodes() => None,
+            (None, _) => None,
+            (Some(_), Some(weights)) => Some(cpu(config, weights, mib[1])?),
+            (Some(_), None) => Some(Box::new(SimExec::new(sim_draft_config(config, model))?)),
+        };
+        executors.drafts.push(draft);
+    }
+    Ok(executors)
+}
+
+/// One of each for a worker.
+#[derive(Default)]
+struct Executors {
+    served: Vec<Box<dyn Executor>>,
+    drafts: Vec<Option<Box<dyn Executor>>>,
+}
+
+/// An executor on this machine's cores, whose KV takes so much memory.
+fn cpu(config: &Config, weights: &Arc<Model>, kv_mib: u64) -> Result<Box<dyn Executor>, StartError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = match config.engine.threads_per_worker {
         0 => (cores / config.engine.workers).max(1),
         n => n,
     };
-    let memory = config.kv.memory_mib_per_worker << 20;
     let block_tokens = config.kv.block_tokens;
-    (0..config.engine.workers)
-        .map(|_| -> Result<Box<dyn Executor>, StartError> {
-            let Some(weights) = &weights else {
-                return Ok(Box::new(SimExec::new(sim_config(config, model))?));
-            };
-            let page_bytes = page_bytes(weights, block_tokens);
-            let cpu = CpuConfig {
-                threads,
-                pages: u32::try_from(memory / page_bytes).unwrap_or(u32::MAX).max(1),
-                block_tokens,
-                context_max: config.model.context_tokens_max,
-                ..CpuConfig::default()
-            };
-            Ok(Box::new(CpuExec::new(Arc::clone(weights), cpu)?))
-        })
-        .collect()
+    let pages = (kv_mib << 20) / page_bytes(weights, block_tokens);
+    let cpu = CpuConfig {
+        threads,
+        pages: u32::try_from(pages).unwrap_or(u32::MAX).max(1),
+        block_tokens,
+        context_max: config.model.context_tokens_max,
+        ..CpuConfig::default()
+    };
+    Ok(Box::new(CpuExec::new(Arc::clone(weights), cpu)?))
+}
+
+/// A simulated draft model: it costs nothing, and says what the served one says.
+fn sim_draft_config(config: &Config, model: &ServedModel) -> SimConfig {
+    let served = sim_config(config, model);
+    SimConfig { step_us: 0.0, prefill_us_per_token: 0.0, decode_us_per_row: 0.0, ..served }
 }
 
 /// Loads the weights; while that takes long, the log says how far it is.

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** everything a request needs of the model is compiled once, here, at start.
 
+mod draft;
 mod gguf;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use serde_json::Value;
 
 use crate::config;
 use crate::prompt::{ChatTemplate, Family, Grammars, PromptError, Tokenizer};
+
+pub use draft::draft_files;
 
 /// Name of the model that is part of the binary.
 pub const EMBEDDED: &str = "tiny-agent";
@@ -69,6 +72,23 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
+    /// The draft model cannot be loaded.
+    #[error("`model.draft.source`: {0}")]
+    Draft(Box<ModelError>),
+    /// The draft model speaks of other tokens.
+    #[error(
+        "`model.draft.source`: {path} must have the vocabulary of the served model, but token {token} is `{draft}`, not `{served}`"
+    )]
+    DraftVocabulary {
+        /// The draft model.
+        path: PathBuf,
+        /// The first token that differs.
+        token: u32,
+        /// Its text in the draft model.
+        draft: String,
+        /// Its text in the served model.
+        served: String,
+    },
 }
 
 /// The small files of a model folder, as bytes; absent ones are empty.
@@ -84,36 +104,7 @@ struct Texts {
 impl ServedModel {
     /// Loads what the configuration names.
     pub fn load(config: &config::Model) -> Result<Self, ModelError> {
-        if config.source == "embedded" {
-            return Self::embedded(config);
-        }
-        let folder = Path::new(&config.source);
-        let files = ModelFiles::open(folder)?;
-        let own = files.gguf_metadata().map(|metadata| Texts::of_gguf(folder, &metadata)).transpose()?;
-        if let Some(texts) = own {
-            return Self::assemble(config, files, &texts);
-        }
-        let texts = Texts {
-            folder: folder.to_owned(),
-            tokenizer: read(folder, "tokenizer.json")?,
-            tokenizer_config: read_if_there(folder, "tokenizer_config.json")?,
-            generation_config: read_if_there(folder, "generation_config.json")?,
-            config: read(folder, "config.json")?,
-            template: read_if_there(folder, "chat_template.jinja")?,
-        };
-        Self::assemble(config, files, &texts)
-    }
-
-    fn embedded(config: &config::Model) -> Result<Self, ModelError> {
-        let files = ModelFiles::embedded(EMBEDDED, embedded!("config.json"), embedded!("model.safetensors"))?;
-        let texts = Texts {
-            folder: PathBuf::from(EMBEDDED),
-            tokenizer: embedded!("tokenizer.json").to_vec(),
-            tokenizer_config: embedded!("tokenizer_config.json").to_vec(),
-            generation_config: embedded!("generation_config.json").to_vec(),
-            config: embedded!("config.json").to_vec(),
-            template: Vec::new(),
-        };
+        let (files, texts) = open(&config.source)?;
         Self::assemble(config, files, &texts)
     }
 
@@ -147,6 +138,41 @@ impl ServedModel {
             sampling: sampling(&generation_config),
         })
     }
+}
+
+/// The weights and the small files of a model.
+fn open(source: &str) -> Result<(ModelFiles, Texts), ModelError> {
+    if source == "embedded" {
+        return embedded();
+    }
+    let folder = Path::new(source);
+    let files = ModelFiles::open(folder)?;
+    let own = files.gguf_metadata().map(|metadata| Texts::of_gguf(folder, &metadata)).transpose()?;
+    let texts = match own {
+        Some(texts) => texts,
+        None => Texts {
+            folder: folder.to_owned(),
+            tokenizer: read(folder, "tokenizer.json")?,
+            tokenizer_config: read_if_there(folder, "tokenizer_config.json")?,
+            generation_config: read_if_there(folder, "generation_config.json")?,
+            config: read(folder, "config.json")?,
+            template: read_if_there(folder, "chat_template.jinja")?,
+        },
+    };
+    Ok((files, texts))
+}
+
+fn embedded() -> Result<(ModelFiles, Texts), ModelError> {
+    let files = ModelFiles::embedded(EMBEDDED, embedded!("config.json"), embedded!("model.safetensors"))?;
+    let texts = Texts {
+        folder: PathBuf::from(EMBEDDED),
+        tokenizer: embedded!("tokenizer.json").to_vec(),
+        tokenizer_config: embedded!("tokenizer_config.json").to_vec(),
+        generation_config: embedded!("generation_config.json").to_vec(),
+        config: embedded!("config.json").to_vec(),
+        template: Vec::new(),
+    };
+    Ok((files, texts))
 }
 
 /// All that a `chat_template` says, which may be several named ones.

@@ -26,6 +26,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::answer::Usage;
 use crate::app::App;
 use crate::record::Recording;
+use crate::worker::{DraftSource, Worker};
 
 /// Sends logs to standard error, filtered by `filter`; `RUST_LOG` overrules it.
 pub fn init_logs(filter: &str) -> Result<(), String> {
@@ -98,6 +99,12 @@ struct ByWorker {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BySource {
+    worker: String,
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByPages {
     worker: String,
     state: PageState,
@@ -153,8 +160,10 @@ pub struct Metrics {
     evictions: Family<ByWorker, Counter>,
     preemptions: Family<ByWorker, Counter>,
     preemptions_swapped: Family<ByWorker, Counter>,
-    drafted_tokens: Family<ByWorker, Counter>,
-    accepted_tokens: Family<ByWorker, Counter>,
+    drafted_tokens: Family<BySource, Counter>,
+    accepted_tokens: Family<BySource, Counter>,
+    draft_steps: Family<ByWorker, Counter>,
+    draft_failures: Family<ByWorker, Counter>,
     pages: Family<ByPages, Gauge>,
     policy_calls: Family<ByCall, Counter>,
     policy_clipped: Family<BySlot, Counter>,
@@ -197,6 +206,8 @@ impl Metrics {
             preemptions_swapped: Family::default(),
             drafted_tokens: Family::default(),
             accepted_tokens: Family::default(),
+            draft_steps: Family::default(),
+            draft_failures: Family::default(),
             pages: Family::default(),
             policy_calls: Family::default(),
             policy_clipped: Family::default(),
@@ -243,9 +254,12 @@ impl Metrics {
         r.register("preemptions", "Sequences preempted for want of pages", self.preemptions.clone());
         let swapped = "Those whose blocks were moved to memory of the host";
         r.register("preemptions_swapped", swapped, self.preemptions_swapped.clone());
-        let drafted = "Tokens of answers that were guessed, by speculative decoding";
+        let drafted =
+            "Tokens of answers that were guessed, by speculative decoding, by what they were guessed from";
         r.register("draft_tokens", drafted, self.drafted_tokens.clone());
         r.register("draft_tokens_accepted", "Those of them that were right", self.accepted_tokens.clone());
+        r.register("draft_model_steps", "Steps of draft models", self.draft_steps.clone());
+        r.register("draft_model_failures", "Draft models that failed", self.draft_failures.clone());
         r.register("kv_pages", "KV pages by state", self.pages.clone());
         r.register("policy_calls", "Policy calls by outcome", self.policy_calls.clone());
         r.register(
@@ -365,9 +379,7 @@ impl Metrics {
             self.preemptions.get_or_create(&label).inner().store(w.load.preemptions.load(Relaxed), Relaxed);
             let swapped = w.load.preemptions_swapped.load(Relaxed);
             self.preemptions_swapped.get_or_create(&label).inner().store(swapped, Relaxed);
-            let (drafted, accepted) = (&self.drafted_tokens, &self.accepted_tokens);
-            drafted.get_or_create(&label).inner().store(w.load.drafted_tokens.load(Relaxed), Relaxed);
-            accepted.get_or_create(&label).inner().store(w.load.accepted_tokens.load(Relaxed), Relaxed);
+            self.collect_drafts(w);
             let (pinned, cached) = (w.load.pages_pinned.load(Relaxed), w.load.pages_cached.load(Relaxed));
             let free = w.load.pages.load(Relaxed).saturating_sub(pinned + cached);
             for (state, count) in
@@ -377,6 +389,18 @@ impl Metrics {
                 self.pages.get_or_create(&label).set(count.into());
             }
         }
+    }
+
+    fn collect_drafts(&self, w: &Worker) {
+        for source in DraftSource::ALL {
+            let label = BySource { worker: w.name.to_string(), source: source.as_str() };
+            let counts = w.load.drafts(source);
+            self.drafted_tokens.get_or_create(&label).inner().store(counts.tokens.load(Relaxed), Relaxed);
+            self.accepted_tokens.get_or_create(&label).inner().store(counts.accepted.load(Relaxed), Relaxed);
+        }
+        let label = ByWorker { worker: w.name.to_string() };
+        self.draft_steps.get_or_create(&label).inner().store(w.load.draft_steps.load(Relaxed), Relaxed);
+        self.draft_failures.get_or_create(&label).inner().store(w.load.draft_failures.load(Relaxed), Relaxed);
     }
 
     fn collect_policies(&self, app: &App) {

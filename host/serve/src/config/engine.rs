@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::model;
 use crate::prompt::Family;
 
-use super::error::{ConfigError, at_least, bad};
+use super::error::{ConfigError, at_least, at_most, bad};
 use super::kv::MEMORY_MIB_MAX;
 
 /// What is served.
@@ -29,6 +29,8 @@ pub struct Model {
     pub output_format: OutputFormat,
     /// LoRA adapters of it, each under a name of its own.
     pub adapters: Vec<Adapter>,
+    /// A smaller model that guesses its next tokens.
+    pub draft: DraftModel,
 }
 
 /// A LoRA adapter that requests may ask for by its name.
@@ -41,6 +43,22 @@ pub struct Adapter {
     pub source: String,
 }
 
+/// A smaller model that guesses the next tokens of the one that is served.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DraftModel {
+    /// As `source` of the served model, whose vocabulary it has; empty has none.
+    pub source: String,
+    /// Memory for its KV, for each worker; taken from the machine as it is used.
+    pub memory_mib_per_worker: u64,
+}
+
+impl Default for DraftModel {
+    fn default() -> Self {
+        Self { source: String::new(), memory_mib_per_worker: 256 }
+    }
+}
+
 impl Default for Model {
     fn default() -> Self {
         Self {
@@ -51,6 +69,7 @@ impl Default for Model {
             output_tokens_default: 16_384,
             output_format: OutputFormat::default(),
             adapters: Vec::new(),
+            draft: DraftModel::default(),
         }
     }
 }
@@ -229,10 +248,18 @@ impl Default for Schedule {
     }
 }
 
+/// Chosen: each may have a mask of its own, and those behind so many are hardly ever right.
+const DRAFT_TOKENS_MAX: u64 = 64;
+/// Chosen: as many tokens are computed no faster for being together.
+const DRAFT_STEP_TOKENS_MAX: u64 = 4096;
+
 impl Model {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         at_least("model.context_tokens_max", self.context_tokens_max.into(), 16)?;
         at_least("model.output_tokens_default", self.output_tokens_default.into(), 1)?;
+        let memory_mib = self.draft.memory_mib_per_worker;
+        at_least("model.draft.memory_mib_per_worker", memory_mib, 1)?;
+        at_most("model.draft.memory_mib_per_worker", memory_mib, MEMORY_MIB_MAX)?;
         if self.adapters.len() > ADAPTERS_MAX {
             let problem = format!("has {} entries; at most {ADAPTERS_MAX} are loaded", self.adapters.len());
             return Err(bad("model.adapters", problem));
@@ -325,13 +352,33 @@ impl Prompts {
 impl Schedule {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         at_least("schedule.step_tokens_max", self.step_tokens_max.into(), 1)?;
-        at_least("schedule.step_rows_max", self.step_rows_max.into(), 1)
+        at_least("schedule.step_rows_max", self.step_rows_max.into(), 1)?;
+        at_most("schedule.draft_tokens_max", self.draft_tokens_max.into(), DRAFT_TOKENS_MAX)?;
+        at_most("schedule.draft_step_tokens_max", self.draft_step_tokens_max.into(), DRAFT_STEP_TOKENS_MAX)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn guesses_have_bounds() {
+        for (text, message) in [
+            ("[schedule]\ndraft_tokens_max = 65", "`schedule.draft_tokens_max` must be at most 64, is 65"),
+            (
+                "[schedule]\ndraft_step_tokens_max = 5000",
+                "`schedule.draft_step_tokens_max` must be at most 4096, is 5000",
+            ),
+            (
+                "[model.draft]\nmemory_mib_per_worker = 0",
+                "`model.draft.memory_mib_per_worker` must be at least 1, is 0",
+            ),
+        ] {
+            assert_eq!(Config::parse(text).expect_err(text).to_string(), message);
+        }
+    }
 
     #[test]
     fn an_output_format_is_auto_or_a_family() {

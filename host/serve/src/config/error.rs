@@ -1,4 +1,4 @@
-//! Why a configuration was refused, and the two checks that every table makes.
+//! Why a configuration was refused, and the checks that every table makes.
 
 use std::path::PathBuf;
 
@@ -39,6 +39,14 @@ pub enum ConfigError {
 /// The refusal of one key.
 pub(crate) fn bad(key: impl Into<String>, problem: impl Into<String>) -> ConfigError {
     ConfigError::Value { key: key.into(), problem: problem.into() }
+}
+
+/// Refuses a number that is too large.
+pub(crate) fn at_most(key: &str, value: u64, max: u64) -> Result<(), ConfigError> {
+    if value > max {
+        return Err(bad(key, format!("must be at most {max}, is {value}")));
+    }
+    Ok(())
 }
 
 /// Refuses a number that is too small.

@@ -34,7 +34,9 @@ pub use auth::{ApiKey, Auth, Tenants};
 pub use call::{HintSources, Limits, Middleware, Telemetry};
 pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Scorer};
 pub use checkpoints::Checkpoints;
-pub use engine::{Adapter, Device, Engine, Model, OutputFormat, Prompts, Role, Schedule, Sim, Weights};
+pub use engine::{
+    Adapter, Device, DraftModel, Engine, Model, OutputFormat, Prompts, Role, Schedule, Sim, Weights,
+};
 pub use error::ConfigError;
 pub use kv::{DiskKv, HostKv, Kv, RemoteKv, Write};
 pub use listen::{ANY_ORIGIN, Admin, Listen};

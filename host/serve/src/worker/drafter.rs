@@ -1,4 +1,5 @@
-//! Tokens that are guessed, to be tried in the step of the token before them: speculative decoding by prompt lookup.
+//! Tokens that are guessed, to be tried in the step of the token before them: speculative decoding by prompt lookup, and in
+//! `model.rs` by a draft model.
 //!
 //! Much of what an agent writes stands in its context already: names, paths, the lines that an edit repeats. The last
 //! tokens of a sequence are looked up in what came before them, and what followed them there is tried. A draw depends on
@@ -6,7 +7,39 @@
 //! of a step. Source: the method is Saxena's "Prompt Lookup Decoding" (2023).
 //! **Invariant:** guesses change when tokens come, and never which.
 
+mod model;
+mod odds;
+mod track;
+
+pub(super) use model::{Asked, DraftModel, Room};
+
 use crate::prompt::Tokens;
+
+/// Where guesses come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DraftSource {
+    /// What followed the last tokens where they stood before.
+    #[default]
+    Lookup,
+    /// What a grammar leaves no choice about.
+    Grammar,
+    /// A smaller model.
+    Model,
+}
+
+impl DraftSource {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Lookup, Self::Grammar, Self::Model];
+
+    /// Its name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lookup => "lookup",
+            Self::Grammar => "grammar",
+            Self::Model => "model",
+        }
+    }
+}
 
 /// Fewest last tokens that are looked up. Chosen: one alone stands anywhere.
 const MATCH_MIN: usize = 2;
@@ -107,8 +140,7 @@ impl Text<'_> {
         let mut best = (MATCH_MIN - 1, None);
         let mut compared = 0;
         let mut end = len;
-        let pieces: Vec<&[u32]> = self.prompt.pieces().chain([self.output]).collect();
-        for piece in pieces.into_iter().rev() {
+        for piece in self.prompt.pieces().chain([self.output]).rev() {
             let start = end - piece.len();
             let mut ends = piece.len().min((len - 1).saturating_sub(start));
             let oldest = len.saturating_sub(SEARCHED_MAX + start).min(ends);

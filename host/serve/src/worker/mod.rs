@@ -22,6 +22,7 @@ use kv::{BlockPool, PrefixIndex};
 use parking_lot::Mutex;
 use policy::Generations;
 
+pub use drafter::DraftSource;
 pub use handoff::{Giver, Handoff, Handoffs, Taker, handoff};
 pub(crate) use sequence::NO_SALT;
 pub use sequence::{Event, Finish, SequenceHints, Start};
@@ -42,6 +43,8 @@ pub struct Parts {
     pub role: Role,
     /// The device.
     pub executor: Box<dyn Executor>,
+    /// What computes the draft model, if there is one.
+    pub draft: Option<Box<dyn Executor>>,
     /// Who has which block.
     pub prefixes: Arc<PrefixIndex>,
     /// Asked for the order of waiting sequences.
@@ -118,10 +121,12 @@ pub struct Load {
     pub preemptions: AtomicU64,
     /// Those of them whose blocks were moved to memory of the host.
     pub preemptions_swapped: AtomicU64,
-    /// Tokens that were guessed.
-    pub drafted_tokens: AtomicU64,
-    /// Those of them that were right.
-    pub accepted_tokens: AtomicU64,
+    /// Tokens that were guessed, by [`DraftSource`].
+    pub drafts: [Drafts; DraftSource::ALL.len()],
+    /// Steps of the draft model.
+    pub draft_steps: AtomicU64,
+    /// Draft models that failed, and are not asked again.
+    pub draft_failures: AtomicU64,
     /// Steps so far.
     pub steps: AtomicU64,
     /// Tokens computed in them, those tried in vain included.
@@ -132,6 +137,15 @@ pub struct Load {
     pub itl_us_ewma: AtomicU64,
     /// Whether the last step failed.
     pub unhealthy: AtomicBool,
+}
+
+/// Guesses of one source.
+#[derive(Debug, Default)]
+pub struct Drafts {
+    /// Tokens that were guessed.
+    pub tokens: AtomicU64,
+    /// Those of them that were right.
+    pub accepted: AtomicU64,
 }
 
 /// What a [`Load`] says at one moment, as columns of policies have it.
@@ -152,6 +166,11 @@ pub struct Reading {
 }
 
 impl Load {
+    /// What a source guessed.
+    pub fn drafts(&self, source: DraftSource) -> &Drafts {
+        &self.drafts[source as usize]
+    }
+
     /// The load now.
     pub fn read(&self) -> Reading {
         let count = |cell: &AtomicU32| cell.load(Ordering::Relaxed);

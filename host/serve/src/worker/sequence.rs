@@ -1,6 +1,9 @@
 //! One sequence on its worker: its tokens, its pages, and how far they are computed.
 
+mod drafts;
+
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +13,7 @@ use kv::{BlockName, BlockPool, Fingerprint, NameChain, PageIdx, Slot};
 use policy::{Attributes, Value};
 use tokio::sync::mpsc;
 
-use super::drafter::Drafter;
+use super::drafter::{DraftSource, Drafter};
 use super::handoff::{Giver, Handed, Handoff, Taker};
 use crate::ctx::Moment;
 use crate::prompt::{Constraint, Next, Tokens};
@@ -171,8 +174,8 @@ pub(super) struct Sequence {
     /// What is tried in this step behind its next token.
     pub(super) drafts: Vec<u32>,
     drafter: Drafter,
-    /// Whether they come from the drafter.
-    looked_up: bool,
+    /// Where they come from.
+    drafted_by: DraftSource,
     /// Whether it has any.
     drafts_wanted: bool,
     /// Leading tokens whose KV is in `pages`.
@@ -226,7 +229,7 @@ impl Sequence {
             penalised: penalised(&start),
             drafts: Vec::new(),
             drafter: Drafter::default(),
-            looked_up: false,
+            drafted_by: DraftSource::default(),
             drafts_wanted: start.wants_drafts(),
             start,
             computed: 0,
@@ -272,50 +275,6 @@ impl Sequence {
         self.start.tokens.len()
     }
 
-    /// Guesses at most so many of its next tokens, all below `vocab`, to be tried in this step.
-    pub(super) fn draft(&mut self, count: usize, vocab: u32, go_on: &dyn Fn() -> bool) {
-        // The last token of an output is drawn, and nothing behind it is needed.
-        let left = (self.start.output_tokens_max as usize).saturating_sub(self.output.len() + 1);
-        let count = count.min(left);
-        if !self.drafts_wanted || self.is_prompt_only() || count == 0 {
-            return;
-        }
-        let mut drafts = self.start.constraint.as_mut().map(Constraint::forced).unwrap_or_default();
-        drafts.truncate(count);
-        self.looked_up = drafts.is_empty();
-        if self.looked_up {
-            drafts = self.drafter.draft(&self.start.tokens, &self.output, count);
-        }
-        // Nothing follows what ends the answer.
-        let stop = drafts.iter().position(|draft| self.start.stop_tokens.contains(draft));
-        drafts.truncate(stop.unwrap_or(drafts.len()));
-        if let Some(constraint) = &mut self.start.constraint {
-            let guessed = drafts.len();
-            constraint.try_tokens(&mut drafts, vocab, go_on);
-            if drafts.is_empty() && guessed > 0 {
-                self.tried(guessed, 0);
-            }
-        }
-        self.drafts = drafts;
-    }
-
-    /// Learns how many of its drafts were right; those that a grammar forces say nothing about the others.
-    pub(super) fn tried(&mut self, drafts: usize, right: usize) {
-        if self.looked_up {
-            self.drafter.tried(drafts, right);
-        }
-    }
-
-    /// Puts its drafts behind its output, as if they had been drawn.
-    pub(super) fn lay_drafts(&mut self) {
-        self.output.extend_from_slice(&self.drafts);
-    }
-
-    /// Takes them away again.
-    pub(super) fn lift_drafts(&mut self) {
-        self.output.truncate(self.output.len() - self.drafts.len());
-    }
-
     /// Tokens of prompt and output.
     pub(super) fn len(&self) -> usize {
         self.prompt_len() + self.output.len()
@@ -323,7 +282,11 @@ impl Sequence {
 
     /// Appends the next tokens that have no KV.
     pub(super) fn next_tokens(&self, count: usize, to: &mut Vec<u32>) {
-        let (start, end) = (self.computed, self.computed + count);
+        self.copy_tokens(self.computed..self.computed + count, to);
+    }
+
+    /// Appends some of its tokens.
+    pub(super) fn copy_tokens(&self, Range { start, end }: Range<usize>, to: &mut Vec<u32>) {
         let prompt = self.prompt_len();
         let of_prompt = self.start.tokens.range(start.min(prompt)..end.min(prompt));
         of_prompt.for_each(|piece| to.extend_from_slice(piece));
@@ -364,6 +327,19 @@ impl Sequence {
     /// Whether another worker computes its prompt: until then it is that one's load.
     pub(super) fn awaits_handoff(&self) -> bool {
         self.is_fetching() && matches!(self.awaited, Some(Awaited::Handoff(_)))
+    }
+
+    /// One of its tokens.
+    pub(super) fn token(&self, place: usize) -> u32 {
+        match place.checked_sub(self.prompt_len()) {
+            Some(place) => self.output[place],
+            None => self.start.tokens.at(place),
+        }
+    }
+
+    /// Names of all its full blocks, drafts left out.
+    pub(super) fn names(&self) -> &[BlockName] {
+        &self.names
     }
 
     /// Names of its leading blocks that others can find.

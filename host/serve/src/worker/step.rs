@@ -5,6 +5,7 @@
 
 mod ahead;
 mod compute;
+mod drafting;
 mod moving;
 
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ use kv::BlockPool;
 use policy::Frame;
 
 use self::moving::Mover;
+use super::drafter::DraftModel;
 use super::handoff::Handoff;
 use super::inspect::Question;
 use super::order::{Order, Planner, Terms, Victim};
@@ -47,6 +49,7 @@ pub(super) struct StepLoop {
     planner: Arc<dyn Planner>,
     retainer: Retainer,
     mover: Option<Mover>,
+    draft_model: Option<DraftModel>,
     /// Whether `waiting` or `running` has other members than at the last schedule decision.
     changed: bool,
     block_tokens: usize,
@@ -55,7 +58,7 @@ pub(super) struct StepLoop {
 
 impl StepLoop {
     pub(super) fn new(
-        parts: Parts,
+        mut parts: Parts,
         pool: BlockPool,
         load: Arc<Load>,
         (sender, received): (Sender, Receiver<Message>),
@@ -69,6 +72,8 @@ impl StepLoop {
         let keeps = parts.kv.has_tiers();
         let mover = tiers.map(|tiers| Mover::new(Arc::clone(tiers), (shape.block_bytes, shape.pages), keeps));
         let block_tokens = shape.block_tokens as usize;
+        let draft = parts.draft.take();
+        let draft_model = draft.map(|draft| DraftModel::new(draft, Arc::clone(&load), parts.ctx.clone()));
         Self {
             parts,
             pool,
@@ -76,6 +81,7 @@ impl StepLoop {
             received,
             sender,
             mover,
+            draft_model,
             waiting: Vec::new(),
             running: Vec::new(),
             ahead: VecDeque::new(),
@@ -111,6 +117,7 @@ impl StepLoop {
             self.step(&rows);
         }
         self.move_some(busy);
+        self.forget_drafts();
         self.publish();
         true
     }
@@ -167,10 +174,12 @@ impl StepLoop {
                 let names = self.retainer.forget(session);
                 if let Some(names) = &names {
                     self.pool.remove_last(names);
+                    self.draft_model.iter_mut().for_each(|model| model.remove(names));
                 }
                 let _ = answer.send(names);
             }
             Question::Flush(answer) => {
+                self.draft_model.iter_mut().for_each(DraftModel::flush);
                 let _ = answer.send(self.pool.flush());
             }
         }

@@ -44,6 +44,9 @@ pub struct Constraint {
     ready: bool,
     /// Those behind each of the tokens that are tried after it.
     tried: Vec<SimpleVob>,
+    /// A copy of the grammar's state that these lead on, while there may be more of them. It takes what goes wrong with it:
+    /// a guess may lead where the grammar becomes too complex, and the answer itself never comes there.
+    trial: Option<Box<Matcher>>,
     /// The last bytes of reasoning, for its end may span tokens.
     tail: Vec<u8>,
     /// Where the grammar is kept for others, to be told when it fails.
@@ -95,6 +98,7 @@ impl Constraint {
             mask: SimpleVob::new(),
             ready: false,
             tried: Vec::new(),
+            trial: None,
             tail: Vec::new(),
             kept,
         }
@@ -144,26 +148,52 @@ impl Constraint {
     /// from the first on that may not come, leave no token below `vocab`, or end the answer. Only after
     /// [`Constraint::compute`]. It is over when `go_on` says no.
     ///
-    /// Cost: a copy of the grammar's state, and a mask for each of them. The copy takes what goes wrong with it: a guess
-    /// may lead where the grammar becomes too complex, and the answer itself never comes there.
+    /// Cost: a copy of the grammar's state, and a mask for each of them.
     pub fn try_tokens(&mut self, tokens: &mut Vec<u32>, vocab: u32, go_on: &dyn Fn() -> bool) {
-        self.tried.clear();
-        if self.phase != Phase::Answer || tokens.is_empty() {
+        if tokens.is_empty() || !self.begin_trial() {
+            self.tried.clear();
             return tokens.clear();
         }
-        let mut trial = self.matcher.clone();
         while let Some(&token) = tokens.get(self.tried.len())
-            && token < vocab
-            && self.mask_behind(self.tried.len()).allows(token)
             && go_on()
-            && trial.consume_token(token).is_ok()
+            && self.try_next(token, vocab)
+        {}
+        self.end_trial();
+        tokens.truncate(self.tried.len());
+    }
+
+    /// Prepares to try tokens one by one. False where none may be tried.
+    pub fn begin_trial(&mut self) -> bool {
+        self.tried.clear();
+        self.trial = None;
+        self.phase == Phase::Answer
+    }
+
+    /// Computes what may come behind one more token, as if it were drawn. False if it may not come, leaves no token below
+    /// `vocab`, or ends the answer: none is to be tried behind it. Only between [`Constraint::begin_trial`] and
+    /// [`Constraint::end_trial`].
+    ///
+    /// Cost: a mask, and for the first token a copy of the grammar's state.
+    pub fn try_next(&mut self, token: u32, vocab: u32) -> bool {
+        if token >= vocab || !self.mask_behind(self.tried.len()).allows(token) {
+            return false;
+        }
+        // The copy is made for those alone that try something.
+        let trial = self.trial.get_or_insert_with(|| Box::new(self.matcher.clone()));
+        if trial.consume_token(token).is_ok()
             && !trial.is_stopped()
             && let Ok(mask) = trial.compute_mask()
             && TokenMask(mask.as_slice()).tokens(vocab).next().is_some()
         {
             self.tried.push(mask);
+            return true;
         }
-        tokens.truncate(self.tried.len());
+        false
+    }
+
+    /// Gives up the copy. What was tried stays until the next trial.
+    pub fn end_trial(&mut self) {
+        self.trial = None;
     }
 
     /// Whether any token below `vocab` may come next. Only after [`Constraint::compute`].

@@ -112,7 +112,7 @@ impl Tokens {
     }
 
     /// All of them, piece by piece.
-    pub fn pieces(&self) -> impl Iterator<Item = &[u32]> {
+    pub fn pieces(&self) -> impl DoubleEndedIterator<Item = &[u32]> {
         self.chunks.iter().map(|chunk| &*chunk.tokens).chain([&*self.rest])
     }
 

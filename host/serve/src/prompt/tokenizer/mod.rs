@@ -209,6 +209,18 @@ impl Tokenizer {
         self.vocab_size
     }
 
+    /// The first token that another tokenizer spells differently, or takes for something else, of those that both have.
+    ///
+    /// Cost: a look at each token of both, and on the reference path a decoding.
+    pub fn first_difference(&self, other: &Self) -> Option<u32> {
+        let both = self.vocab_size.min(other.vocab_size);
+        let same = |token: &u32| {
+            self.special(*token) == other.special(*token)
+                && self.token_bytes(*token) == other.token_bytes(*token)
+        };
+        (0..both).find(|token| !same(token))
+    }
+
     /// The token that an added token's text has; `None` for texts that are no added token.
     pub fn added_id(&self, text: &str) -> Option<u32> {
         self.added.values().find(|added| added.content == text).map(|added| added.id)

@@ -3,52 +3,18 @@
 //! **Invariant:** KV counts as computed only for tokens that were drawn; what was tried in vain is written over.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use engine::{EngineError, Row, Sampled, StepPlan};
 
+use super::super::drafter::{DraftModel, DraftSource};
 use super::super::sequence::{Event, Finish, Sequence};
-use super::super::smooth;
-use super::{StepLoop, pages_for};
+use super::super::{Load, smooth};
+use super::StepLoop;
+use super::drafting::free_room;
 use crate::ctx::Moment;
 use crate::prompt::Next;
 
-/// When nobody is helped to guesses any more in a step. Chosen: a step of a real model takes at least five.
-const DRAFTING_MAX: Duration = Duration::from_millis(1);
-
 impl StepLoop {
-    /// Has sequences that draw one token try the next ones too, where a step has room for them. A step reads all
-    /// weights, however few its tokens are: a few more cost little.
-    pub(super) fn draft(&mut self, rows: &[usize]) {
-        let schedule = &self.parts.schedule;
-        let begun = self.parts.ctx.now();
-        let taken: usize = rows.iter().sum();
-        let step_max = schedule.draft_step_tokens_max.min(schedule.step_tokens_max) as usize;
-        let mut room = step_max.saturating_sub(taken);
-        let vocab = self.parts.executor.caps().vocab;
-        let in_time = || self.parts.ctx.now().saturating_sub(begun) <= DRAFTING_MAX;
-        // Another one is the first at each step: there may not be room for all.
-        let first = self.load.steps.load(Ordering::Relaxed) as usize;
-        for turn in 0..rows.len() {
-            let i = (first + turn) % rows.len();
-            let s = &mut self.running[i];
-            if rows[i] != 1 || s.left() != 1 || !s.is_prepared() || room == 0 {
-                continue;
-            }
-            if !in_time() {
-                break;
-            }
-            s.draft(room.min(schedule.draft_tokens_max as usize), vocab, &in_time);
-            let pages = pages_for(s.len() + s.drafts.len(), self.block_tokens);
-            let wanted = pages.saturating_sub(s.pages.len()) as u32;
-            // Nobody gives way for what may be in vain, and no block that is cached.
-            let free = if wanted <= self.pool.stats().free { wanted } else { 0 };
-            s.pages.extend(self.pool.allocate(free).unwrap_or_default());
-            s.drafts.truncate(s.pages.len() * self.block_tokens - s.len());
-            room -= s.drafts.len();
-        }
-    }
-
     /// Computes one step and hands out what it drew.
     pub(super) fn step(&mut self, rows: &[usize]) {
         match self.execute(rows) {
@@ -102,6 +68,10 @@ impl StepLoop {
         if let Some(mover) = &self.mover {
             mover.computed(&plan_rows, out.took);
         }
+        let decodes = plan_rows.iter().all(|row| row.samples.len() == row.tokens.len());
+        if let Some(model) = self.draft_model.as_mut().filter(|_| decodes) {
+            model.served_took(tokens.len(), out.took);
+        }
         tracing::trace!(worker = %self.parts.name, rows = plan_rows.len(), tokens = tokens.len(), took = ?out.took, "step");
         Ok(out.sampled)
     }
@@ -138,9 +108,7 @@ impl StepLoop {
             }
             let right = drafts.iter().zip(&drawn).take_while(|(draft, drawn)| **draft == drawn.token).count();
             if !drafts.is_empty() {
-                s.tried(drafts.len(), right);
-                self.load.drafted_tokens.fetch_add(drafts.len() as u64, Ordering::Relaxed);
-                self.load.accepted_tokens.fetch_add(right as u64, Ordering::Relaxed);
+                learn(s, (drafts.len(), right), &self.load, self.draft_model.as_mut());
             }
             drew += 1;
             for (place, token) in drawn.into_iter().take(right + 1).enumerate() {
@@ -154,6 +122,9 @@ impl StepLoop {
                     break;
                 }
             }
+            if !drafts.is_empty() {
+                free_room(s, &mut self.pool, self.block_tokens);
+            }
         }
         if needed > 0 {
             let step_us = now.saturating_sub(self.last_token_at).as_micros() as u64;
@@ -165,6 +136,17 @@ impl StepLoop {
             self.commit(i);
             self.changed = true;
         }
+    }
+}
+
+/// Counts guesses and those that were right, and tells whoever made them.
+fn learn(s: &mut Sequence, (guesses, right): (usize, usize), load: &Load, model: Option<&mut DraftModel>) {
+    let source = s.tried(guesses, right);
+    let counts = load.drafts(source);
+    counts.tokens.fetch_add(guesses as u64, Ordering::Relaxed);
+    counts.accepted.fetch_add(right as u64, Ordering::Relaxed);
+    if let (DraftSource::Model, Some(model)) = (source, model) {
+        model.tried(s.start.id, guesses, right);
     }
 }
 

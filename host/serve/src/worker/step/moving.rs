@@ -155,7 +155,9 @@ impl Mover {
 
     /// Learns how fast prompts are computed.
     pub(super) fn computed(&self, rows: &[Row], took: Duration) {
-        let prefill = || rows.iter().filter(|row| row.tokens.len() >= PREFILL_TOKENS_MIN);
+        // A row that draws several tokens is no prompt, however many it tries.
+        let prefill =
+            || rows.iter().filter(|row| row.tokens.len() >= PREFILL_TOKENS_MIN && row.samples.len() <= 1);
         let tokens: u32 = prefill().map(|row| row.tokens.len() as u32).sum();
         if let Some(context) = prefill().map(|row| row.position).max() {
             self.tiers.computed(tokens, context, took.as_micros() as u64);

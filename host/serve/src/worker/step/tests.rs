@@ -1,8 +1,10 @@
 //! The step loop under plans of every kind, on a simulated device whose tokens tell a mixed-up page.
 
 mod ahead;
+mod drafts;
 mod handoff;
 mod pressure;
+mod sampling;
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
@@ -56,7 +58,7 @@ impl<F: Fn(&ScheduleView<'_>) -> SchedulePlan + Send + Sync> Planner for Plans<F
 type Steps = Arc<Mutex<Vec<Vec<usize>>>>;
 
 /// A device that writes down what it is given.
-struct Noting(SimExec, Steps);
+struct Noting(Box<dyn Executor>, Steps);
 
 impl Executor for Noting {
     fn caps(&self) -> &Caps {
@@ -96,16 +98,29 @@ fn bench(pages: u32, schedule: Schedule, planner: Option<Arc<dyn Planner>>) -> B
 }
 
 fn bench_of(device: &SimConfig, schedule: Schedule, planner: Option<Arc<dyn Planner>>) -> Bench {
-    let pages = device.pages;
+    bench_with(sim(device), None, schedule, planner)
+}
+
+fn sim(device: &SimConfig) -> Box<dyn Executor> {
     let config = SimConfig { block_tokens: BLOCK_TOKENS, pace: Pace::Virtual, ..device.clone() };
+    Box::new(SimExec::new(config).expect("a small device"))
+}
+
+fn bench_with(
+    device: Box<dyn Executor>,
+    draft: Option<Box<dyn Executor>>,
+    schedule: Schedule,
+    planner: Option<Arc<dyn Planner>>,
+) -> Bench {
+    let pages = device.caps().kv.pages;
     let steps = Steps::default();
-    let device = SimExec::new(config).expect("a small device");
     let ctx = Ctx::system();
     let parts = Parts {
         index: 0,
         name: "worker-0".to_owned(),
         role: crate::config::Role::Both,
         executor: Box::new(Noting(device, Arc::clone(&steps))),
+        draft,
         prefixes: Arc::new(PrefixIndex::new(1)),
         generations: Arc::clone(&GENERATIONS),
         kv: crate::config::Kv::default(),
@@ -146,13 +161,24 @@ impl Bench {
         output: u32,
         constraint: Option<Constraint>,
     ) -> mpsc::Receiver<Event> {
-        let (events, received) = mpsc::channel(output as usize + 1);
         let tokens: Vec<u32> = (0..prompt as u32).map(|at| 1000 + (root * 500 + at) % 30_000).collect();
+        self.hand_over_tokens(id, tokens, output, |start| start.constraint = constraint)
+    }
+
+    /// Hands over a sequence with this prompt, and what else `change` makes of it.
+    fn hand_over_tokens(
+        &mut self,
+        id: u64,
+        tokens: Vec<u32>,
+        output: u32,
+        change: impl FnOnce(&mut Start),
+    ) -> mpsc::Receiver<Event> {
+        let (events, received) = mpsc::channel(output as usize + 1);
         let fingerprint = self.step_loop.parts.executor.caps().fingerprint_of(self.adapter);
         let blocks = kv::BlockName::names(fingerprint, super::super::NO_SALT, &tokens, BLOCK_TOKENS as usize);
         self.step_loop.load.in_transit.fetch_add(1, Relaxed);
         self.step_loop.load.in_transit_tokens.fetch_add(tokens.len() as u64, Relaxed);
-        let start = Start {
+        let mut start = Start {
             id,
             tokens: tokens.into(),
             blocks: blocks.into(),
@@ -163,7 +189,7 @@ impl Bench {
             announced: false,
             ahead: false,
             stop_tokens: Arc::new([]),
-            constraint,
+            constraint: None,
             hints: SequenceHints::default(),
             attributes: Default::default(),
             turn: None,
@@ -172,6 +198,7 @@ impl Bench {
             arrived: self.ctx.now(),
             events,
         };
+        change(&mut start);
         self.starts.send(Message::Start(Box::new(start))).expect("the loop listens");
         received
     }
@@ -377,8 +404,14 @@ fn alone(wanted: &Wanted, device: &SimConfig) -> Vec<u32> {
     said(&mut events)
 }
 
-fn simulate(wanted: &[Wanted], device: &SimConfig, schedule: Schedule, seed: u64) {
-    let mut bench = bench_of(device, schedule, Some(chaos(seed)));
+fn simulate(
+    wanted: &[Wanted],
+    device: &SimConfig,
+    draft: Option<Box<dyn Executor>>,
+    schedule: Schedule,
+    seed: u64,
+) -> Arc<Load> {
+    let mut bench = bench_with(sim(device), draft, schedule, Some(chaos(seed)));
     let mut coming: VecDeque<(usize, Wanted)> = wanted.iter().copied().enumerate().collect();
     let mut events: Vec<Option<mpsc::Receiver<Event>>> = vec![];
     for turn in 0..TURNS_MAX {
@@ -403,11 +436,15 @@ fn simulate(wanted: &[Wanted], device: &SimConfig, schedule: Schedule, seed: u64
     assert!(bench.is_idle() && coming.is_empty(), "sequences are left after {TURNS_MAX} turns");
     assert_eq!(bench.step_loop.pool.stats().pinned, 0, "every page was given back");
     assert_eq!(bench.step_loop.pool.available(), device.pages);
+    if let Some(draft) = &bench.step_loop.draft_model {
+        assert_eq!(draft.pool().stats().pinned, 0, "so was every page of the draft model");
+    }
     for (events, wanted) in events.iter_mut().zip(wanted) {
         if let Some(events) = events {
             assert_eq!(said(events), alone(wanted, device), "{wanted:?}");
         }
     }
+    Arc::clone(&bench.step_loop.load)
 }
 
 /// Two compute the same prefix side by side where every page counts; whoever is left alone is not failed for it.
@@ -418,7 +455,7 @@ fn a_prefix_computed_twice_takes_no_page_from_the_last_one() {
             .map(|(root, prompt, output)| Wanted { root, prompt, output, leaves: None })
             .to_vec();
     let device = SimConfig { pages: 13, ..SimConfig::default() };
-    simulate(&wanted, &device, schedule(3, 3, 30_000), 3_694_235_408_319_366_288);
+    simulate(&wanted, &device, None, schedule(3, 3, 30_000), 3_694_235_408_319_366_288);
 }
 
 proptest! {
@@ -437,7 +474,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let device = SimConfig { pages, tokens: ids, ..SimConfig::default() };
-        simulate(&wanted, &device, schedule(tokens, rows, starvation_ms), seed);
+        simulate(&wanted, &device, None, schedule(tokens, rows, starvation_ms), seed);
     }
 }
 
