@@ -12,7 +12,7 @@ fn guarded(doorman: &str, limits: &str) -> String {
     let source = component("doorman");
     format!(
         "[tenants]\nheader = \"x-tenant\"\n[limits]\n{limits}\n[chain]\nadmit = [\"doorman\"]\n\
-         [plugins.doorman]\nsource = {source:?}\nconfig = {{ {doorman} }}\n\
+         [plugins.doorman]\nsource = {source:?}\nconfig = {{ {doorman} }}\nlimits = {{ deadline_us = 200000 }}\n\
          [engine]\ndevice = \"sim\"\n[engine.sim]\nstep_us = 2000.0\n"
     )
 }

@@ -16,7 +16,7 @@ async fn a_client_that_leaves_frees_its_sequence() {
     host.until("it runs", async || host.workers("running").await == 1).await;
     drop(socket);
     host.until("it is gone", async || host.workers("running").await == 0).await;
-    assert_eq!(host.workers("pages_pinned").await, 0);
+    host.until("all pages are given back", async || host.workers("pages_pinned").await == 0).await;
     assert_eq!(host.server.app.requests_running(), 0);
     host.stop().await;
 }

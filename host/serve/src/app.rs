@@ -238,7 +238,6 @@ impl App {
         let recording = Recording::new(config.record.clone());
         recording.begin(&generations)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
-        let checkpoints = checkpoints(&config, context_max, &ctx)?;
         let tiers = tiers(&config, &executors, &ctx)?;
         let speculation = Speculation::default();
         let mut workers = Vec::new();
@@ -261,6 +260,7 @@ impl App {
             workers.push(Worker::start(parts).map_err(StartError::Thread)?);
         }
         Ok(Arc::new(Self {
+            checkpoints: checkpoints(&config, context_max, &ctx)?,
             door: Arc::default(),
             lineage: Lineage::default(),
             responses: Arc::new(config.responses.store(&config.state)?),
@@ -288,7 +288,6 @@ impl App {
             vocab,
             workers,
             prefixes,
-            checkpoints,
             tiers,
             runtime,
             generations,
