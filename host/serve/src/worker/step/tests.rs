@@ -25,6 +25,7 @@ use super::*;
 use crate::config::Schedule;
 use crate::ctx::{Ctx, mix};
 use crate::prompt::Constraint;
+use crate::tiers::Tiers;
 use crate::worker::SequenceHints;
 
 const BLOCK_TOKENS: u32 = 4;
@@ -137,6 +138,19 @@ fn bench_with(
         step_loop.planner = planner;
     }
     Bench { step_loop, starts, steps, ctx, adapter: None }
+}
+
+/// Memory of the host for workers like this one.
+fn memory_of_host(bench: &Bench) -> Arc<Tiers> {
+    let caps = bench.step_loop.parts.executor.caps();
+    Arc::new(Tiers::open(&crate::config::Kv::default(), caps, &bench.ctx).expect("memory of the host"))
+}
+
+/// Has the worker move blocks to memory of the host, and from there.
+fn join_tiers(bench: &mut Bench, tiers: Arc<Tiers>) {
+    let shape = bench.step_loop.parts.executor.caps().kv;
+    bench.step_loop.mover = Some(Mover::new(tiers, (shape.block_bytes, shape.pages), true));
+    *bench.step_loop.sender.lock() = Some(bench.starts.clone());
 }
 
 fn schedule(step_tokens_max: u32, step_rows_max: u32, starvation_ms_max: u64) -> Schedule {
@@ -487,16 +501,21 @@ fn grammars() -> (Arc<crate::prompt::Tokenizer>, crate::prompt::Grammars) {
     (Arc::clone(&tokenizer), crate::prompt::Grammars::new(tokenizer, Arc::new([2])))
 }
 
-/// Three constrained sequences where two have room, chunk by chunk: each says what it would say alone.
-#[test]
-fn a_preempted_sequence_keeps_to_its_grammar() {
+/// A guide to arrays of four words, and what spells them.
+fn array_guide() -> (Arc<crate::prompt::Tokenizer>, crate::prompt::Guide) {
     use crate::prompt::{Ask, Calls, Format, Guide, Reasoning};
     let (tokenizer, grammars) = grammars();
     let schema = serde_json::json!({"type": "array", "items": {"enum": ["ab", "cd", 17, false]}, "minItems": 4, "maxItems": 4});
     let format = Format::JsonSchema { schema, strict: true, param: "schema".into() };
     let ask = Ask { format: &format, calls: Calls::None, syntax: None };
     let grammar = grammars.grammar(&ask, |work| work()).expect("it compiles").expect("it constrains");
-    let guide = Guide { grammar, reasoning: Reasoning::None };
+    (tokenizer, Guide { grammar, reasoning: Reasoning::None })
+}
+
+/// Three constrained sequences where two have room, chunk by chunk: each says what it would say alone.
+#[test]
+fn a_preempted_sequence_keeps_to_its_grammar() {
+    let (tokenizer, guide) = array_guide();
     let run = |roots: &[u32], (pages, tokens, drafts): (u32, u32, u32)| -> (Vec<String>, u64) {
         let schedule = Schedule { draft_tokens_max: drafts, ..schedule(tokens, 8, 30_000) };
         let mut bench = bench(pages, schedule, None);

@@ -234,13 +234,7 @@ fn guesses_go_on_while_they_save_time_and_pause_where_they_do_not() {
 /// Three constrained sequences of which a draft model guesses what the grammar leaves open.
 #[test]
 fn guesses_keep_to_a_grammar() {
-    use crate::prompt::{Ask, Calls, Format, Guide, Reasoning};
-    let (tokenizer, grammars) = grammars();
-    let schema = serde_json::json!({"type": "array", "items": {"enum": ["ab", "cd", 17, false]}, "minItems": 4, "maxItems": 4});
-    let format = Format::JsonSchema { schema, strict: true, param: "schema".into() };
-    let ask = Ask { format: &format, calls: Calls::None, syntax: None };
-    let grammar = grammars.grammar(&ask, |work| work()).expect("it compiles").expect("it constrains");
-    let guide = Guide { grammar, reasoning: Reasoning::None };
+    let (tokenizer, guide) = array_guide();
     let run = |right_of_100: Option<u64>| {
         let mut bench = match right_of_100 {
             Some(right) => drafted(64, right, schedule(64, 8, 30_000)).0,

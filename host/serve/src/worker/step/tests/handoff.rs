@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::config::Role;
-use crate::tiers::Tiers;
 use crate::worker::{Handoff, Handoffs, handoff};
 
 /// A worker that computes prompts, and one that answers.
@@ -17,16 +16,10 @@ impl Pair {
         let schedule = || schedule(16, 8, 30_000);
         let mut prefill = bench(prefill_pages, schedule(), None);
         let mut decode = bench(decode_pages, schedule(), None);
-        let caps = decode.step_loop.parts.executor.caps();
-        let tiers =
-            Tiers::open(&crate::config::Kv::default(), caps, &decode.ctx).expect("memory of the host");
-        let tiers = Arc::new(tiers);
+        let tiers = memory_of_host(&decode);
         for (bench, role) in [(&mut prefill, Role::Prefill), (&mut decode, Role::Decode)] {
             bench.step_loop.parts.role = role;
-            let shape = bench.step_loop.parts.executor.caps().kv;
-            bench.step_loop.mover =
-                Some(Mover::new(Arc::clone(&tiers), (shape.block_bytes, shape.pages), true));
-            *bench.step_loop.sender.lock() = Some(bench.starts.clone());
+            join_tiers(bench, Arc::clone(&tiers));
         }
         Self { prefill, decode, counts: Arc::default() }
     }

@@ -1,7 +1,6 @@
 //! Many sequences, few pages: who gives way, how soon who left is gone, and whether everybody has a turn.
 
 use super::*;
-use crate::tiers::Tiers;
 
 /// Beyond what a worker of these tests runs at once.
 const MANY: u64 = 256;
@@ -10,11 +9,8 @@ const MANY: u64 = 256;
 fn tiered(pages: u32, prefill_us_per_token: f64) -> Bench {
     let device = SimConfig { pages, prefill_us_per_token, ..SimConfig::default() };
     let mut bench = bench_of(&device, schedule(64, 4, 30_000), None);
-    let caps = bench.step_loop.parts.executor.caps();
-    let tiers = Tiers::open(&crate::config::Kv::default(), caps, &bench.ctx).expect("memory of the host");
-    let shape = bench.step_loop.parts.executor.caps().kv;
-    bench.step_loop.mover = Some(Mover::new(Arc::new(tiers), (shape.block_bytes, shape.pages), true));
-    *bench.step_loop.sender.lock() = Some(bench.starts.clone());
+    let tiers = memory_of_host(&bench);
+    join_tiers(&mut bench, tiers);
     bench
 }
 
