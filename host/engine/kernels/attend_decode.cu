@@ -35,7 +35,7 @@ __device__ __forceinline__ u32 sum_place(u32 head, u32 column) {
 
 // What one block computes at a time.
 struct DecodeWork {
-    DecodeItem item;
+    const DecodeItem* item;
     u32 kv_head;
     u32 first_head;  // in the batch's order of heads
     u32 heads;       // at most 16
@@ -47,7 +47,7 @@ struct DecodeWork {
 // Left operands of all dimensions; heads and dimensions that do not exist are zero.
 template <u32 HD>
 __device__ __forceinline__ void load_queries(u32 (&queries)[HD / 16][1][4], const AttendArgs& args, const DecodeWork& work) {
-    const bf16* first = args.q + ((u64)work.item.token * args.heads + work.first_head) * args.head_dim;
+    const bf16* first = args.q + ((u64)work.item->token * args.heads + work.first_head) * args.head_dim;
 #pragma unroll
     for (u32 step = 0; step < HD / 16; step++) {
 #pragma unroll
@@ -65,7 +65,7 @@ template <u32 HD>
 __device__ __forceinline__ void add_keys(Softmax<HD> (&softmax)[1], const AttendArgs& args, const DecodeWork& work, u32 ring) {
     using Shape = DecodeShape<HD>;
     constexpr u32 KEYS = Shape::KEYS, AHEAD = Shape::AHEAD;
-    const Pages pages(args, work.item.table, work.kv_head);
+    const Pages pages(args, work.item->table, work.kv_head);
     const u32 stride = WARPS * KEYS;
     const u32 first = work.first_key + warp_index() * KEYS;
     const u32 tiles = first < work.end_key ? ceil_div(work.end_key - first, stride) : 0;
@@ -92,6 +92,7 @@ __device__ __forceinline__ void add_keys(Softmax<HD> (&softmax)[1], const Attend
     u32 queries[HD / 16][1][4];
     load_queries<HD>(queries, args, work);
     constexpr int FLYING = AHEAD * 2 - 2;
+#pragma unroll 1
     for (u32 tile = 0; tile < tiles; tile++) {
         cp_wait<FLYING>();
         __syncwarp();
@@ -152,7 +153,7 @@ __device__ __forceinline__ void put_sums(Softmax<HD>& softmax, const AttendArgs&
             weight += weights[warp][head] * exp2_fast(maxima[warp][head] - base);
         }
         const float share = exp2_fast(maxima[warp_index()][head] - base);
-        softmax.scale(half, work.item.parts == 1 ? share / weight : share);
+        softmax.scale(half, work.item->parts == 1 ? share / weight : share);
         if (head >= work.heads) {
             continue;
         }
@@ -162,8 +163,8 @@ __device__ __forceinline__ void put_sums(Softmax<HD>& softmax, const AttendArgs&
             to[0] = softmax.sums[i][half * 2];
             to[1] = softmax.sums[i][half * 2 + 1];
         }
-        if (work.item.parts != 1 && warp_index() == 0 && lane_index() % 4 == 0) {
-            const u64 part = (u64)work.item.partial * args.heads + work.first_head + head;
+        if (work.item->parts != 1 && warp_index() == 0 && lane_index() % 4 == 0) {
+            const u64 part = (u64)work.item->partial * args.heads + work.first_head + head;
             float* to = args.partials + part * (args.head_dim + 2) + args.head_dim;
             to[0] = maximum;
             to[1] = weight;
@@ -176,6 +177,7 @@ template <u32 HD>
 __device__ __forceinline__ void add_warps(const AttendArgs& args, const DecodeWork& work, const u8* rings) {
     constexpr u32 COLUMNS = 4;
     const u32 groups = args.head_dim / COLUMNS;
+#pragma unroll 1
     for (u32 i = threadIdx.x; i < work.heads * groups; i += THREADS) {
         const u32 head = i / groups, column = i % groups * COLUMNS;
         float total[COLUMNS] = {};
@@ -187,13 +189,13 @@ __device__ __forceinline__ void add_warps(const AttendArgs& args, const DecodeWo
                 total[c] += sums[sum_place<HD>(head, column) + c];
             }
         }
-        if (work.item.parts == 1) {
-            const u64 at = (u64)work.item.token * args.out_stride + (work.first_head + head) * args.head_dim + column;
+        if (work.item->parts == 1) {
+            const u64 at = (u64)work.item->token * args.out_stride + (work.first_head + head) * args.head_dim + column;
             u32* to = (u32*)(args.out + at);
             to[0] = narrow_pair(total[0], total[1]);
             to[1] = narrow_pair(total[2], total[3]);
         } else {
-            const u64 part = (u64)work.item.partial * args.heads + work.first_head + head;
+            const u64 part = (u64)work.item->partial * args.heads + work.first_head + head;
             float* to = args.partials + part * (args.head_dim + 2) + column;
 #pragma unroll
             for (u32 c = 0; c < COLUMNS; c++) {
@@ -201,8 +203,8 @@ __device__ __forceinline__ void add_warps(const AttendArgs& args, const DecodeWo
             }
         }
     }
-    if (work.item.parts == 1 && work.first_head + work.heads == args.heads) {
-        clear_tail(args, work.item.token, threadIdx.x, THREADS);
+    if (work.item->parts == 1 && work.first_head + work.heads == args.heads) {
+        clear_tail(args, work.item->token, threadIdx.x, THREADS);
     }
 }
 
@@ -213,8 +215,8 @@ __device__ __forceinline__ void decode_heads(const AttendArgs& args, const Decod
     Softmax<HD> softmax[1];
     softmax[0].begin();
     // The part that holds the oldest key that the token sees has the sink, in its first warp.
-    const u32 oldest = oldest_key(work.item.position, args.window);
-    if (args.sinks && warp_index() == 0 && work.item.first_key <= oldest && oldest < work.item.end_key) {
+    const u32 oldest = oldest_key(work.item->position, args.window);
+    if (args.sinks && warp_index() == 0 && work.item->first_key <= oldest && oldest < work.item->end_key) {
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             const u32 head = lane_index() / 4 + half * 8;
@@ -237,14 +239,16 @@ __device__ __forceinline__ void decode(const AttendArgs& args) {
     const Step* step = args.step;
     const DecodeItem* items = step_array<DecodeItem>(step, step->decode_at[args.list]);
     const u32 group = args.heads / args.kv_heads;
+#pragma unroll 1
     for (u32 i = blockIdx.x; i < step->decode_items[args.list]; i += gridDim.x) {
         DecodeWork work;
-        work.item = items[i];
+        work.item = items + i;
         work.kv_head = blockIdx.y;
         work.factor = args.scale * LOG2_E;
-        const u32 oldest = oldest_key(work.item.position, args.window);
-        work.first_key = work.item.first_key < oldest ? oldest : work.item.first_key;
-        work.end_key = work.item.end_key;
+        const u32 oldest = oldest_key(work.item->position, args.window);
+        work.first_key = work.item->first_key < oldest ? oldest : work.item->first_key;
+        work.end_key = work.item->end_key;
+#pragma unroll 1
         for (u32 head = 0; head < group; head += QUERIES) {
             work.first_head = work.kv_head * group + head;
             work.heads = group - head < QUERIES ? group - head : QUERIES;

@@ -30,14 +30,14 @@ struct PrefillShape {
 
 // Some queries of one item, for one KV head.
 struct PrefillWork {
-    PrefillItem item;
+    const PrefillItem* item;
     u32 kv_head;
     u32 group;
     u32 first_query;
     u32 queries;  // of the item
     float factor; // of scores, as exponents of 2
 
-    __device__ __forceinline__ u32 position(u32 query) const { return item.position + query / group; }
+    __device__ __forceinline__ u32 position(u32 query) const { return item->position + query / group; }
 
     // Where a query stands in rows of `stride` values a token.
     __device__ __forceinline__ Place place(u32 query, u32 stride, u32 head_dim) const {
@@ -45,7 +45,7 @@ struct PrefillWork {
             return NOWHERE;
         }
         const u32 token = query / group;
-        return (u64)(item.first_token + token) * stride + (kv_head * group + query - token * group) * head_dim;
+        return (u64)(item->first_token + token) * stride + (kv_head * group + query - token * group) * head_dim;
     }
 };
 
@@ -64,9 +64,11 @@ __device__ __forceinline__ Seen seen_by(const PrefillWork& work, u32 query, u32 
     return {oldest_key(work.position(query), window), work.position(last) + 1};
 }
 
-// Forgets scores of keys that a query does not see. `position` is of this lane's queries.
+// Forgets scores of keys that a query does not see. `query` is the first of this lane's two.
 template <u32 KEYS>
-__device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const u32 (&position)[2], u32 first_key, u32 window) {
+__device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const PrefillWork& work, u32 query, u32 first_key,
+                                     u32 window) {
+    const u32 position[2] = {work.position(query), work.position(query + 8)};
 #pragma unroll
     for (u32 i = 0; i < KEYS / 8; i++) {
 #pragma unroll
@@ -81,8 +83,7 @@ __device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const u32 (&p
 // Adds one tile of keys and values, in shared memory, to this warp's queries.
 template <u32 HD>
 __device__ __forceinline__ void add_tile(Softmax<HD> (&softmax)[PrefillShape<HD>::TILES], u32 queries, u32 keys, u32 values,
-                                         const u32 (&positions)[PrefillShape<HD>::TILES][2], u32 first_key, bool masked,
-                                         u32 window, float factor) {
+                                         const PrefillWork& work, u32 first_query, u32 first_key, bool masked, u32 window) {
     constexpr u32 TILES = PrefillShape<HD>::TILES, KEYS = PrefillShape<HD>::KEYS;
     float scores[TILES][KEYS / 8][4] = {};
 #pragma unroll
@@ -97,9 +98,9 @@ __device__ __forceinline__ void add_tile(Softmax<HD> (&softmax)[PrefillShape<HD>
 #pragma unroll
     for (u32 tile = 0; tile < TILES; tile++) {
         if (masked) {
-            mask<KEYS>(scores[tile], positions[tile], first_key, window);
+            mask<KEYS>(scores[tile], work, first_query + tile * 16 + lane_index() / 4, first_key, window);
         }
-        softmax[tile].template weigh<KEYS>(scores[tile], factor);
+        softmax[tile].template weigh<KEYS>(scores[tile], work.factor);
     }
     add_values<HD, KEYS, TILES>(softmax, scores, values);
 }
@@ -147,7 +148,7 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
     constexpr u32 TILES = Shape::TILES, KEYS = Shape::KEYS, ROWS = Shape::WARP_QUERIES;
     const u32 queries = smem_address(shared), tiles = queries + Shape::QUERIES_BYTES;
     const u32 first_row = warp_index() * ROWS, first_query = work.first_query + first_row;
-    const Pages pages(args, work.item.table, work.kv_head);
+    const Pages pages(args, work.item->table, work.kv_head);
     const Seen seen = seen_by(work, work.first_query, Shape::BLOCK_QUERIES, args.window);
     const Seen warp_seen = seen_by(work, first_query, ROWS, args.window);
 
@@ -169,15 +170,13 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
     Place next = place(first_tile + KEYS);
 
     Softmax<HD> softmax[TILES];
-    u32 positions[TILES][2];
 #pragma unroll
     for (u32 tile = 0; tile < TILES; tile++) {
         softmax[tile].begin();
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
-            const u32 query = first_query + tile * 16 + half * 8 + lane_index() / 4;
-            positions[tile][half] = work.position(query);
             if (args.sinks) {
+                const u32 query = first_query + tile * 16 + half * 8 + lane_index() / 4;
                 const float sink = args.sinks[work.kv_head * work.group + query % work.group];
                 softmax[tile].begin_with_sink(half, sink / args.scale);
             }
@@ -187,6 +186,7 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
     const u32 newest = work.position(first_query) + 1;
     const u32 oldest = warp_seen.end ? oldest_key(warp_seen.end - 1, args.window) : 0;
     u32 stage = 0;
+#pragma unroll 1
     for (u32 first_key = first_tile; first_key < seen.end; first_key += KEYS) {
         cp_wait<0>();
         __syncthreads();
@@ -195,8 +195,8 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
         if (first_key < warp_seen.end && first_key + KEYS > warp_seen.first) {
             const u32 keys = tiles + stage * 2 * Shape::TILE_BYTES;
             add_tile<HD>(softmax, left_address<HD>(queries + first_row * HD * 2), right_address<HD>(keys),
-                         left_address<HD>(keys + Shape::TILE_BYTES), positions, first_key,
-                         first_key + KEYS > newest || first_key < oldest, args.window, work.factor);
+                         left_address<HD>(keys + Shape::TILE_BYTES), work, first_query, first_key,
+                         first_key + KEYS > newest || first_key < oldest, args.window);
         }
         stage ^= 1;
     }
@@ -211,19 +211,21 @@ __device__ __forceinline__ void prefill(const AttendArgs& args) {
     DYN_SMEM(u8, shared);
     const Step* step = args.step;
     const PrefillItem* items = step_array<PrefillItem>(step, step->prefill_at);
+#pragma unroll 1
     for (u32 i = blockIdx.x; i < step->prefill_items; i += gridDim.x) {
         PrefillWork work;
-        work.item = items[i];
+        work.item = items + i;
         work.kv_head = blockIdx.y;
         work.group = args.heads / args.kv_heads;
-        work.queries = work.item.tokens * work.group;
+        work.queries = work.item->tokens * work.group;
         work.factor = args.scale * LOG2_E;
+#pragma unroll 1
         for (work.first_query = 0; work.first_query < work.queries; work.first_query += PrefillShape<HD>::BLOCK_QUERIES) {
             prefill_queries<HD>(args, work, shared);
         }
         if (work.kv_head + 1 == args.kv_heads) {
-            for (u32 token = 0; token < work.item.tokens; token++) {
-                clear_tail(args, work.item.first_token + token, threadIdx.x, THREADS);
+            for (u32 token = 0; token < work.item->tokens; token++) {
+                clear_tail(args, work.item->first_token + token, threadIdx.x, THREADS);
             }
         }
     }

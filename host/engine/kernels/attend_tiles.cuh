@@ -76,19 +76,21 @@ struct Pages {
 
 // Begins to copy ROWS vectors to a tile, from its row `first_row` on; lane i has the place of vector i. Vectors that are
 // nowhere and dimensions from head_dim on become zero: their products count, with weights that are zero.
+//
+// A lane writes at fixed distances and follows the permutation in what it reads: that costs no register for each row.
 template <u32 HD, u32 ROWS>
 __device__ __forceinline__ void copy_vectors(u32 tile, u32 first_row, const bf16* base, Place place, u32 head_dim) {
     constexpr u32 CHUNKS = HD / CHUNK;
     constexpr u32 AT_ONCE = LANES / CHUNKS;
-    static_assert(ROWS <= LANES && ROWS % AT_ONCE == 0, "a lane holds one place");
-    const u32 chunk = lane_index() % CHUNKS;
-    const bool within = chunk * CHUNK < head_dim;
+    static_assert(ROWS <= LANES && ROWS % 8 == 0, "a lane holds one place; rows are permuted in eights");
+    const u32 to = tile + first_row * HD * 2 + lane_index() * 16;
 #pragma unroll
     for (u32 i = 0; i < ROWS; i += AT_ONCE) {
         const u32 row = i + lane_index() / CHUNKS;
+        const u32 dimension = (lane_index() % CHUNKS ^ row % 8) * CHUNK;
         const Place from = __shfl_sync(ALL_LANES, place, row);
-        const bool live = within && from != NOWHERE;
-        cp_async16(tile + chunk_offset<HD>(first_row + row, chunk), base + (live ? from + chunk * CHUNK : 0), live);
+        const bool live = dimension < head_dim && from != NOWHERE;
+        cp_async16(to + i * HD * 2, base + (live ? from + dimension : 0), live);
     }
 }
 
