@@ -30,6 +30,8 @@ pub use driver::{CudaDevice, cuda_devices};
 pub use exec::{CudaConfig, CudaExec};
 
 #[cfg(test)]
+mod measure;
+#[cfg(test)]
 mod standin;
 #[cfg(test)]
 mod testing;
