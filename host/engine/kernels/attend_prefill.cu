@@ -1,0 +1,249 @@
+// Attention of several tokens of a row at once; see args.cuh. Source: FlashAttention-2, arXiv 2307.08691.
+//
+// The tokens of an item times the heads of a KV head's group are the queries: query i is head i % group of token
+// i / group. Each of four warps has a quarter of them, and all share tiles of keys and values, of which one is copied
+// from its pages while the one before is computed.
+//
+// Tiles start at multiples of their size, so that a token's result does not depend on how a prompt is cut.
+#pragma once
+
+#include "attend_tiles.cuh"
+
+namespace attend {
+
+// A warp with 32 queries reads half as many keys from shared memory for each product as one with 16; of 256 dimensions
+// its sums would not fit in registers. 96 KiB fit on every device.
+template <u32 HD>
+struct PrefillShape {
+    static constexpr u32 TILES = HD == 256 ? 1 : 2;
+    static constexpr u32 KEYS = HD == 256 ? 32 : 64;
+    static constexpr u32 WARP_QUERIES = TILES * 16;
+    // Queries computed together. An item may have more, which are computed one after the other.
+    static constexpr u32 BLOCK_QUERIES = WARPS * WARP_QUERIES;
+    static constexpr u32 STAGES = 2;
+    static constexpr u32 QUERIES_BYTES = BLOCK_QUERIES * HD * 2;
+    static constexpr u32 TILE_BYTES = KEYS * HD * 2;
+    // Dynamic shared memory of a block: queries, then keys and values of each stage.
+    static constexpr u32 BYTES = QUERIES_BYTES + STAGES * 2 * TILE_BYTES;
+    static constexpr u32 BLOCKS = HD == 64 ? 3 : 2;
+};
+
+// Some queries of one item, for one KV head.
+struct PrefillWork {
+    const PrefillItem* item;
+    u32 kv_head;
+    u32 group;
+    u32 first_query;
+    u32 queries;  // of the item
+    float factor; // of scores, as exponents of 2
+
+    __device__ __forceinline__ u32 position(u32 query) const { return item->position + query / group; }
+
+    // Where a query stands in rows of `stride` values a token.
+    __device__ __forceinline__ Place place(u32 query, u32 stride, u32 head_dim) const {
+        if (query >= queries) {
+            return NOWHERE;
+        }
+        const u32 token = query / group;
+        return (u64)(item->first_token + token) * stride + (kv_head * group + query - token * group) * head_dim;
+    }
+};
+
+// Positions of keys that some queries see: all of those of their first token, up to their last token.
+struct Seen {
+    u32 first;
+    u32 end;
+};
+
+// What `count` queries from `query` on see; nothing if none of them exists.
+__device__ __forceinline__ Seen seen_by(const PrefillWork& work, u32 query, u32 count, u32 window) {
+    if (query >= work.queries) {
+        return {0, 0};
+    }
+    const u32 last = query + count < work.queries ? query + count - 1 : work.queries - 1;
+    return {oldest_key(work.position(query), window), work.position(last) + 1};
+}
+
+// Forgets scores of keys that a query does not see. `query` is the first of this lane's two.
+template <u32 KEYS>
+__device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const PrefillWork& work, u32 query, u32 first_key,
+                                     u32 window) {
+    const u32 position[2] = {work.position(query), work.position(query + 8)};
+#pragma unroll
+    for (u32 i = 0; i < KEYS / 8; i++) {
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) {
+            const u32 key = first_key + i * 8 + lane_index() % 4 * 2 + e % 2;
+            const bool live = key <= position[e / 2] && position[e / 2] - key < window;
+            scores[i][e] = live ? scores[i][e] : minus_infinity();
+        }
+    }
+}
+
+// Adds one tile of keys and values, in shared memory, to this warp's queries.
+template <u32 HD>
+__device__ __forceinline__ void add_tile(Softmax<HD> (&softmax)[PrefillShape<HD>::TILES], u32 queries, u32 keys, u32 values,
+                                         const PrefillWork& work, u32 first_query, u32 first_key, bool masked, u32 window) {
+    constexpr u32 TILES = PrefillShape<HD>::TILES, KEYS = PrefillShape<HD>::KEYS;
+    float scores[TILES][KEYS / 8][4] = {};
+#pragma unroll
+    for (u32 step = 0; step < HD / 16; step++) {
+        u32 left[TILES][4];
+#pragma unroll
+        for (u32 tile = 0; tile < TILES; tile++) {
+            ldmatrix_x4(left[tile], (queries ^ (step * 32)) + tile * 16 * HD * 2);
+        }
+        add_scores<HD, KEYS, TILES>(scores, left, keys, step);
+    }
+#pragma unroll
+    for (u32 tile = 0; tile < TILES; tile++) {
+        if (masked) {
+            mask<KEYS>(scores[tile], work, first_query + tile * 16 + lane_index() / 4, first_key, window);
+        }
+        softmax[tile].template weigh<KEYS>(scores[tile], work.factor);
+    }
+    add_values<HD, KEYS, TILES>(softmax, scores, values);
+}
+
+// Writes this warp's results, through the place of its queries in shared memory so that stores are whole chunks.
+template <u32 HD>
+__device__ __forceinline__ void put_results(Softmax<HD> (&softmax)[PrefillShape<HD>::TILES], const AttendArgs& args,
+                                            const PrefillWork& work, u8* queries) {
+    constexpr u32 ROWS = PrefillShape<HD>::WARP_QUERIES;
+    constexpr u32 CHUNKS = HD / CHUNK, AT_ONCE = LANES / CHUNKS;
+    const u32 first_row = warp_index() * ROWS;
+    __syncwarp();
+#pragma unroll
+    for (u32 tile = 0; tile < PrefillShape<HD>::TILES; tile++) {
+        softmax[tile].add_weights_of_lanes();
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            softmax[tile].scale(half, 1.0f / softmax[tile].weight[half]);
+            const u32 row = first_row + tile * 16 + half * 8 + lane_index() / 4;
+#pragma unroll
+            for (u32 i = 0; i < HD / 8; i++) {
+                const float(&sums)[4] = softmax[tile].sums[i];
+                u32* to = (u32*)(queries + chunk_offset<HD>(row, i)) + lane_index() % 4;
+                *to = narrow_pair(sums[half * 2], sums[half * 2 + 1]);
+            }
+        }
+    }
+    __syncwarp();
+    const Place place = work.place(work.first_query + first_row + lane_index() % ROWS, args.out_stride, args.head_dim);
+    const u32 chunk = lane_index() % CHUNKS;
+#pragma unroll
+    for (u32 i = 0; i < ROWS; i += AT_ONCE) {
+        const u32 row = i + lane_index() / CHUNKS;
+        const Place to = __shfl_sync(ALL_LANES, place, row);
+        if (to != NOWHERE && chunk * CHUNK < args.head_dim) {
+            *(u128*)(args.out + to + chunk * CHUNK) = *(const u128*)(queries + chunk_offset<HD>(first_row + row, chunk));
+        }
+    }
+}
+
+// The queries of an item from work.first_query on, as many as a block computes.
+template <u32 HD>
+__device__ __forceinline__ void prefill_queries(const AttendArgs& args, const PrefillWork& work, u8* shared) {
+    using Shape = PrefillShape<HD>;
+    constexpr u32 TILES = Shape::TILES, KEYS = Shape::KEYS, ROWS = Shape::WARP_QUERIES;
+    const u32 queries = smem_address(shared), tiles = queries + Shape::QUERIES_BYTES;
+    const u32 first_row = warp_index() * ROWS, first_query = work.first_query + first_row;
+    const Pages pages(args, work.item->table, work.kv_head);
+    const Seen seen = seen_by(work, work.first_query, Shape::BLOCK_QUERIES, args.window);
+    const Seen warp_seen = seen_by(work, first_query, ROWS, args.window);
+
+    // Each warp copies a quarter of a tile.
+    constexpr u32 COPIED = KEYS / WARPS;
+    const u32 first_copied = warp_index() * COPIED;
+    const auto place = [&](u32 first_key) {
+        return pages.place(first_key + first_copied + lane_index() % COPIED, seen.first, seen.end);
+    };
+    const auto copy = [&](u32 stage, Place at) {
+        copy_vectors<HD, COPIED>(tiles + stage * 2 * Shape::TILE_BYTES, first_copied, pages.keys, at, args.head_dim);
+        copy_vectors<HD, COPIED>(tiles + (stage * 2 + 1) * Shape::TILE_BYTES, first_copied, pages.values, at, args.head_dim);
+        cp_commit();
+    };
+    const u32 first_tile = seen.first / KEYS * KEYS;
+    const Place from = work.place(first_query + lane_index() % ROWS, args.heads * args.head_dim, args.head_dim);
+    copy_vectors<HD, ROWS>(queries, first_row, args.q, from, args.head_dim);
+    copy(0, place(first_tile));
+    Place next = place(first_tile + KEYS);
+
+    Softmax<HD> softmax[TILES];
+#pragma unroll
+    for (u32 tile = 0; tile < TILES; tile++) {
+        softmax[tile].begin();
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            if (args.sinks) {
+                const u32 query = first_query + tile * 16 + half * 8 + lane_index() / 4;
+                const float sink = args.sinks[work.kv_head * work.group + query % work.group];
+                softmax[tile].begin_with_sink(half, sink / args.scale);
+            }
+        }
+    }
+    // From this key on some query does not see all of a tile, and before that one of them.
+    const u32 newest = work.position(first_query) + 1;
+    const u32 oldest = warp_seen.end ? oldest_key(warp_seen.end - 1, args.window) : 0;
+    u32 stage = 0;
+#pragma unroll 1
+    for (u32 first_key = first_tile; first_key < seen.end; first_key += KEYS) {
+        cp_wait<0>();
+        __syncthreads();
+        copy(stage ^ 1, next);
+        next = place(first_key + 2 * KEYS);
+        if (first_key < warp_seen.end && first_key + KEYS > warp_seen.first) {
+            const u32 keys = tiles + stage * 2 * Shape::TILE_BYTES;
+            add_tile<HD>(softmax, left_address<HD>(queries + first_row * HD * 2), right_address<HD>(keys),
+                         left_address<HD>(keys + Shape::TILE_BYTES), work, first_query, first_key,
+                         first_key + KEYS > newest || first_key < oldest, args.window);
+        }
+        stage ^= 1;
+    }
+    cp_wait<0>();
+    put_results<HD>(softmax, args, work, shared);
+    // The next queries overwrite these.
+    __syncthreads();
+}
+
+template <u32 HD>
+__device__ __forceinline__ void prefill(const AttendArgs& args) {
+    DYN_SMEM(u8, shared);
+    const Step* step = args.step;
+    const PrefillItem* items = step_array<PrefillItem>(step, step->prefill_at);
+#pragma unroll 1
+    for (u32 i = blockIdx.x; i < step->prefill_items; i += gridDim.x) {
+        PrefillWork work;
+        work.item = items + i;
+        work.kv_head = blockIdx.y;
+        work.group = args.heads / args.kv_heads;
+        work.queries = work.item->tokens * work.group;
+        work.factor = args.scale * LOG2_E;
+#pragma unroll 1
+        for (work.first_query = 0; work.first_query < work.queries; work.first_query += PrefillShape<HD>::BLOCK_QUERIES) {
+            prefill_queries<HD>(args, work, shared);
+        }
+        if (work.kv_head + 1 == args.kv_heads) {
+            for (u32 token = 0; token < work.item->tokens; token++) {
+                clear_tail(args, work.item->first_token + token, threadIdx.x, THREADS);
+            }
+        }
+    }
+}
+
+}  // namespace attend
+
+extern "C" __global__ void __launch_bounds__(attend::THREADS, attend::PrefillShape<64>::BLOCKS)
+    attend_prefill_64(const __grid_constant__ AttendArgs args) {
+    attend::prefill<64>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(attend::THREADS, attend::PrefillShape<128>::BLOCKS)
+    attend_prefill_128(const __grid_constant__ AttendArgs args) {
+    attend::prefill<128>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(attend::THREADS, attend::PrefillShape<256>::BLOCKS)
+    attend_prefill_256(const __grid_constant__ AttendArgs args) {
+    attend::prefill<256>(args);
+}
