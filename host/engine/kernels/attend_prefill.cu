@@ -49,21 +49,6 @@ struct PrefillWork {
     }
 };
 
-// Positions of keys that some queries see: all of those of their first token, up to their last token.
-struct Seen {
-    u32 first;
-    u32 end;
-};
-
-// What `count` queries from `query` on see; nothing if none of them exists.
-__device__ __forceinline__ Seen seen_by(const PrefillWork& work, u32 query, u32 count, u32 window) {
-    if (query >= work.queries) {
-        return {0, 0};
-    }
-    const u32 last = query + count < work.queries ? query + count - 1 : work.queries - 1;
-    return {oldest_key(work.position(query), window), work.position(last) + 1};
-}
-
 // Forgets scores of keys that a query does not see. `query` is the first of this lane's two.
 template <u32 KEYS>
 __device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const PrefillWork& work, u32 query, u32 first_key,
@@ -148,25 +133,28 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
     constexpr u32 TILES = Shape::TILES, KEYS = Shape::KEYS, ROWS = Shape::WARP_QUERIES;
     const u32 queries = smem_address(shared), tiles = queries + Shape::QUERIES_BYTES;
     const u32 first_row = warp_index() * ROWS, first_query = work.first_query + first_row;
-    const Pages pages(args, work.item->table, work.kv_head);
-    const Seen seen = seen_by(work, work.first_query, Shape::BLOCK_QUERIES, args.window);
-    const Seen warp_seen = seen_by(work, first_query, ROWS, args.window);
+    Pages pages(args, work.kv_head);
+    pages.open(args, work.item->table);
+    const u32 last_query = min(work.queries, work.first_query + Shape::BLOCK_QUERIES) - 1;
+    const u32 end = work.position(last_query) + 1;
+    const u32 oldest = oldest_key(work.position(work.first_query), args.window);
+    const u32 first_tile = oldest / KEYS * KEYS;
 
     // Each warp copies a quarter of a tile.
     constexpr u32 COPIED = KEYS / WARPS;
     const u32 first_copied = warp_index() * COPIED;
     const auto place = [&](u32 first_key) {
-        return pages.place(first_key + first_copied + lane_index() % COPIED, seen.first, seen.end);
+        return pages.place(first_key + first_copied + lane_index() % COPIED, end);
     };
     const auto copy = [&](u32 stage, Place at) {
-        copy_vectors<HD, COPIED>(tiles + stage * 2 * Shape::TILE_BYTES, first_copied, pages.keys, at, args.head_dim);
-        copy_vectors<HD, COPIED>(tiles + (stage * 2 + 1) * Shape::TILE_BYTES, first_copied, pages.values, at, args.head_dim);
+        copy_vectors<HD, COPIED>(tiles + stage * 2 * Shape::TILE_BYTES, first_copied, pages.vectors(0), at, args.head_dim);
+        copy_vectors<HD, COPIED>(tiles + (stage * 2 + 1) * Shape::TILE_BYTES, first_copied, pages.vectors(1), at, args.head_dim);
         cp_commit();
     };
-    const u32 first_tile = seen.first / KEYS * KEYS;
     const Place from = work.place(first_query + lane_index() % ROWS, args.heads * args.head_dim, args.head_dim);
     copy_vectors<HD, ROWS>(queries, first_row, args.q, from, args.head_dim);
-    copy(0, place(first_tile));
+    // Pages behind the window may be gone.
+    copy(0, first_tile + first_copied + lane_index() % COPIED < oldest ? NOWHERE : place(first_tile));
     Place next = place(first_tile + KEYS);
 
     Softmax<HD> softmax[TILES];
@@ -182,21 +170,23 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
             }
         }
     }
-    // From this key on some query does not see all of a tile, and before that one of them.
-    const u32 newest = work.position(first_query) + 1;
-    const u32 oldest = warp_seen.end ? oldest_key(warp_seen.end - 1, args.window) : 0;
+    // Tiles from here on this warp need not compute. It sees all of the keys from `masked_until` on, up to `masked_from`.
+    const bool used = first_query < work.queries;
+    const u32 warp_end = used ? work.position(min(work.queries, first_query + ROWS) - 1) + 1 : 0;
+    const u32 masked_until = used ? oldest_key(warp_end - 1, args.window) : 0;
+    const u32 masked_from = work.position(first_query) + 1;
     u32 stage = 0;
 #pragma unroll 1
-    for (u32 first_key = first_tile; first_key < seen.end; first_key += KEYS) {
+    for (u32 first_key = first_tile; first_key < end; first_key += KEYS) {
         cp_wait<0>();
         __syncthreads();
         copy(stage ^ 1, next);
         next = place(first_key + 2 * KEYS);
-        if (first_key < warp_seen.end && first_key + KEYS > warp_seen.first) {
+        if (first_key < warp_end) {
             const u32 keys = tiles + stage * 2 * Shape::TILE_BYTES;
             add_tile<HD>(softmax, left_address<HD>(queries + first_row * HD * 2), right_address<HD>(keys),
                          left_address<HD>(keys + Shape::TILE_BYTES), work, first_query, first_key,
-                         first_key + KEYS > newest || first_key < oldest, args.window);
+                         first_key + KEYS > masked_from || first_key < masked_until, args.window);
         }
         stage ^= 1;
     }

@@ -45,28 +45,33 @@ __device__ __forceinline__ u32 chunk_offset(u32 row, u32 chunk) {
     return (row * (HD / CHUNK) + (chunk ^ (row % 8))) * 16;
 }
 
-// Keys and values of one row of the batch, for one KV head.
+// Keys and values of one KV head, of one row of the batch.
 struct Pages {
-    const bf16* keys;    // of page 0
-    const bf16* values;  // of page 0
+    const bf16* keys;   // of page 0
+    u32 values_after;   // how far values stand behind keys
     const u32* table;
     u64 page_stride;
     u32 block_tokens;
     u32 head_dim;
 
-    __device__ __forceinline__ Pages(const AttendArgs& args, u32 first_table_entry, u32 kv_head) {
-        const u64 vectors = (u64)args.block_tokens * args.head_dim;
-        keys = args.kv + kv_head * vectors;
-        values = keys + args.kv_heads * vectors;
-        table = step_array<u32>(args.step, args.step->tables_at) + first_table_entry;
+    __device__ __forceinline__ Pages(const AttendArgs& args, u32 kv_head) {
+        const u32 vectors = args.block_tokens * args.head_dim;
+        keys = args.kv + (u64)kv_head * vectors;
+        values_after = args.kv_heads * vectors;
         page_stride = args.page_stride;
         block_tokens = args.block_tokens;
         head_dim = args.head_dim;
     }
 
-    // Where `key` stands, if it is in first .. end. Entries of the table outside of that are not read.
-    __device__ __forceinline__ Place place(u32 key, u32 first, u32 end) const {
-        if (key < first || key >= end) {
+    __device__ __forceinline__ void open(const AttendArgs& args, u32 first_table_entry) {
+        table = step_array<u32>(args.step, args.step->tables_at) + first_table_entry;
+    }
+
+    __device__ __forceinline__ const bf16* vectors(u32 value) const { return value ? keys + values_after : keys; }
+
+    // Where `key` stands, if it is before `end`.
+    __device__ __forceinline__ Place place(u32 key, u32 end) const {
+        if (key >= end) {
             return NOWHERE;
         }
         const u32 block = key / block_tokens;
