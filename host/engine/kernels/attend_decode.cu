@@ -41,16 +41,21 @@ struct TileStream {
 
     Pages pages;
     u32 ring;
+    Place* places;  // of the keys of two tiles, in shared memory
     u32 first;
     u32 end;
     u32 tiles;
-    Place at;    // of keys of tile i + AHEAD - 1, when tile i is computed
-    Place next;  // of the tile after it: looked up before it is needed
+    Place next;     // of this lane's key two tiles behind those that are asked for
 
-    __device__ __forceinline__ TileStream(const AttendArgs& args, u32 ring) : pages(args, blockIdx.y), ring(ring) {}
+    __device__ __forceinline__ TileStream(const AttendArgs& args, u32 ring, Place* places)
+        : pages(args, blockIdx.y), ring(ring), places(places) {}
 
     __device__ __forceinline__ Place place(u32 tile) const {
         return pages.place(first + tile * WARPS * KEYS + lane_index() % KEYS, end);
+    }
+
+    __device__ __forceinline__ void put_places(u32 tile, Place place) const {
+        places[tile % 2 * KEYS + lane_index() % KEYS] = place;
     }
 
     __device__ __forceinline__ u32 slot(u32 tile, u32 value) const {
@@ -58,9 +63,9 @@ struct TileStream {
     }
 
     // A tile beyond the last is an empty group, so that groups can be counted.
-    __device__ __forceinline__ void copy(u32 tile, u32 value, Place from) const {
+    __device__ __forceinline__ void copy(u32 tile, u32 value) const {
         if (tile < tiles) {
-            copy_vectors<HD, KEYS>(slot(tile, value), 0, pages.vectors(value), from, pages.head_dim);
+            copy_vectors<HD, KEYS>(slot(tile, value), 0, pages.vectors(value), places + tile % 2 * KEYS, pages.head_dim);
         }
         cp_commit();
     }
@@ -73,23 +78,25 @@ struct TileStream {
         end = item.end_key;
         tiles = first < end ? ceil_div(end - first, WARPS * KEYS) : 0;
         __syncwarp();
-        at = place(0);
-#pragma unroll
-        for (u32 tile = 0; tile < AHEAD; tile++) {
-            copy(tile, 0, at);
-            if (tile + 1 < AHEAD) {
-                copy(tile, 1, at);
-                at = place(tile + 1);
-            }
+        put_places(0, place(0));
+        put_places(1, place(1));
+        __syncwarp();
+        copy(0, 0);
+        if (AHEAD == 2) {
+            copy(0, 1);
+            copy(1, 0);
+            // Tile 2 takes the places of tile 0.
+            __syncwarp();
+            put_places(2, place(2));
         }
-        next = place(AHEAD);
+        next = place(AHEAD + 1);
     }
 
     // Waits for the keys of a tile, and asks for values that are needed later.
     __device__ __forceinline__ u32 keys(u32 tile) {
         cp_wait<FLYING>();
         __syncwarp();
-        copy(tile + AHEAD - 1, 1, at);
+        copy(tile + AHEAD - 1, 1);
         return slot(tile, 0);
     }
 
@@ -97,9 +104,10 @@ struct TileStream {
     __device__ __forceinline__ u32 values(u32 tile) {
         cp_wait<FLYING>();
         __syncwarp();
-        at = next;
-        copy(tile + AHEAD, 0, at);
-        next = place(tile + AHEAD + 1);
+        // Values of tile + AHEAD - 1 have been asked for: its places are free.
+        put_places(tile + AHEAD + 1, next);
+        copy(tile + AHEAD, 0);
+        next = place(tile + AHEAD + 2);
         return slot(tile, 1);
     }
 };
@@ -138,7 +146,7 @@ __device__ __forceinline__ void add_tiles(Softmax<HD> (&softmax)[1], TileStream<
 #pragma unroll
         for (u32 step = 0; step < HD / 16; step++) {
             u32 left[1][4];
-            ldmatrix_x4(left[0], queries ^ (step * 32));
+            ldmatrix_x4(left[0], column_address(queries, step));
             add_scores<HD, KEYS, 1>(scores, left, keys, step);
         }
         const u32 live = stream.end - (stream.first + tile * WARPS * KEYS);
@@ -284,7 +292,8 @@ __device__ __forceinline__ void decode(const AttendArgs& args) {
     const u32 group = args.heads / args.kv_heads, sets = ceil_div(group, QUERIES);
     const u32 units = args.step->decode_items[args.list] * sets;
     const float factor = args.scale * LOG2_E;
-    TileStream<HD> stream(args, smem_address(shared) + warp_index() * Shape::RING_BYTES);
+    __shared__ Place places[WARPS][2 * Shape::KEYS];
+    TileStream<HD> stream(args, smem_address(shared) + warp_index() * Shape::RING_BYTES, places[warp_index()]);
     Softmax<HD> softmax[1];
     DecodeItem item, before;
     DecodeHeads heads = {0, 0};

@@ -25,7 +25,7 @@ struct PrefillShape {
     static constexpr u32 TILE_BYTES = KEYS * HD * 2;
     // Dynamic shared memory of a block: queries, then keys and values of each stage.
     static constexpr u32 BYTES = QUERIES_BYTES + STAGES * 2 * TILE_BYTES;
-    static constexpr u32 BLOCKS = HD == 64 ? 3 : 2;
+    static constexpr u32 BLOCKS = 2;
 };
 
 // Some queries of one item, for one KV head.
@@ -35,7 +35,6 @@ struct PrefillWork {
     u32 group;
     u32 first_query;
     u32 queries;  // of the item
-    float factor; // of scores, as exponents of 2
 
     __device__ __forceinline__ u32 position(u32 query) const { return item->position + query / group; }
 
@@ -49,11 +48,10 @@ struct PrefillWork {
     }
 };
 
-// Forgets scores of keys that a query does not see. `query` is the first of this lane's two.
+// Forgets scores of keys that a query does not see. `positions`, in shared memory, are those of 16 queries.
 template <u32 KEYS>
-__device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const PrefillWork& work, u32 query, u32 first_key,
-                                     u32 window) {
-    const u32 position[2] = {work.position(query), work.position(query + 8)};
+__device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const u32* positions, u32 first_key, u32 window) {
+    const u32 position[2] = {positions[lane_index() / 4], positions[lane_index() / 4 + 8]};
 #pragma unroll
     for (u32 i = 0; i < KEYS / 8; i++) {
 #pragma unroll
@@ -68,7 +66,7 @@ __device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const Prefill
 // Adds one tile of keys and values, in shared memory, to this warp's queries.
 template <u32 HD>
 __device__ __forceinline__ void add_tile(Softmax<HD> (&softmax)[PrefillShape<HD>::TILES], u32 queries, u32 keys, u32 values,
-                                         const PrefillWork& work, u32 first_query, u32 first_key, bool masked, u32 window) {
+                                         const u32* positions, u32 first_key, bool masked, u32 window, float factor) {
     constexpr u32 TILES = PrefillShape<HD>::TILES, KEYS = PrefillShape<HD>::KEYS;
     float scores[TILES][KEYS / 8][4] = {};
 #pragma unroll
@@ -76,16 +74,16 @@ __device__ __forceinline__ void add_tile(Softmax<HD> (&softmax)[PrefillShape<HD>
         u32 left[TILES][4];
 #pragma unroll
         for (u32 tile = 0; tile < TILES; tile++) {
-            ldmatrix_x4(left[tile], (queries ^ (step * 32)) + tile * 16 * HD * 2);
+            ldmatrix_x4(left[tile], column_address(queries, step) + tile * 16 * HD * 2);
         }
         add_scores<HD, KEYS, TILES>(scores, left, keys, step);
     }
 #pragma unroll
     for (u32 tile = 0; tile < TILES; tile++) {
         if (masked) {
-            mask<KEYS>(scores[tile], work, first_query + tile * 16 + lane_index() / 4, first_key, window);
+            mask<KEYS>(scores[tile], positions + tile * 16, first_key, window);
         }
-        softmax[tile].template weigh<KEYS>(scores[tile], work.factor);
+        softmax[tile].template weigh<KEYS>(scores[tile], factor);
     }
     add_values<HD, KEYS, TILES>(softmax, scores, values);
 }
@@ -93,7 +91,7 @@ __device__ __forceinline__ void add_tile(Softmax<HD> (&softmax)[PrefillShape<HD>
 // Writes this warp's results, through the place of its queries in shared memory so that stores are whole chunks.
 template <u32 HD>
 __device__ __forceinline__ void put_results(Softmax<HD> (&softmax)[PrefillShape<HD>::TILES], const AttendArgs& args,
-                                            const PrefillWork& work, u8* queries) {
+                                            const PrefillWork& work, u8* queries, Place* places) {
     constexpr u32 ROWS = PrefillShape<HD>::WARP_QUERIES;
     constexpr u32 CHUNKS = HD / CHUNK, AT_ONCE = LANES / CHUNKS;
     const u32 first_row = warp_index() * ROWS;
@@ -113,15 +111,17 @@ __device__ __forceinline__ void put_results(Softmax<HD> (&softmax)[PrefillShape<
             }
         }
     }
+    if (lane_index() < ROWS) {
+        places[lane_index()] = work.place(work.first_query + first_row + lane_index(), args.out_stride, args.head_dim);
+    }
     __syncwarp();
-    const Place place = work.place(work.first_query + first_row + lane_index() % ROWS, args.out_stride, args.head_dim);
     const u32 chunk = lane_index() % CHUNKS;
+    places += lane_index() / CHUNKS;
 #pragma unroll
     for (u32 i = 0; i < ROWS; i += AT_ONCE) {
-        const u32 row = i + lane_index() / CHUNKS;
-        const Place to = __shfl_sync(ALL_LANES, place, row);
-        if (to != NOWHERE && chunk * CHUNK < args.head_dim) {
-            *(u128*)(args.out + to + chunk * CHUNK) = *(const u128*)(queries + chunk_offset<HD>(first_row + row, chunk));
+        const u32 row = first_row + i + lane_index() / CHUNKS;
+        if (places[i] != NOWHERE && chunk * CHUNK < args.head_dim) {
+            *(u128*)(args.out + places[i] + chunk * CHUNK) = *(const u128*)(queries + chunk_offset<HD>(row, chunk));
         }
     }
 }
@@ -140,22 +140,32 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
     const u32 oldest = oldest_key(work.position(work.first_query), args.window);
     const u32 first_tile = oldest / KEYS * KEYS;
 
-    // Each warp copies a quarter of a tile.
+    // Each warp copies a quarter of a tile. It keeps the places of two tiles, and first those of its queries.
     constexpr u32 COPIED = KEYS / WARPS;
-    const u32 first_copied = warp_index() * COPIED;
-    const auto place = [&](u32 first_key) {
-        return pages.place(first_key + first_copied + lane_index() % COPIED, end);
-    };
-    const auto copy = [&](u32 stage, Place at) {
-        copy_vectors<HD, COPIED>(tiles + stage * 2 * Shape::TILE_BYTES, first_copied, pages.vectors(0), at, args.head_dim);
-        copy_vectors<HD, COPIED>(tiles + (stage * 2 + 1) * Shape::TILE_BYTES, first_copied, pages.vectors(1), at, args.head_dim);
+    static_assert(2 * COPIED == ROWS, "places of queries and of keys share memory");
+    __shared__ Place all_places[WARPS][ROWS];
+    __shared__ u32 positions[WARPS][ROWS];
+    Place* places = all_places[warp_index()];
+    const u32 first_copied = warp_index() * COPIED, lane_copied = lane_index() % COPIED;
+    const auto copy = [&](u32 stage) {
+        const u32 keys = tiles + stage * 2 * Shape::TILE_BYTES;
+        const Place* from = places + stage * COPIED;
+        copy_vectors<HD, COPIED>(keys, first_copied, pages.vectors(0), from, args.head_dim);
+        copy_vectors<HD, COPIED>(keys + Shape::TILE_BYTES, first_copied, pages.vectors(1), from, args.head_dim);
         cp_commit();
     };
-    const Place from = work.place(first_query + lane_index() % ROWS, args.heads * args.head_dim, args.head_dim);
-    copy_vectors<HD, ROWS>(queries, first_row, args.q, from, args.head_dim);
+    const auto place = [&](u32 first_key) { return pages.place(first_key + first_copied + lane_copied, end); };
+
+    places[lane_index() % ROWS] = work.place(first_query + lane_index() % ROWS, args.heads * args.head_dim, args.head_dim);
+    positions[warp_index()][lane_index() % ROWS] = work.position(first_query + lane_index() % ROWS);
+    __syncwarp();
+    copy_vectors<HD, ROWS>(queries, first_row, args.q, places, args.head_dim);
+    __syncwarp();
     // Pages behind the window may be gone.
-    copy(0, first_tile + first_copied + lane_index() % COPIED < oldest ? NOWHERE : place(first_tile));
-    Place next = place(first_tile + KEYS);
+    places[lane_copied] = first_tile + first_copied + lane_copied < oldest ? NOWHERE : place(first_tile);
+    places[COPIED + lane_copied] = place(first_tile + KEYS);
+    __syncwarp();
+    copy(0);
 
     Softmax<HD> softmax[TILES];
 #pragma unroll
@@ -180,18 +190,19 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
     for (u32 first_key = first_tile; first_key < end; first_key += KEYS) {
         cp_wait<0>();
         __syncthreads();
-        copy(stage ^ 1, next);
-        next = place(first_key + 2 * KEYS);
+        copy(stage ^ 1);
+        const Place next = place(first_key + 2 * KEYS);
         if (first_key < warp_end) {
             const u32 keys = tiles + stage * 2 * Shape::TILE_BYTES;
             add_tile<HD>(softmax, left_address<HD>(queries + first_row * HD * 2), right_address<HD>(keys),
-                         left_address<HD>(keys + Shape::TILE_BYTES), work, first_query, first_key,
-                         first_key + KEYS > masked_from || first_key < masked_until, args.window);
+                         left_address<HD>(keys + Shape::TILE_BYTES), positions[warp_index()], first_key,
+                         first_key + KEYS > masked_from || first_key < masked_until, args.window, args.scale * LOG2_E);
         }
+        places[stage * COPIED + lane_copied] = next;
         stage ^= 1;
     }
     cp_wait<0>();
-    put_results<HD>(softmax, args, work, shared);
+    put_results<HD>(softmax, args, work, shared, places);
     // The next queries overwrite these.
     __syncthreads();
 }
@@ -208,7 +219,6 @@ __device__ __forceinline__ void prefill(const AttendArgs& args) {
         work.kv_head = blockIdx.y;
         work.group = args.heads / args.kv_heads;
         work.queries = work.item->tokens * work.group;
-        work.factor = args.scale * LOG2_E;
 #pragma unroll 1
         for (work.first_query = 0; work.first_query < work.queries; work.first_query += PrefillShape<HD>::BLOCK_QUERIES) {
             prefill_queries<HD>(args, work, shared);
