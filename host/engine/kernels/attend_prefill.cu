@@ -17,6 +17,7 @@ template <u32 HD>
 struct PrefillShape {
     static constexpr u32 TILES = HD == 256 ? 1 : 2;
     static constexpr u32 KEYS = HD == 256 ? 32 : 64;
+    static constexpr u32 KEYS_AT_ONCE = HD == 64 ? 64 : 32;
     static constexpr u32 WARP_QUERIES = TILES * 16;
     // Queries computed together. An item may have more, which are computed one after the other.
     static constexpr u32 BLOCK_QUERIES = WARPS * WARP_QUERIES;
@@ -63,11 +64,11 @@ __device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const u32* po
     }
 }
 
-// Adds one tile of keys and values, in shared memory, to this warp's queries.
-template <u32 HD>
-__device__ __forceinline__ void add_tile(Softmax<HD> (&softmax)[PrefillShape<HD>::TILES], u32 queries, u32 keys, u32 values,
+// Adds some keys and values of a tile, in shared memory, to this warp's queries.
+template <u32 HD, u32 KEYS>
+__device__ __forceinline__ void add_keys(Softmax<HD> (&softmax)[PrefillShape<HD>::TILES], u32 queries, u32 keys, u32 values,
                                          const u32* positions, u32 first_key, bool masked, u32 window, float factor) {
-    constexpr u32 TILES = PrefillShape<HD>::TILES, KEYS = PrefillShape<HD>::KEYS;
+    constexpr u32 TILES = PrefillShape<HD>::TILES;
     float scores[TILES][KEYS / 8][4] = {};
 #pragma unroll
     for (u32 step = 0; step < HD / 16; step++) {
@@ -130,7 +131,7 @@ __device__ __forceinline__ void put_results(Softmax<HD> (&softmax)[PrefillShape<
 template <u32 HD>
 __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const PrefillWork& work, u8* shared) {
     using Shape = PrefillShape<HD>;
-    constexpr u32 TILES = Shape::TILES, KEYS = Shape::KEYS, ROWS = Shape::WARP_QUERIES;
+    constexpr u32 TILES = Shape::TILES, KEYS = Shape::KEYS, ROWS = Shape::WARP_QUERIES, AT_ONCE = Shape::KEYS_AT_ONCE;
     const u32 queries = smem_address(shared), tiles = queries + Shape::QUERIES_BYTES;
     const u32 first_row = warp_index() * ROWS, first_query = work.first_query + first_row;
     Pages pages(args, work.kv_head);
@@ -194,9 +195,14 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
         const Place next = place(first_key + 2 * KEYS);
         if (first_key < warp_end) {
             const u32 keys = tiles + stage * 2 * Shape::TILE_BYTES;
-            add_tile<HD>(softmax, left_address<HD>(queries + first_row * HD * 2), right_address<HD>(keys),
-                         left_address<HD>(keys + Shape::TILE_BYTES), positions[warp_index()], first_key,
-                         first_key + KEYS > masked_from || first_key < masked_until, args.window, args.scale * LOG2_E);
+            const bool masked = first_key + KEYS > masked_from || first_key < masked_until;
+#pragma unroll
+            for (u32 key = 0; key < KEYS; key += AT_ONCE) {
+                add_keys<HD, AT_ONCE>(softmax, left_address<HD>(queries + first_row * HD * 2),
+                                      right_address<HD>(keys) + key * HD * 2,
+                                      left_address<HD>(keys + Shape::TILE_BYTES) + key * HD * 2, positions[warp_index()],
+                                      first_key + key, masked, args.window, args.scale * LOG2_E);
+            }
         }
         places[stage * COPIED + lane_copied] = next;
         stage ^= 1;
