@@ -29,15 +29,14 @@ struct PrefillShape {
     static constexpr u32 BLOCKS = 2;
 };
 
-// Some queries of one item, for one KV head.
+// What a block computes, in shared memory: the queries of one item and KV head.
 struct PrefillWork {
-    const PrefillItem* item;
+    PrefillItem item;
     u32 kv_head;
     u32 group;
-    u32 first_query;
-    u32 queries;  // of the item
+    u32 queries;
 
-    __device__ __forceinline__ u32 position(u32 query) const { return item->position + query / group; }
+    __device__ __forceinline__ u32 position(u32 query) const { return item.position + query / group; }
 
     // Where a query stands in rows of `stride` values a token.
     __device__ __forceinline__ Place place(u32 query, u32 stride, u32 head_dim) const {
@@ -45,7 +44,7 @@ struct PrefillWork {
             return NOWHERE;
         }
         const u32 token = query / group;
-        return (u64)(item->first_token + token) * stride + (kv_head * group + query - token * group) * head_dim;
+        return (u64)(item.first_token + token) * stride + (kv_head * group + query - token * group) * head_dim;
     }
 };
 
@@ -92,7 +91,8 @@ __device__ __forceinline__ void add_keys(Softmax<HD> (&softmax)[PrefillShape<HD>
 // Writes this warp's results, through the place of its queries in shared memory so that stores are whole chunks.
 template <u32 HD>
 __device__ __forceinline__ void put_results(Softmax<HD> (&softmax)[PrefillShape<HD>::TILES], const AttendArgs& args,
-                                            const PrefillWork& work, u8* queries, Place* places) {
+                                            const PrefillWork& work, u32 first_query, u8* queries,
+                                            Place* places) {
     constexpr u32 ROWS = PrefillShape<HD>::WARP_QUERIES;
     constexpr u32 CHUNKS = HD / CHUNK, AT_ONCE = LANES / CHUNKS;
     const u32 first_row = warp_index() * ROWS;
@@ -113,7 +113,7 @@ __device__ __forceinline__ void put_results(Softmax<HD> (&softmax)[PrefillShape<
         }
     }
     if (lane_index() < ROWS) {
-        places[lane_index()] = work.place(work.first_query + first_row + lane_index(), args.out_stride, args.head_dim);
+        places[lane_index()] = work.place(first_query + lane_index(), args.out_stride, args.head_dim);
     }
     __syncwarp();
     const u32 chunk = lane_index() % CHUNKS;
@@ -127,18 +127,18 @@ __device__ __forceinline__ void put_results(Softmax<HD> (&softmax)[PrefillShape<
     }
 }
 
-// The queries of an item from work.first_query on, as many as a block computes.
+// The queries of an item from `block_query` on, as many as a block computes.
 template <u32 HD>
-__device__ __forceinline__ void prefill_queries(const AttendArgs& args, const PrefillWork& work, u8* shared) {
+__device__ __forceinline__ void prefill_queries(const AttendArgs& args, const PrefillWork& work, u32 block_query, u8* shared) {
     using Shape = PrefillShape<HD>;
     constexpr u32 TILES = Shape::TILES, KEYS = Shape::KEYS, ROWS = Shape::WARP_QUERIES, AT_ONCE = Shape::KEYS_AT_ONCE;
     const u32 queries = smem_address(shared), tiles = queries + Shape::QUERIES_BYTES;
-    const u32 first_row = warp_index() * ROWS, first_query = work.first_query + first_row;
+    const u32 first_row = warp_index() * ROWS, first_query = block_query + first_row;
     Pages pages(args, work.kv_head);
-    pages.open(args, work.item->table);
-    const u32 last_query = min(work.queries, work.first_query + Shape::BLOCK_QUERIES) - 1;
+    pages.open(args, work.item.table);
+    const u32 last_query = min(work.queries, block_query + Shape::BLOCK_QUERIES) - 1;
     const u32 end = work.position(last_query) + 1;
-    const u32 oldest = oldest_key(work.position(work.first_query), args.window);
+    const u32 oldest = oldest_key(work.position(block_query), args.window);
     const u32 first_tile = oldest / KEYS * KEYS;
 
     // Each warp copies a quarter of a tile. It keeps the places of two tiles, and first those of its queries.
@@ -208,7 +208,7 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
         stage ^= 1;
     }
     cp_wait<0>();
-    put_results<HD>(softmax, args, work, shared, places);
+    put_results<HD>(softmax, args, work, first_query, shared, places);
     // The next queries overwrite these.
     __syncthreads();
 }
@@ -218,20 +218,24 @@ __device__ __forceinline__ void prefill(const AttendArgs& args) {
     DYN_SMEM(u8, shared);
     const Step* step = args.step;
     const PrefillItem* items = step_array<PrefillItem>(step, step->prefill_at);
+    __shared__ PrefillWork work;
 #pragma unroll 1
     for (u32 i = blockIdx.x; i < step->prefill_items; i += gridDim.x) {
-        PrefillWork work;
-        work.item = items + i;
-        work.kv_head = blockIdx.y;
-        work.group = args.heads / args.kv_heads;
-        work.queries = work.item->tokens * work.group;
-#pragma unroll 1
-        for (work.first_query = 0; work.first_query < work.queries; work.first_query += PrefillShape<HD>::BLOCK_QUERIES) {
-            prefill_queries<HD>(args, work, shared);
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            work.item = items[i];
+            work.kv_head = blockIdx.y;
+            work.group = args.heads / args.kv_heads;
+            work.queries = work.item.tokens * work.group;
         }
-        if (work.kv_head + 1 == args.kv_heads) {
-            for (u32 token = 0; token < work.item->tokens; token++) {
-                clear_tail(args, work.item->first_token + token, threadIdx.x, THREADS);
+        __syncthreads();
+#pragma unroll 1
+        for (u32 query = 0; query < work.queries; query += PrefillShape<HD>::BLOCK_QUERIES) {
+            prefill_queries<HD>(args, work, query, shared);
+        }
+        if (blockIdx.y + 1 == gridDim.y) {
+            for (u32 token = 0; token < work.item.tokens; token++) {
+                clear_tail(args, work.item.first_token + token, threadIdx.x, THREADS);
             }
         }
     }
