@@ -196,7 +196,7 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
         if (first_key < warp_end) {
             const u32 keys = tiles + stage * 2 * Shape::TILE_BYTES;
             const bool masked = first_key + KEYS > masked_from || first_key < masked_until;
-#pragma unroll
+#pragma unroll 1
             for (u32 key = 0; key < KEYS; key += AT_ONCE) {
                 add_keys<HD, AT_ONCE>(softmax, left_address<HD>(queries + first_row * HD * 2),
                                       right_address<HD>(keys) + key * HD * 2,
