@@ -82,7 +82,7 @@ struct __align__(16) SampleSpec {
     u32 mask;          // first word of its mask in the array at masks_at
     u32 mask_words;    // 0: every token is allowed; a token beyond the last word is not
     u32 report;        // 0: no log-probability; n + 1: that of the token, and the n likeliest
-    u32 spare[2];
+    u32 spare[4];
 };
 
 // A change to one logit, in this order: bias added, repetition penalty, then `penalty` subtracted.
