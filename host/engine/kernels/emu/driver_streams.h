@@ -235,7 +235,8 @@ inline Result record(const std::shared_ptr<Event>& event, const std::shared_ptr<
     Item item;
     item.marks_event = true;
     item.work = [event, number] {
-        event->reached = number;
+        // An earlier record may run later, in another stream.
+        event->reached = event->reached > number ? event->reached : number;
         event->time = std::chrono::steady_clock::now();
     };
     queue_item(stream, std::move(item));
