@@ -24,11 +24,14 @@ mod pass;
 mod pinning;
 mod products;
 mod stream;
+mod tensor_map;
 mod weights;
 
 pub use driver::{CudaDevice, cuda_devices};
 pub use exec::{CudaConfig, CudaExec};
 
+#[cfg(test)]
+mod measure;
 #[cfg(test)]
 mod standin;
 #[cfg(test)]

@@ -62,7 +62,7 @@ impl Kernel {
     pub(crate) fn shared_bytes(self) -> u32 {
         match self {
             Self::AttendDecode64 | Self::AttendDecode128 | Self::AttendDecode256 => 64 << 10,
-            Self::AttendPrefill64 => 48 << 10,
+            Self::AttendPrefill64 | Self::Skinny64 | Self::Gemm64 | Self::Gemm128 => 48 << 10,
             Self::AttendPrefill128 | Self::AttendPrefill256 => 96 << 10,
             _ => 0,
         }
