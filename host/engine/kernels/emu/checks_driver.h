@@ -115,8 +115,8 @@ bool two_streams(int mistake) {
 }
 
 void check_streams() {
-    mistakes({"two streams", "a pinned buffer is used again too early", "no wait for the upload", "no event after the upload",
-              "no wait for the kernel", "no wait for the download"},
+    mistakes({"two streams", "a pinned buffer is used again too early", "no wait for the upload",
+              "no event after the upload", "no wait for the kernel", "no wait for the download"},
              two_streams);
     always_right("a buffer that is not pinned is read at once", [] {
         Bench bench;

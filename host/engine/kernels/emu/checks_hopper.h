@@ -169,8 +169,8 @@ bool warpgroup_product(int mistake) {
 }
 
 void check_warpgroups() {
-    mistakes({"products of a warpgroup", "no fence before products", "wrong steps along k", "a wait for too few products",
-              "no wait for products", "a descriptor that differs between warps"},
+    mistakes({"products of a warpgroup", "no fence before products", "wrong steps along k",
+              "a wait for too few products", "no wait for products", "a descriptor that differs between warps"},
              warpgroup_product<128>);
     always_right("products of 256 columns", [] { return warpgroup_product<256>(0); });
 }

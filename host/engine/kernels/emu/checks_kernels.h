@@ -101,7 +101,7 @@ void check_shared_memory() {
         ldmatrix_x4(r, smem_address(dynamic) + threadIdx.x * 16 + 8);
     }), "a matrix at a crooked address is refused");
     u32 elsewhere = 0;
-    expect(!runs(32, 0, [&] { elsewhere = smem_address(&elsewhere); }), "memory that is not shared has no such address");
+    expect(!runs(32, 0, [&] { elsewhere = smem_address(&elsewhere); }), "memory that is not shared is refused");
 }
 
 // A warp's lanes hand values on through shared memory.
