@@ -104,7 +104,7 @@ fn library() -> Option<&'static Library> {
     static LOADED: OnceLock<Option<Library>> = OnceLock::new();
     LOADED
         .get_or_init(|| {
-            let path = std::env::var_os(LIBRARY).map(PathBuf::from).or_else(|| build(&sources(&kernels())))?;
+            let path = std::env::var_os(LIBRARY).map(PathBuf::from).or_else(|| build(&DRIVER, &sources(&kernels())))?;
             // SAFETY: the library is ours; its initialisers touch nothing but itself.
             Some(unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display())))
         })
