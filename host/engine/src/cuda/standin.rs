@@ -67,7 +67,8 @@ pub(crate) fn set(name: &str, value: i64) {
 /// What went wrong last, in words.
 pub(crate) fn message() -> String {
     // SAFETY: the function has this type; the text stays until the next one.
-    let text = unsafe { CStr::from_ptr(symbol::<unsafe extern "C" fn() -> *const c_char>("standin_message")()) };
+    let text =
+        unsafe { CStr::from_ptr(symbol::<unsafe extern "C" fn() -> *const c_char>("standin_message")()) };
     text.to_string_lossy().into_owned()
 }
 
@@ -104,7 +105,9 @@ fn library() -> Option<&'static Library> {
     static LOADED: OnceLock<Option<Library>> = OnceLock::new();
     LOADED
         .get_or_init(|| {
-            let path = std::env::var_os(LIBRARY).map(PathBuf::from).or_else(|| build(&DRIVER, &sources(&kernels())))?;
+            let path = std::env::var_os(LIBRARY)
+                .map(PathBuf::from)
+                .or_else(|| build(&DRIVER, &sources(&kernels())))?;
             // SAFETY: the library is ours; its initialisers touch nothing but itself.
             Some(unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display())))
         })
@@ -156,7 +159,8 @@ fn build(target: &Target, sources: &[(PathBuf, String)]) -> Option<PathBuf> {
     }
     // Beside the folder that this program lies in, which is `deps` of a profile of the build.
     let program = std::env::current_exe().unwrap();
-    let folder = program.parent().and_then(Path::parent).unwrap().join("standin").join(format!("{hash:016x}"));
+    let folder =
+        program.parent().and_then(Path::parent).unwrap().join("standin").join(format!("{hash:016x}"));
     let built = folder.join(target.name);
     fs::create_dir_all(&folder).unwrap();
     // Of several processes one builds and the others wait.
