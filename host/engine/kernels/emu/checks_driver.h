@@ -254,6 +254,9 @@ void check_faults() {
         expect(cuMemAlloc_v2(&memory, 4) == 0 && cuMemAlloc_v2(&memory, 4) == standin::OUT_OF_MEMORY &&
                    cuMemAlloc_v2(&memory, 4) == 0,
                "the call that was planned fails");
+        standin_fail("cuMemAlloc_v2@0", 1, standin::OUT_OF_MEMORY);
+        standin_fail("cuMemAlloc_v2@1", 1, standin::OUT_OF_MEMORY);
+        expect(cuMemAlloc_v2(&memory, 4) != 0 && cuMemAlloc_v2(&memory, 4) == 0, "or that of a device");
         standin_fail("kernel add_one", 1, standin::LAUNCH_FAILED);
         bench.add_one(bench.one, bench.a);
         expect(cuStreamSynchronize(bench.one) == standin::LAUNCH_FAILED, "a kernel that fails shows in the wait");

@@ -302,7 +302,8 @@ EXPORT int cuGraphDestroy(void* graph) {
 // For tests
 // ---------------------------------------------------------------------------------------------------------------
 
-// The nth next call of this name gives `code`; "kernel NAME" is the nth next run of a kernel.
+// The nth next call of this name gives `code`; "kernel NAME" is the nth next run of a kernel, and "call@1" concerns
+// device 1 alone.
 EXPORT void standin_fail(const char* call, int nth, int code) {
     std::lock_guard<std::mutex> guard(standin::lock);
     standin::know_settings();

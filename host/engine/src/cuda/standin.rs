@@ -38,8 +38,9 @@ pub(crate) fn load() -> bool {
     library().is_some()
 }
 
-/// The `nth` call from now of this name fails with `code`; "kernel NAME" is a kernel that fails while it runs. A code
-/// from 700 on stays until the device's context is released by all who hold it.
+/// The `nth` call from now of this name fails with `code`. "kernel NAME" is a kernel that fails while it runs, and with
+/// "@1" behind it a name concerns device 1 alone, as tests beside others need. A code that says that the context is
+/// broken, such as 700 or 719, stays until all who hold the device's context have released it.
 pub(crate) fn fail(call: &str, nth: i32, code: i32) {
     let call = CString::new(call).unwrap();
     // SAFETY: the function has this type, and copies the name.
