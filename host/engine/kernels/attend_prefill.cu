@@ -17,6 +17,7 @@ template <u32 HD>
 struct PrefillShape {
     static constexpr u32 TILES = HD == 256 ? 1 : 2;
     static constexpr u32 KEYS = HD == 256 ? 32 : 64;
+    static constexpr u32 KEYS_AT_ONCE = HD == 64 ? 64 : 32;
     static constexpr u32 WARP_QUERIES = TILES * 16;
     // Queries computed together. An item may have more, which are computed one after the other.
     static constexpr u32 BLOCK_QUERIES = WARPS * WARP_QUERIES;
@@ -25,19 +26,17 @@ struct PrefillShape {
     static constexpr u32 TILE_BYTES = KEYS * HD * 2;
     // Dynamic shared memory of a block: queries, then keys and values of each stage.
     static constexpr u32 BYTES = QUERIES_BYTES + STAGES * 2 * TILE_BYTES;
-    static constexpr u32 BLOCKS = HD == 64 ? 3 : 2;
+    static constexpr u32 BLOCKS = 2;
 };
 
-// Some queries of one item, for one KV head.
+// What a block computes, in shared memory: the queries of one item and KV head.
 struct PrefillWork {
-    const PrefillItem* item;
+    PrefillItem item;
     u32 kv_head;
     u32 group;
-    u32 first_query;
-    u32 queries;  // of the item
-    float factor; // of scores, as exponents of 2
+    u32 queries;
 
-    __device__ __forceinline__ u32 position(u32 query) const { return item->position + query / group; }
+    __device__ __forceinline__ u32 position(u32 query) const { return item.position + query / group; }
 
     // Where a query stands in rows of `stride` values a token.
     __device__ __forceinline__ Place place(u32 query, u32 stride, u32 head_dim) const {
@@ -45,30 +44,14 @@ struct PrefillWork {
             return NOWHERE;
         }
         const u32 token = query / group;
-        return (u64)(item->first_token + token) * stride + (kv_head * group + query - token * group) * head_dim;
+        return (u64)(item.first_token + token) * stride + (kv_head * group + query - token * group) * head_dim;
     }
 };
 
-// Positions of keys that some queries see: all of those of their first token, up to their last token.
-struct Seen {
-    u32 first;
-    u32 end;
-};
-
-// What `count` queries from `query` on see; nothing if none of them exists.
-__device__ __forceinline__ Seen seen_by(const PrefillWork& work, u32 query, u32 count, u32 window) {
-    if (query >= work.queries) {
-        return {0, 0};
-    }
-    const u32 last = query + count < work.queries ? query + count - 1 : work.queries - 1;
-    return {oldest_key(work.position(query), window), work.position(last) + 1};
-}
-
-// Forgets scores of keys that a query does not see. `query` is the first of this lane's two.
+// Forgets scores of keys that a query does not see. `positions`, in shared memory, are those of 16 queries.
 template <u32 KEYS>
-__device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const PrefillWork& work, u32 query, u32 first_key,
-                                     u32 window) {
-    const u32 position[2] = {work.position(query), work.position(query + 8)};
+__device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const u32* positions, u32 first_key, u32 window) {
+    const u32 position[2] = {positions[lane_index() / 4], positions[lane_index() / 4 + 8]};
 #pragma unroll
     for (u32 i = 0; i < KEYS / 8; i++) {
 #pragma unroll
@@ -80,27 +63,27 @@ __device__ __forceinline__ void mask(float (&scores)[KEYS / 8][4], const Prefill
     }
 }
 
-// Adds one tile of keys and values, in shared memory, to this warp's queries.
-template <u32 HD>
-__device__ __forceinline__ void add_tile(Softmax<HD> (&softmax)[PrefillShape<HD>::TILES], u32 queries, u32 keys, u32 values,
-                                         const PrefillWork& work, u32 first_query, u32 first_key, bool masked, u32 window) {
-    constexpr u32 TILES = PrefillShape<HD>::TILES, KEYS = PrefillShape<HD>::KEYS;
+// Adds some keys and values of a tile, in shared memory, to this warp's queries.
+template <u32 HD, u32 KEYS>
+__device__ __forceinline__ void add_keys(Softmax<HD> (&softmax)[PrefillShape<HD>::TILES], u32 queries, u32 keys, u32 values,
+                                         const u32* positions, u32 first_key, bool masked, u32 window, float factor) {
+    constexpr u32 TILES = PrefillShape<HD>::TILES;
     float scores[TILES][KEYS / 8][4] = {};
 #pragma unroll
     for (u32 step = 0; step < HD / 16; step++) {
         u32 left[TILES][4];
 #pragma unroll
         for (u32 tile = 0; tile < TILES; tile++) {
-            ldmatrix_x4(left[tile], (queries ^ (step * 32)) + tile * 16 * HD * 2);
+            ldmatrix_x4(left[tile], column_address(queries, step) + tile * 16 * HD * 2);
         }
         add_scores<HD, KEYS, TILES>(scores, left, keys, step);
     }
 #pragma unroll
     for (u32 tile = 0; tile < TILES; tile++) {
         if (masked) {
-            mask<KEYS>(scores[tile], work, first_query + tile * 16 + lane_index() / 4, first_key, window);
+            mask<KEYS>(scores[tile], positions + tile * 16, first_key, window);
         }
-        softmax[tile].template weigh<KEYS>(scores[tile], work.factor);
+        softmax[tile].template weigh<KEYS>(scores[tile], factor);
     }
     add_values<HD, KEYS, TILES>(softmax, scores, values);
 }
@@ -108,7 +91,8 @@ __device__ __forceinline__ void add_tile(Softmax<HD> (&softmax)[PrefillShape<HD>
 // Writes this warp's results, through the place of its queries in shared memory so that stores are whole chunks.
 template <u32 HD>
 __device__ __forceinline__ void put_results(Softmax<HD> (&softmax)[PrefillShape<HD>::TILES], const AttendArgs& args,
-                                            const PrefillWork& work, u8* queries) {
+                                            const PrefillWork& work, u32 first_query, u8* queries,
+                                            Place* places) {
     constexpr u32 ROWS = PrefillShape<HD>::WARP_QUERIES;
     constexpr u32 CHUNKS = HD / CHUNK, AT_ONCE = LANES / CHUNKS;
     const u32 first_row = warp_index() * ROWS;
@@ -128,46 +112,61 @@ __device__ __forceinline__ void put_results(Softmax<HD> (&softmax)[PrefillShape<
             }
         }
     }
+    if (lane_index() < ROWS) {
+        places[lane_index()] = work.place(first_query + lane_index(), args.out_stride, args.head_dim);
+    }
     __syncwarp();
-    const Place place = work.place(work.first_query + first_row + lane_index() % ROWS, args.out_stride, args.head_dim);
     const u32 chunk = lane_index() % CHUNKS;
+    places += lane_index() / CHUNKS;
 #pragma unroll
     for (u32 i = 0; i < ROWS; i += AT_ONCE) {
-        const u32 row = i + lane_index() / CHUNKS;
-        const Place to = __shfl_sync(ALL_LANES, place, row);
-        if (to != NOWHERE && chunk * CHUNK < args.head_dim) {
-            *(u128*)(args.out + to + chunk * CHUNK) = *(const u128*)(queries + chunk_offset<HD>(first_row + row, chunk));
+        const u32 row = first_row + i + lane_index() / CHUNKS;
+        if (places[i] != NOWHERE && chunk * CHUNK < args.head_dim) {
+            *(u128*)(args.out + places[i] + chunk * CHUNK) = *(const u128*)(queries + chunk_offset<HD>(row, chunk));
         }
     }
 }
 
-// The queries of an item from work.first_query on, as many as a block computes.
+// The queries of an item from `block_query` on, as many as a block computes.
 template <u32 HD>
-__device__ __forceinline__ void prefill_queries(const AttendArgs& args, const PrefillWork& work, u8* shared) {
+__device__ __forceinline__ void prefill_queries(const AttendArgs& args, const PrefillWork& work, u32 block_query, u8* shared) {
     using Shape = PrefillShape<HD>;
-    constexpr u32 TILES = Shape::TILES, KEYS = Shape::KEYS, ROWS = Shape::WARP_QUERIES;
+    constexpr u32 TILES = Shape::TILES, KEYS = Shape::KEYS, ROWS = Shape::WARP_QUERIES, AT_ONCE = Shape::KEYS_AT_ONCE;
     const u32 queries = smem_address(shared), tiles = queries + Shape::QUERIES_BYTES;
-    const u32 first_row = warp_index() * ROWS, first_query = work.first_query + first_row;
-    const Pages pages(args, work.item->table, work.kv_head);
-    const Seen seen = seen_by(work, work.first_query, Shape::BLOCK_QUERIES, args.window);
-    const Seen warp_seen = seen_by(work, first_query, ROWS, args.window);
+    const u32 first_row = warp_index() * ROWS, first_query = block_query + first_row;
+    Pages pages(args, work.kv_head);
+    pages.open(args, work.item.table);
+    const u32 last_query = min(work.queries, block_query + Shape::BLOCK_QUERIES) - 1;
+    const u32 end = work.position(last_query) + 1;
+    const u32 oldest = oldest_key(work.position(block_query), args.window);
+    const u32 first_tile = oldest / KEYS * KEYS;
 
-    // Each warp copies a quarter of a tile.
+    // Each warp copies a quarter of a tile. It keeps the places of two tiles, and first those of its queries.
     constexpr u32 COPIED = KEYS / WARPS;
-    const u32 first_copied = warp_index() * COPIED;
-    const auto place = [&](u32 first_key) {
-        return pages.place(first_key + first_copied + lane_index() % COPIED, seen.first, seen.end);
-    };
-    const auto copy = [&](u32 stage, Place at) {
-        copy_vectors<HD, COPIED>(tiles + stage * 2 * Shape::TILE_BYTES, first_copied, pages.keys, at, args.head_dim);
-        copy_vectors<HD, COPIED>(tiles + (stage * 2 + 1) * Shape::TILE_BYTES, first_copied, pages.values, at, args.head_dim);
+    static_assert(2 * COPIED == ROWS, "places of queries and of keys share memory");
+    __shared__ Place all_places[WARPS][ROWS];
+    __shared__ u32 positions[WARPS][ROWS];
+    Place* places = all_places[warp_index()];
+    const u32 first_copied = warp_index() * COPIED, lane_copied = lane_index() % COPIED;
+    const auto copy = [&](u32 stage) {
+        const u32 keys = tiles + stage * 2 * Shape::TILE_BYTES;
+        const Place* from = places + stage * COPIED;
+        copy_vectors<HD, COPIED>(keys, first_copied, pages.vectors(0), from, args.head_dim);
+        copy_vectors<HD, COPIED>(keys + Shape::TILE_BYTES, first_copied, pages.vectors(1), from, args.head_dim);
         cp_commit();
     };
-    const u32 first_tile = seen.first / KEYS * KEYS;
-    const Place from = work.place(first_query + lane_index() % ROWS, args.heads * args.head_dim, args.head_dim);
-    copy_vectors<HD, ROWS>(queries, first_row, args.q, from, args.head_dim);
-    copy(0, place(first_tile));
-    Place next = place(first_tile + KEYS);
+    const auto place = [&](u32 first_key) { return pages.place(first_key + first_copied + lane_copied, end); };
+
+    places[lane_index() % ROWS] = work.place(first_query + lane_index() % ROWS, args.heads * args.head_dim, args.head_dim);
+    positions[warp_index()][lane_index() % ROWS] = work.position(first_query + lane_index() % ROWS);
+    __syncwarp();
+    copy_vectors<HD, ROWS>(queries, first_row, args.q, places, args.head_dim);
+    __syncwarp();
+    // Pages behind the window may be gone.
+    places[lane_copied] = first_tile + first_copied + lane_copied < oldest ? NOWHERE : place(first_tile);
+    places[COPIED + lane_copied] = place(first_tile + KEYS);
+    __syncwarp();
+    copy(0);
 
     Softmax<HD> softmax[TILES];
 #pragma unroll
@@ -182,26 +181,34 @@ __device__ __forceinline__ void prefill_queries(const AttendArgs& args, const Pr
             }
         }
     }
-    // From this key on some query does not see all of a tile, and before that one of them.
-    const u32 newest = work.position(first_query) + 1;
-    const u32 oldest = warp_seen.end ? oldest_key(warp_seen.end - 1, args.window) : 0;
+    // Tiles from here on this warp need not compute. It sees all of the keys from `masked_until` on, up to `masked_from`.
+    const bool used = first_query < work.queries;
+    const u32 warp_end = used ? work.position(min(work.queries, first_query + ROWS) - 1) + 1 : 0;
+    const u32 masked_until = used ? oldest_key(warp_end - 1, args.window) : 0;
+    const u32 masked_from = work.position(first_query) + 1;
     u32 stage = 0;
 #pragma unroll 1
-    for (u32 first_key = first_tile; first_key < seen.end; first_key += KEYS) {
+    for (u32 first_key = first_tile; first_key < end; first_key += KEYS) {
         cp_wait<0>();
         __syncthreads();
-        copy(stage ^ 1, next);
-        next = place(first_key + 2 * KEYS);
-        if (first_key < warp_seen.end && first_key + KEYS > warp_seen.first) {
+        copy(stage ^ 1);
+        const Place next = place(first_key + 2 * KEYS);
+        if (first_key < warp_end) {
             const u32 keys = tiles + stage * 2 * Shape::TILE_BYTES;
-            add_tile<HD>(softmax, left_address<HD>(queries + first_row * HD * 2), right_address<HD>(keys),
-                         left_address<HD>(keys + Shape::TILE_BYTES), work, first_query, first_key,
-                         first_key + KEYS > newest || first_key < oldest, args.window);
+            const bool masked = first_key + KEYS > masked_from || first_key < masked_until;
+#pragma unroll 1
+            for (u32 key = 0; key < KEYS; key += AT_ONCE) {
+                add_keys<HD, AT_ONCE>(softmax, left_address<HD>(queries + first_row * HD * 2),
+                                      right_address<HD>(keys) + key * HD * 2,
+                                      left_address<HD>(keys + Shape::TILE_BYTES) + key * HD * 2, positions[warp_index()],
+                                      first_key + key, masked, args.window, args.scale * LOG2_E);
+            }
         }
+        places[stage * COPIED + lane_copied] = next;
         stage ^= 1;
     }
     cp_wait<0>();
-    put_results<HD>(softmax, args, work, shared);
+    put_results<HD>(softmax, args, work, first_query, shared, places);
     // The next queries overwrite these.
     __syncthreads();
 }
@@ -211,21 +218,24 @@ __device__ __forceinline__ void prefill(const AttendArgs& args) {
     DYN_SMEM(u8, shared);
     const Step* step = args.step;
     const PrefillItem* items = step_array<PrefillItem>(step, step->prefill_at);
+    __shared__ PrefillWork work;
 #pragma unroll 1
     for (u32 i = blockIdx.x; i < step->prefill_items; i += gridDim.x) {
-        PrefillWork work;
-        work.item = items + i;
-        work.kv_head = blockIdx.y;
-        work.group = args.heads / args.kv_heads;
-        work.queries = work.item->tokens * work.group;
-        work.factor = args.scale * LOG2_E;
-#pragma unroll 1
-        for (work.first_query = 0; work.first_query < work.queries; work.first_query += PrefillShape<HD>::BLOCK_QUERIES) {
-            prefill_queries<HD>(args, work, shared);
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            work.item = items[i];
+            work.kv_head = blockIdx.y;
+            work.group = args.heads / args.kv_heads;
+            work.queries = work.item.tokens * work.group;
         }
-        if (work.kv_head + 1 == args.kv_heads) {
-            for (u32 token = 0; token < work.item->tokens; token++) {
-                clear_tail(args, work.item->first_token + token, threadIdx.x, THREADS);
+        __syncthreads();
+#pragma unroll 1
+        for (u32 query = 0; query < work.queries; query += PrefillShape<HD>::BLOCK_QUERIES) {
+            prefill_queries<HD>(args, work, query, shared);
+        }
+        if (blockIdx.y + 1 == gridDim.y) {
+            for (u32 token = 0; token < work.item.tokens; token++) {
+                clear_tail(args, work.item.first_token + token, threadIdx.x, THREADS);
             }
         }
     }

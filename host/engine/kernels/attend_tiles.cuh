@@ -45,28 +45,33 @@ __device__ __forceinline__ u32 chunk_offset(u32 row, u32 chunk) {
     return (row * (HD / CHUNK) + (chunk ^ (row % 8))) * 16;
 }
 
-// Keys and values of one row of the batch, for one KV head.
+// Keys and values of one KV head, of one row of the batch.
 struct Pages {
-    const bf16* keys;    // of page 0
-    const bf16* values;  // of page 0
+    const bf16* keys;   // of page 0
+    u32 values_after;   // how far values stand behind keys
     const u32* table;
     u64 page_stride;
     u32 block_tokens;
     u32 head_dim;
 
-    __device__ __forceinline__ Pages(const AttendArgs& args, u32 first_table_entry, u32 kv_head) {
-        const u64 vectors = (u64)args.block_tokens * args.head_dim;
-        keys = args.kv + kv_head * vectors;
-        values = keys + args.kv_heads * vectors;
-        table = step_array<u32>(args.step, args.step->tables_at) + first_table_entry;
+    __device__ __forceinline__ Pages(const AttendArgs& args, u32 kv_head) {
+        const u32 vectors = args.block_tokens * args.head_dim;
+        keys = args.kv + (u64)kv_head * vectors;
+        values_after = args.kv_heads * vectors;
         page_stride = args.page_stride;
         block_tokens = args.block_tokens;
         head_dim = args.head_dim;
     }
 
-    // Where `key` stands, if it is in first .. end. Entries of the table outside of that are not read.
-    __device__ __forceinline__ Place place(u32 key, u32 first, u32 end) const {
-        if (key < first || key >= end) {
+    __device__ __forceinline__ void open(const AttendArgs& args, u32 first_table_entry) {
+        table = step_array<u32>(args.step, args.step->tables_at) + first_table_entry;
+    }
+
+    __device__ __forceinline__ const bf16* vectors(u32 value) const { return value ? keys + values_after : keys; }
+
+    // Where `key` stands, if it is before `end`.
+    __device__ __forceinline__ Place place(u32 key, u32 end) const {
+        if (key >= end) {
             return NOWHERE;
         }
         const u32 block = key / block_tokens;
@@ -74,28 +79,29 @@ struct Pages {
     }
 };
 
-// Begins to copy ROWS vectors to a tile, from its row `first_row` on; lane i has the place of vector i. Vectors that are
-// nowhere and dimensions from head_dim on become zero: their products count, with weights that are zero.
+// Begins to copy ROWS vectors to a tile, from its row `first_row` on; `places`, in shared memory, says from where. Vectors
+// that are nowhere and dimensions from head_dim on become zero: their products count, with weights that are zero.
 //
 // A lane writes at fixed distances and follows the permutation in what it reads: that costs no register for each row.
 template <u32 HD, u32 ROWS>
-__device__ __forceinline__ void copy_vectors(u32 tile, u32 first_row, const bf16* base, Place place, u32 head_dim) {
+__device__ __forceinline__ void copy_vectors(u32 tile, u32 first_row, const bf16* base, const Place* places, u32 head_dim) {
     constexpr u32 CHUNKS = HD / CHUNK;
     constexpr u32 AT_ONCE = LANES / CHUNKS;
-    static_assert(ROWS <= LANES && ROWS % 8 == 0, "a lane holds one place; rows are permuted in eights");
+    static_assert(ROWS % 8 == 0, "rows are permuted in eights");
     const u32 to = tile + first_row * HD * 2 + lane_index() * 16;
+    places += lane_index() / CHUNKS;
 #pragma unroll
     for (u32 i = 0; i < ROWS; i += AT_ONCE) {
         const u32 row = i + lane_index() / CHUNKS;
         const u32 dimension = (lane_index() % CHUNKS ^ row % 8) * CHUNK;
-        const Place from = __shfl_sync(ALL_LANES, place, row);
+        const Place from = places[i];
         const bool live = dimension < head_dim && from != NOWHERE;
         cp_async16(to + i * HD * 2, base + (live ? from + dimension : 0), live);
     }
 }
 
 // Where this lane's row begins for ldmatrix of 16 x 16 values at rows 0 to 15, first 8 columns before last 8: what a left
-// operand takes, and (transposed) values as a right operand. Chunk 2 * i of a row is at its address ^ (32 * i).
+// operand takes, and (transposed) values as a right operand.
 template <u32 HD>
 __device__ __forceinline__ u32 left_address(u32 tile) {
     return tile + chunk_offset<HD>(lane_index() % 16, lane_index() / 16);
@@ -107,6 +113,9 @@ __device__ __forceinline__ u32 right_address(u32 tile) {
     return tile + chunk_offset<HD>(lane_index() % 8 + lane_index() / 16 * 8, lane_index() / 8 % 2);
 }
 
+// From such an address, that of chunk 2 * i of its row. What permutes a row are the low three bits of chunks alone.
+__device__ __forceinline__ u32 column_address(u32 address, u32 i) { return (address ^ (i % 4 * 32)) + i / 4 * 128; }
+
 // Adds the products of 16 * TILES queries, of dimensions 16 * step on, with KEYS keys.
 template <u32 HD, u32 KEYS, u32 TILES>
 __device__ __forceinline__ void add_scores(float (&scores)[TILES][KEYS / 8][4], const u32 (&queries)[TILES][4], u32 keys,
@@ -114,7 +123,7 @@ __device__ __forceinline__ void add_scores(float (&scores)[TILES][KEYS / 8][4], 
 #pragma unroll
     for (u32 key = 0; key < KEYS; key += 16) {
         u32 right[4];
-        ldmatrix_x4(right, (keys ^ (step * 32)) + key * HD * 2);
+        ldmatrix_x4(right, column_address(keys, step) + key * HD * 2);
 #pragma unroll
         for (u32 tile = 0; tile < TILES; tile++) {
             mma_bf16(scores[tile][key / 8], queries[tile], right[0], right[1]);
@@ -232,7 +241,7 @@ __device__ __forceinline__ void add_values(Softmax<HD> (&softmax)[TILES], const 
 #pragma unroll
         for (u32 i = 0; i < HD / 16; i++) {
             u32 right[4];
-            ldmatrix_x4_trans(right, (values ^ (i * 32)) + key * HD * 2);
+            ldmatrix_x4_trans(right, column_address(values, i) + key * HD * 2);
 #pragma unroll
             for (u32 tile = 0; tile < TILES; tile++) {
                 mma_bf16(softmax[tile].sums[i * 2], left[tile], right[0], right[1]);

@@ -24,6 +24,7 @@ mod pass;
 mod pinning;
 mod products;
 mod stream;
+mod tensor_map;
 mod weights;
 
 pub use driver::{CudaDevice, cuda_devices};

@@ -18,7 +18,7 @@ const DRIVER_MIN: u32 = 12_000;
 const COMPUTE_MIN: (u32, u32) = (8, 0);
 
 /// Every function of the driver that we call. A call to one that a library lacks would panic.
-const FUNCTIONS: [&str; 44] = [
+const FUNCTIONS: [&str; 45] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -63,6 +63,7 @@ const FUNCTIONS: [&str; 44] = [
     "cuGraphDestroy",
     "cuGetErrorName",
     "cuGetErrorString",
+    "cuTensorMapEncodeTiled",
 ];
 
 /// A call that failed.
