@@ -91,8 +91,8 @@ args! {
         step: Ptr, gate_up: Ptr, bias: Ptr, out: Ptr, width: u32, gate_up_stride: u32, out_stride: u32, gate: u32,
     }
     RouteArgs {
-        step: Ptr, x: Ptr, norm: Ptr, router: Ptr, bias: Ptr, scores: Ptr, chosen: Ptr, shares: Ptr, width: u32,
-        x_stride: u32, experts: u32, active: u32, normalized: u32, eps: f32, cap: u32, spare: u32,
+        step: Ptr, x: Ptr, norm: Ptr, router: Ptr, bias: Ptr, chosen: Ptr, shares: Ptr, width: u32, x_stride: u32,
+        experts: u32, active: u32, normalized: u32, eps: f32,
     }
     SortArgs { step: Ptr, chosen: Ptr, bounds: Ptr, rows: Ptr, places: Ptr, experts: u32, active: u32 }
     AddExpertsArgs {

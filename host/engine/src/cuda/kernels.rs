@@ -31,12 +31,11 @@ macro_rules! kernels {
 kernels! {
     Embed = "embed",
     Angles = "angles",
-    RowNorm = "row_norm",
+    Norm = "norm",
     AddNorm = "add_norm",
     PickNorm = "pick_norm",
     RopeKv = "rope_kv",
     Gate = "gate",
-    Score = "score",
     Route = "route",
     SortExperts = "sort_experts",
     AddExperts = "add_experts",
