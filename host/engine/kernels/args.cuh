@@ -5,7 +5,7 @@
 //   - a matrix of weights is row-major [n, k] bf16: n outputs, a multiple of 32; k inputs, a multiple of 64. What the
 //     model does not have is zero.
 //   - activations that are multiplied are row-major [m, k] bf16 with the same k; values beyond the model's are zero.
-//   - head_dim is a multiple of 8 and at most 256.
+//   - head_dim is a multiple of 8 and at most 256; the width of a norm, and of the residual stream, is a multiple of 4.
 //   - pointers are aligned to 256 bytes, strides are in values unless a name says bytes.
 //   - KV pages are [page][layer][K|V][kv_head][slot][head_dim] in bf16.
 #pragma once
@@ -131,7 +131,7 @@ struct AnglesArgs {
     u32 cap;
 };
 
-// norm: out[t] = bf16(rmsnorm(x[t]) * weight), or bf16(x[t]) when `weight` is null. Columns from `width` on are zero.
+// row_norm: out[t] = bf16(rmsnorm(x[t]) * weight), or bf16(x[t]) when `weight` is null. Columns from `width` on are zero.
 // Grid: cap tokens. Block: 256.
 struct NormArgs {
     const Step* step;
@@ -144,7 +144,7 @@ struct NormArgs {
     float eps;
 };
 
-// add_norm: b = sum of the parts of branch[t], + bias; x[t] += branch_norm ? rmsnorm(b) * branch_norm : b; then as `norm` into
+// add_norm: b = sum of the parts of branch[t], + bias; x[t] += branch_norm ? rmsnorm(b) * branch_norm : b; then as `row_norm` into
 // `out`, if there is one. Grid: cap tokens. Block: 256.
 struct AddNormArgs {
     const Step* step;
@@ -162,7 +162,7 @@ struct AddNormArgs {
     float eps;
 };
 
-// pick_norm: as `norm` for the tokens at sample_tokens_at: out[s] = rmsnorm(x[sample_tokens[s]]) * weight.
+// pick_norm: as `row_norm` for the tokens at sample_tokens_at: out[s] = rmsnorm(x[sample_tokens[s]]) * weight.
 // Rows from step->samples on become zero. Grid: cap samples. Block: 256. Args: NormArgs.
 
 // rope_kv: bias, norms and rope of queries and keys; queries go to `q`, keys and values to their pages.
@@ -262,16 +262,18 @@ struct GateArgs {
     u32 gate;
 };
 
-// route: the best experts of every token. Grid: cap tokens. Block: 128.
-// Scores are f32: rmsnorm(x) * norm (or x) times the router's weights, + bias. Of equal experts the first is better. Chosen
-// experts are in the order of their index; weights are their shares in the softmax of all, or of theirs when `normalized`.
-// Padding tokens choose no expert (0xffffffff).
+// score: the scores of every token and expert, f32: rmsnorm(x) * norm (or x) times the router's weights, + bias.
+// Grid: (tokens / 8, experts / 8), or (tokens / 8, experts / 32) from 64 tokens on, rounded up. Block: 256.
+// route: the best experts of every token by its scores. Grid: cap tokens / 4, rounded up. Block: 128.
+// Of equal experts the first is better. Chosen experts are in the order of their index; weights are their shares in the
+// softmax of all, or of theirs when `normalized`. Padding tokens choose no expert (0xffffffff).
 struct RouteArgs {
     const Step* step;
     const float* x;        // [cap, x_stride]
     const float* norm;     // [width] or null
     const float* router;   // [experts, width]
     const float* bias;     // [experts] or null
+    float* scores;         // [cap, experts]
     u32* chosen;           // [cap, active]
     float* shares;         // [cap, active]
     u32 width;
@@ -280,9 +282,11 @@ struct RouteArgs {
     u32 active;            // at most 16
     u32 normalized;
     float eps;
+    u32 cap;
+    u32 spare;
 };
 
-// sort_experts: pairs (token, choice) by expert, in order of tokens. One block of 1,024.
+// sort_experts: pairs (token, choice) by expert, in order of tokens; fewer than 65,536 tokens. One block of 1,024.
 struct SortArgs {
     const Step* step;
     const u32* chosen;  // [cap, active]
@@ -293,7 +297,7 @@ struct SortArgs {
     u32 active;
 };
 
-// add_experts: x[t] += sum over its choices, in order, of share * (down[place] + bias[expert]); then as `norm` into `out`, if
+// add_experts: x[t] += sum over its choices, in order, of share * (down[place] + bias[expert]); then as `row_norm` into `out`, if
 // there is one. Grid: cap tokens. Block: 256.
 struct AddExpertsArgs {
     const Step* step;

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
+use crate::plan::drawn_sample;
 use crate::{Caps, EngineError, Fence, Row, StepPlan, Xfer};
 
-/// Checks everything that a pass relies on.
+/// Checks everything that a pass relies on. `known`: samples of the step before.
 ///
 /// Errors: [`EngineError::Plan`], naming the row and the numbers.
-pub(crate) fn plan(caps: &Caps, plan: &StepPlan<'_>) -> Result<(), EngineError> {
+pub(crate) fn plan(caps: &Caps, plan: &StepPlan<'_>, known: usize) -> Result<(), EngineError> {
     let mut next = 0;
     let mut drawn = vec![false; plan.samples.len()];
     let mut written = Vec::new();
@@ -17,7 +18,7 @@ pub(crate) fn plan(caps: &Caps, plan: &StepPlan<'_>) -> Result<(), EngineError> 
             return refuse(format!("tokens {:?} do not follow {next} of {}", row.tokens, plan.tokens.len()));
         }
         next = row.tokens.end;
-        if let Err(reason) = check_row(caps, plan, row) {
+        if let Err(reason) = check_row(caps, plan, (row, known)) {
             return refuse(reason);
         }
         written.extend(written_pages(caps, plan, row).map(|page| (page, index)));
@@ -84,7 +85,7 @@ pub(crate) fn moves(caps: &Caps, moves: &[Xfer], (after, last): (Fence, Fence)) 
     })
 }
 
-fn check_row(caps: &Caps, plan: &StepPlan<'_>, row: &Row) -> Result<(), String> {
+fn check_row(caps: &Caps, plan: &StepPlan<'_>, (row, known): (&Row, usize)) -> Result<(), String> {
     let end = u64::from(row.position) + u64::from(row.tokens.end - row.tokens.start);
     if end > u64::from(caps.context_max) {
         return Err(format!("ends at position {end} of {}", caps.context_max));
@@ -93,8 +94,14 @@ fn check_row(caps: &Caps, plan: &StepPlan<'_>, row: &Row) -> Result<(), String> 
         return Err(format!("adapter {} of {}", adapter.0, caps.adapters.len()));
     }
     let tokens = &plan.tokens[to_usize(&row.tokens)];
-    if let Some(token) = tokens.iter().find(|token| **token >= caps.vocab) {
-        return Err(format!("token {token} of {}", caps.vocab));
+    for &token in tokens {
+        match drawn_sample(token) {
+            Some(sample) if sample >= known => {
+                return Err(format!("sample {sample} of {known} in the step before"));
+            }
+            None if token >= caps.vocab => return Err(format!("token {token} of {}", caps.vocab)),
+            _ => {}
+        }
     }
     let Some(pages) = plan.pages.get(to_usize(&row.pages)) else {
         return Err(format!("pages {:?} of {}", row.pages, plan.pages.len()));

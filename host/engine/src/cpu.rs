@@ -26,7 +26,7 @@ mod row;
 #[cfg(test)]
 mod equality;
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 #[cfg(test)]
 mod products;
 #[cfg(test)]
@@ -46,6 +46,7 @@ use pool::Pool;
 use crate::check;
 use crate::clock::Stopwatch;
 use crate::memory::Bf16Buf;
+use crate::plan::resolved;
 use crate::sample::Sampler;
 use crate::settling::Settling;
 use crate::{
@@ -81,6 +82,8 @@ pub struct CpuExec {
     layout: Layout,
     machine: Machine,
     sampler: Sampler,
+    /// Tokens that the last step drew.
+    drawn: Vec<u32>,
     kv: Bf16Buf,
     steps: u64,
     moved: Settling<Moved>,
@@ -146,6 +149,7 @@ impl CpuExec {
                 scratch: (0..threads).map(|_| Mutex::default()).collect(),
             },
             sampler: Sampler::default(),
+            drawn: Vec::new(),
             kv,
             steps: 0,
             moved: Settling::new(),
@@ -166,15 +170,19 @@ impl Executor for CpuExec {
     }
 
     fn submit(&mut self, plan: &StepPlan<'_>) -> Result<Ticket, EngineError> {
-        check::plan(&self.caps, plan)?;
+        check::plan(&self.caps, plan, self.drawn.len())?;
         let watch = Stopwatch::start();
+        let tokens = resolved(plan.tokens, &self.drawn);
+        let plan = &StepPlan { tokens: &tokens, ..*plan };
         if !plan.rows.is_empty() {
             let pass = Pass { model: &self.model, plan, layout: self.layout, heads: self.heads };
             pass.run(&mut self.machine, &mut self.kv);
         }
         let logits = self.machine.buffers.logits.chunks_exact_mut(self.caps.vocab as usize);
-        let sampled =
+        let sampled: Vec<_> =
             plan.samples.iter().zip(logits).map(|(spec, row)| self.sampler.draw(row, spec)).collect();
+        self.drawn.clear();
+        self.drawn.extend(sampled.iter().map(|sampled| sampled.token));
         self.steps += 1;
         let ticket = Ticket(self.steps);
         self.done.push_back((ticket, StepOut { sampled, took: watch.elapsed() }));

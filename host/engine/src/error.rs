@@ -50,4 +50,27 @@ pub enum EngineError {
     /// The transfer cannot be run or settled as given: a bug of the caller, told with numbers.
     #[error("transfer refused: {0}")]
     Transfer(String),
+    /// There is no CUDA device that can be used; says what is missing and what would be right.
+    #[error("no CUDA device: {0}")]
+    Device(String),
+    /// A device has too little memory for what it is to hold.
+    #[error("{device} has too little memory for {what}: {reason}")]
+    DeviceMemory {
+        /// The device.
+        device: String,
+        /// What it was for.
+        what: &'static str,
+        /// What the driver said.
+        reason: String,
+    },
+    /// The device failed and computes nothing more; the executor has to be made anew.
+    #[error("{device} is lost: {call}: {reason}")]
+    Lost {
+        /// The device.
+        device: String,
+        /// The call that failed first.
+        call: &'static str,
+        /// What the driver said.
+        reason: String,
+    },
 }

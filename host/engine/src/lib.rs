@@ -23,6 +23,7 @@ mod tensors;
 
 mod check;
 mod cpu;
+mod cuda;
 mod sample;
 mod settling;
 mod sim;
@@ -44,6 +45,7 @@ mod moving;
 pub use adapter::{ADAPTERS_MAX, RANK_MAX};
 pub use config::{Experts, ModelConfig, Sliding};
 pub use cpu::{CpuConfig, CpuExec, Isa, peak_bf16_flops};
+pub use cuda::{CudaConfig, CudaDevice, CudaExec, cuda_devices};
 pub use error::EngineError;
 pub use files::ModelFiles;
 pub use gguf::GgufMetadata;
@@ -51,7 +53,7 @@ pub use model::Model;
 pub use pack::WeightFormat;
 pub use plan::{
     AdapterId, Caps, Executor, Fence, KvShape, Moved, Row, SampleSpec, Sampled, Saved, StepOut, StepPlan,
-    Ticket, TokenLogprob, TokenMask, UNSETTLED_MAX, Xfer,
+    Ticket, TokenLogprob, TokenMask, UNSETTLED_MAX, Xfer, drawn,
 };
 pub use rope::{Rope, RopeScaling};
 pub use sampling::SamplingParams;

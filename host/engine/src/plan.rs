@@ -1,9 +1,10 @@
 //! The contract between a step loop and an executor.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Duration;
 
-use kv::{Fingerprint, PageIdx, Slot, SlotMut};
+use kv::{Arena, Fingerprint, PageIdx, Slot, SlotMut};
 
 use crate::{EngineError, SamplingParams};
 
@@ -43,6 +44,15 @@ pub trait Executor: Send {
     ///
     /// Errors: [`EngineError::Transfer`] when the fence was settled before or never given out.
     fn settle(&mut self, fence: Fence, block: bool) -> Result<Option<Moved>, EngineError>;
+
+    /// Has the device copy from and to an arena's slots by itself, where it can; other slots are copied more slowly. Once for an
+    /// arena, before its slots are used; returns at once, and takes effect piece by piece.
+    ///
+    /// Errors: [`EngineError::Lost`].
+    fn pin(&mut self, arena: &Arena) -> Result<(), EngineError> {
+        let _ = arena;
+        Ok(())
+    }
 }
 
 /// What an executor can do.
@@ -96,12 +106,36 @@ pub struct KvShape {
 pub struct StepPlan<'a> {
     /// The sequences of this step, prefill chunks and decode steps mixed.
     pub rows: &'a [Row],
-    /// New tokens of all rows, one after the other.
+    /// New tokens of all rows, one after the other. One that nobody has read yet is named by [`drawn`].
     pub tokens: &'a [u32],
     /// Page tables of all rows, one after the other.
     pub pages: &'a [PageIdx],
     /// How to draw the next token, for the rows that want one.
     pub samples: &'a [SampleSpec<'a>],
+}
+
+/// Set in a token of [`StepPlan::tokens`] that is the place of a sample.
+const DRAWN: u32 = 1 << 31;
+
+/// Stands in [`StepPlan::tokens`] for the token that sample `sample` of the step before draws. So a step is submitted before
+/// the one before it has been polled, and a device goes from one to the next without waiting for its host.
+///
+/// The step before is the one submitted last. A CUDA device knows no token that its host draws: see `CudaExec`.
+pub fn drawn(sample: u32) -> u32 {
+    DRAWN | sample
+}
+
+/// The place of the sample that a token stands for; none for a token id.
+pub(crate) fn drawn_sample(token: u32) -> Option<usize> {
+    (token & DRAWN != 0).then_some((token & !DRAWN) as usize)
+}
+
+/// Tokens with those that were drawn in their places.
+pub(crate) fn resolved<'a>(tokens: &'a [u32], drawn: &[u32]) -> Cow<'a, [u32]> {
+    if tokens.iter().all(|token| drawn_sample(*token).is_none()) {
+        return Cow::Borrowed(tokens);
+    }
+    tokens.iter().map(|token| drawn_sample(*token).map_or(*token, |sample| drawn[sample])).collect()
 }
 
 /// One sequence's part of a step.

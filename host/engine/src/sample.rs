@@ -218,9 +218,13 @@ fn pick(candidates: &[Candidate], uniform: f64) -> u32 {
 /// finaliser over both. It depends on nothing else, so that a sequence draws the same tokens in every
 /// batch, after every preemption and on every machine.
 fn uniform(seed: u64, position: u64) -> f64 {
+    uniform_bits(seed, position) as f64 / (1u64 << 53) as f64
+}
+
+/// The same, times 2^53.
+pub(crate) fn uniform_bits(seed: u64, position: u64) -> u64 {
     let key = mix(seed ^ 0x9e37_79b9_7f4a_7c15);
-    let bits = mix(key.wrapping_add(position.wrapping_mul(0xd1b5_4a32_d192_ed03)));
-    (bits >> 11) as f64 / (1u64 << 53) as f64
+    mix(key.wrapping_add(position.wrapping_mul(0xd1b5_4a32_d192_ed03))) >> 11
 }
 
 #[cfg(test)]

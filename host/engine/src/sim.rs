@@ -14,6 +14,7 @@ use kv::{Fingerprint, PageIdx};
 
 use crate::clock::Stopwatch;
 use crate::digest::mix;
+use crate::plan::resolved;
 use crate::settling::Settling;
 use crate::{
     Caps, EngineError, Executor, Fence, KvShape, Moved, Row, SampleSpec, Sampled, Saved, StepOut, StepPlan,
@@ -89,6 +90,8 @@ pub struct SimExec {
     /// When all blocks that were given have moved, since `clock` started.
     moving_until: Duration,
     steps: u64,
+    /// Tokens that the last step drew.
+    drawn: Vec<u32>,
     transfers: Settling<Transfer>,
     done: VecDeque<Step>,
 }
@@ -141,6 +144,7 @@ impl SimExec {
             busy_until: Duration::ZERO,
             moving_until: Duration::ZERO,
             steps: 0,
+            drawn: Vec::new(),
             transfers: Settling::new(),
             done: VecDeque::new(),
             config,
@@ -248,7 +252,9 @@ impl Executor for SimExec {
     }
 
     fn submit(&mut self, plan: &StepPlan<'_>) -> Result<Ticket, EngineError> {
-        check::plan(&self.caps, plan)?;
+        check::plan(&self.caps, plan, self.drawn.len())?;
+        let tokens = resolved(plan.tokens, &self.drawn);
+        let plan = &StepPlan { tokens: &tokens, ..*plan };
         let histories: Vec<u64> =
             plan.rows.iter().map(|row| self.history(plan, row)).collect::<Result<_, _>>()?;
         let mut sampled = vec![Sampled::default(); plan.samples.len()];
@@ -268,6 +274,8 @@ impl Executor for SimExec {
                 sampled[sample as usize] = self.draw(hash, &plan.samples[sample as usize]);
             }
         }
+        self.drawn.clear();
+        self.drawn.extend(sampled.iter().map(|sampled| sampled.token));
         let took = self.cost(plan);
         if self.config.pace == Pace::Real {
             let ready = self.busy_until.max(self.moved_at(plan.pages));

@@ -77,6 +77,12 @@ impl Arena {
         Arc::ptr_eq(&self.0, &slot.0.arena)
     }
 
+    /// The memory of all slots, for a device that copies by itself: where it begins, bytes from one slot to the next, and
+    /// slots. It stays where it is while a clone of the arena or a slot lives.
+    pub fn memory(&self) -> (*const u8, usize, u32) {
+        (self.0.base, self.0.stride, self.0.slots)
+    }
+
     /// Bytes that a slot holds.
     pub fn slot_bytes(&self) -> usize {
         self.0.slot_bytes

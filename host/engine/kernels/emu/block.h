@@ -136,6 +136,7 @@ struct Block {
     u32 warp_count;
     size_t shared_bytes;
     bool failed;
+    bool bad_address;  // the fault is memory that is not there
     char fault[1024];
 
     // The block.

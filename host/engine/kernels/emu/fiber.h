@@ -104,8 +104,11 @@ class Stacks {
     // Stacks begin at different places of a page: the hot ends of 1,024 of them would otherwise share a few cache sets.
     void prepare(Fiber& fiber, size_t i, void (*entry)()) {
         size_t shift = i * 5 % 64 * 64;
-        fiber_prepare(fiber, base_ + i * pitch() + guard_, STACK_BYTES + guard_ - shift, entry);
+        fiber_prepare(fiber, start(i), STACK_BYTES + guard_ - shift, entry);
     }
+
+    char* start(size_t i) const { return base_ + i * pitch() + guard_; }
+    char* end(size_t i) const { return base_ + (i + 1) * pitch(); }
 
    private:
     size_t pitch() const { return STACK_BYTES + 2 * guard_; }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "block.h"
+#include "trap.h"
 
 namespace emu {
 
@@ -178,7 +179,8 @@ inline void run_block() {
 }
 
 inline void prepare_lanes(dim3 threads) {
-    static Stacks stacks(THREADS_MAX);
+    static Stacks stacks(THREADS_MAX + 2);
+    install_trap(stacks.end(THREADS_MAX), stacks.start(THREADS_MAX + 1));
     if (block.lanes.empty()) {
         block.lanes.resize(THREADS_MAX);
         size_t bytes = SHARED_BYTES_MAX + SHARED_GUARD_BYTES;
@@ -199,7 +201,7 @@ inline void prepare_lanes(dim3 threads) {
 // Runs a kernel and says what went wrong, or null.
 inline const char* run(dim3 grid, dim3 threads, size_t shared_bytes, void (*call)(const void*), const void* arguments) {
     size_t size = (size_t)threads.x * threads.y * threads.z;
-    block.failed = false;
+    block.failed = block.bad_address = false;
     if (!size || size > THREADS_MAX || shared_bytes > SHARED_BYTES_MAX || !grid.x || !grid.y || !grid.z) {
         return "a launch beyond what any device can do";
     }

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::testing::{TestRow, logprob_of, run_adapted};
-use crate::{AdapterId, CpuConfig, CpuExec, EngineError, Isa, Model, ModelFiles, WeightFormat};
+use crate::{
+    AdapterId, CpuConfig, CpuExec, EngineError, Executor, Isa, Model, ModelFiles, Sampled, WeightFormat,
+};
 
-const FAMILIES: [&str; 11] = [
+pub(crate) const FAMILIES: [&str; 11] = [
     "llama2",
     "llama3",
     "llama_linear",
@@ -31,11 +33,11 @@ const P99_MAX: f64 = 0.032;
 /// Where another token is best, by how much the reference prefers its own.
 const REGRET_MAX: f64 = 0.06;
 
-fn fixture(family: &str) -> PathBuf {
+pub(crate) fn fixture(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(family)
 }
 
-struct Deviation {
+pub(crate) struct Deviation {
     mean: f64,
     p99: f64,
     regret: f64,
@@ -43,7 +45,7 @@ struct Deviation {
 }
 
 impl Deviation {
-    fn check(&self, what: &str) {
+    pub(crate) fn check(&self, what: &str) {
         let Self { mean, p99, regret, agreement } = self;
         println!("{what}: mean {mean:.5} p99 {p99:.4} regret {regret:.4} agreement {agreement:.4}");
         assert!(*mean <= MEAN_MAX, "{what}: mean {mean}");
@@ -53,15 +55,27 @@ impl Deviation {
 }
 
 /// Teacher-forces every golden sequence, one token a step, and compares the 16 likeliest tokens.
-fn deviation(family: &str, exec: &mut CpuExec) -> Deviation {
+fn deviation(family: &str, exec: &mut dyn Executor) -> Deviation {
     deviation_from(&fixture(family).join("golden.json"), exec)
 }
 
-fn deviation_from(golden: &Path, exec: &mut CpuExec) -> Deviation {
+fn deviation_from(golden: &Path, exec: &mut dyn Executor) -> Deviation {
     deviation_of(golden, exec, None)
 }
 
-fn deviation_of(golden: &Path, exec: &mut CpuExec, adapter: Option<AdapterId>) -> Deviation {
+fn deviation_of(golden: &Path, exec: &mut dyn Executor, adapter: Option<AdapterId>) -> Deviation {
+    compare(golden, |tokens| {
+        let one = |(position, token): (usize, &u32)| {
+            let row =
+                TestRow { tokens: &[*token], position: position as u32, pages: (0..10).rev().collect() };
+            run_adapted(exec, &[row], (|_| 1, |_| adapter)).unwrap().remove(0)
+        };
+        tokens.iter().enumerate().map(one).collect()
+    })
+}
+
+/// Compares the 16 likeliest tokens after each token of every golden sequence; `ours` computes a sequence.
+pub(crate) fn compare(golden: &Path, mut ours: impl FnMut(&[u32]) -> Vec<Sampled>) -> Deviation {
     let golden = std::fs::read(golden).unwrap();
     let golden: Value = serde_json::from_slice(&golden).unwrap();
     let (mut errors, mut regrets) = (Vec::new(), Vec::new());
@@ -70,10 +84,7 @@ fn deviation_of(golden: &Path, exec: &mut CpuExec, adapter: Option<AdapterId>) -
             value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
         };
         let tokens = list(&sequence["tokens"]);
-        for (position, token) in tokens.iter().enumerate() {
-            let row =
-                TestRow { tokens: &[*token], position: position as u32, pages: (0..10).rev().collect() };
-            let ours = run_adapted(exec, &[row], (|_| 1, |_| adapter)).unwrap().remove(0);
+        for (position, ours) in ours(&tokens).into_iter().enumerate() {
             let top = list(&sequence["top_tokens"][position]);
             let logprobs: Vec<f64> = sequence["top_logprobs"][position]
                 .as_array()

@@ -1,0 +1,147 @@
+// What a block or a warp does with one row: loads and stores of four columns, sums, and RMSNorm.
+#pragma once
+
+namespace row {
+
+constexpr u32 ALL_LANES = 0xffffffff;
+
+__device__ __forceinline__ float f32_infinity() { return __uint_as_float(0x7f800000u); }
+
+__device__ __forceinline__ u32 lane_id() { return threadIdx.x % 32; }
+__device__ __forceinline__ u32 warp_id() { return threadIdx.x / 32; }
+
+// Values of an array of the step's inputs.
+template <class T>
+__device__ __forceinline__ const T* step_array(const Step* step, u32 at) {
+    return reinterpret_cast<const T*>(reinterpret_cast<const u8*>(step) + at);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Four columns at once
+// ---------------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float4 splat(float value) { return make_float4(value, value, value, value); }
+
+__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+__device__ __forceinline__ float4 operator*(float4 a, float4 b) {
+    return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
+}
+
+__device__ __forceinline__ float dot(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+
+// Columns 4 quad .. of a row that has `width` of them, a multiple of 4; those beyond are zero and not read.
+__device__ __forceinline__ float4 load_quad(const float* row, u32 quad, u32 width) {
+    return 4 * quad < width ? *reinterpret_cast<const float4*>(row + 4 * quad) : splat(0.0f);
+}
+
+__device__ __forceinline__ void store_quad(float* row, u32 quad, float4 values) {
+    *reinterpret_cast<float4*>(row + 4 * quad) = values;
+}
+
+__device__ __forceinline__ void store_quad(bf16* row, u32 quad, float4 values) {
+    *reinterpret_cast<uint2*>(row + 4 * quad) =
+        make_uint2(narrow_pair(values.x, values.y), narrow_pair(values.z, values.w));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Sums, the same in every thread
+// ---------------------------------------------------------------------------------------------------------------
+
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        value += __shfl_xor_sync(ALL_LANES, value, lanes);
+    }
+    return value;
+}
+
+// All threads of the block call it. `parts` [32] is shared memory that nothing else uses between two barriers.
+template <class T>
+__device__ __forceinline__ T block_sum(T value, T* parts) {
+    value = warp_sum(value);
+    // A sum before this one may still be read.
+    __syncthreads();
+    if (lane_id() == 0) {
+        parts[warp_id()] = value;
+    }
+    __syncthreads();
+    return warp_sum(lane_id() < blockDim.x / 32 ? parts[lane_id()] : T(0));
+}
+
+// The sum of the values of this thread and all before it. As block_sum; of integers alone, which any order adds alike.
+template <class T>
+__device__ __forceinline__ T block_prefix(T value, T* parts) {
+#pragma unroll
+    for (u32 lanes = 1; lanes < 32; lanes *= 2) {
+        T before = __shfl_up_sync(ALL_LANES, value, lanes);
+        value += lane_id() >= lanes ? before : T(0);
+    }
+    __syncthreads();
+    if (lane_id() == 31) {
+        parts[warp_id()] = value;
+    }
+    __syncthreads();
+    return value + warp_sum(lane_id() < warp_id() ? parts[lane_id()] : T(0));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// RMSNorm. Source: arXiv 1910.07467, equation 4
+// ---------------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float inverse_rms(float squares, u32 width, float eps) {
+    return rsqrtf(squares / (float)width + eps);
+}
+
+// Quads of a row that a thread keeps in registers: 4,096 columns in a block of 256 threads.
+constexpr u32 QUADS_HELD = 4;
+
+// Whether a row of so many quads is kept in registers; else it is read again for every pass.
+__device__ __forceinline__ bool row_fits(u32 quads) { return quads <= QUADS_HELD * blockDim.x; }
+
+// Calls visit(place, quad) for every quad of this thread. HELD: there are at most QUADS_HELD, at places that are known
+// when the code is compiled, as registers need it.
+template <bool HELD, class Visit>
+__device__ __forceinline__ void each_quad(u32 quads, const Visit& visit) {
+    if (HELD) {
+#pragma unroll
+        for (u32 place = 0; place < QUADS_HELD; place++) {
+            u32 quad = threadIdx.x + place * blockDim.x;
+            if (quad < quads) {
+                visit(place, quad);
+            }
+        }
+    } else {
+#pragma unroll 1
+        for (u32 quad = threadIdx.x; quad < quads; quad += blockDim.x) {
+            visit(0u, quad);
+        }
+    }
+}
+
+// The row that a norm reads.
+template <bool HELD>
+struct Row {
+    float4 held[HELD ? QUADS_HELD : 1];
+
+    // out = bf16(row * scale * weight), or bf16(row) without weights; zero from `width` on. load(quad) gives the row
+    // where it is not held.
+    template <class Load>
+    __device__ __forceinline__ void write(bf16* out, u32 out_stride, const float* weight, u32 width, float scale,
+                                          const Load& load) const {
+        each_quad<HELD>(out_stride / 4, [&](u32 place, u32 quad) {
+            float4 x = 4 * quad >= width ? splat(0.0f) : HELD ? held[place] : load(quad);
+            if (weight) {
+                x = x * splat(scale) * load_quad(weight, quad, width);
+            }
+            store_quad(out, quad, x);
+        });
+    }
+};
+
+}  // namespace row
+
+using namespace row;
