@@ -1,19 +1,19 @@
 // Products of many rows on compute capability 9.0: out = a * transpose(w), tiles of 128 rows.
 //
-// | kernel         | tile    | threads | grid                          | dynamic shared memory |
-// |----------------|---------|---------|-------------------------------|-----------------------|
-// | gemm_wgmma_128 | 128x128 | 384     | min(tiles, multiprocessors)   | 192 KiB + 1 KiB       |
-// | gemm_wgmma_256 | 128x256 | 384     | the same                      | the same              |
+// | kernel         | tile      | threads | grid                        | dynamic shared memory |
+// |----------------|-----------|---------|-----------------------------|-----------------------|
+// | gemm_wgmma_128 | 128 x 128 | 384     | min(tiles, multiprocessors) | 193 KiB               |
+// | gemm_wgmma_256 | 128 x 256 | 384     | the same                    | 193 KiB               |
 //
 // A block computes tiles blockIdx.x, blockIdx.x + gridDim.x, .. in the order of tile_at(). Its first warpgroup has one
 // thread at work, which keeps the copy engine ahead by as many steps of 64 values of k as there are stages, across
 // tiles; the other two have 64 rows each, and multiply without a pause:
 //
-//   thread 0     wait empty[s] -> copy a, w ................ full[s]
-//   warpgroups                                   wait full[s] -> multiply; when the step before it is done, empty[s - 1]
+//   thread 0     wait empty[s] -> copy a, w ....... full[s]
+//   warpgroups                          wait full[s] -> multiply; when the step before it is done, empty[s - 1]
 //
-// The wide tile reads a third less from the L2 cache for each product, and is the faster one where there are enough of
-// them: a launch takes about ceil(tiles / multiprocessors) times the time of a tile, which is 1 to 0.55.
+// The wide tile reads a third less for each product, and its products take less of the bandwidth of shared memory; the
+// narrow one is for matrices that have too few wide ones for all multiprocessors.
 #pragma once
 
 #include "gemm_output.cuh"
@@ -105,7 +105,8 @@ __device__ __forceinline__ void produce(const WgmmaArgs& args, typename Shape::S
 __device__ __forceinline__ void wgmma_tile(float (&sums)[64], u64 a, u64 w) { wgmma_m64n128k16(sums, a, w); }
 __device__ __forceinline__ void wgmma_tile(float (&sums)[128], u64 a, u64 w) { wgmma_m64n256k16(sums, a, w); }
 
-// All steps of one tile. Two steps are under way at a time, so that the tensor cores go from one to the next by themselves.
+// All steps of one tile. Two steps are under way at a time, so that the tensor cores go from one to the next by
+// themselves.
 template <class Shape>
 __device__ __forceinline__ void multiply_steps(typename Shape::Shared& shared, u32 group, u32 steps, Ring<Shape>& ring,
                                                float (&sums)[Shape::SUMS]) {
