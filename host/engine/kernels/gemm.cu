@@ -9,8 +9,8 @@
 // | gemm_128  | 128 x 128 | 256     | the same                                           | 48 KiB                |
 //
 // `skinny` kernels take as many rows as their tile, of a product or of every expert. The others take any number: a
-// block begins with the rows of tile blockIdx.y and goes on in strides of gridDim.y tiles, so that a grid of fewer tiles
-// than there are is correct, and right for experts, of which most have few rows.
+// block begins with the rows of tile blockIdx.y and goes on in strides of gridDim.y tiles. A grid of fewer tiles than
+// there are is correct, and right for experts, of which most have few rows.
 //
 // A split is worth it where tiles alone are fewer than what the device holds at once: on every multiprocessor three
 // blocks of skinny_16, two of skinny_32, four of skinny_64, and two of the others.
