@@ -31,11 +31,12 @@ macro_rules! kernels {
 kernels! {
     Embed = "embed",
     Angles = "angles",
-    Norm = "norm",
+    RowNorm = "row_norm",
     AddNorm = "add_norm",
     PickNorm = "pick_norm",
     RopeKv = "rope_kv",
     Gate = "gate",
+    Score = "score",
     Route = "route",
     SortExperts = "sort_experts",
     AddExperts = "add_experts",
