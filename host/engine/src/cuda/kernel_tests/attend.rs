@@ -8,7 +8,8 @@ use std::ops::Range;
 use super::super::args::{AttendArgs, CombineItem, DecodeItem, PrefillItem};
 use super::super::kernels::{Grid, Kernel};
 use super::super::pass::{attend_kernels, item_tokens};
-use super::super::testing::{Harness, NONE, Random, StepInputs, wide};
+use super::super::testing::{Harness, NONE, Random, StepInputs, on_device, wide};
+use super::{Bug, check_bugs};
 use crate::pack;
 
 const THREADS: u32 = 128;
@@ -72,8 +73,12 @@ struct Span {
 
 impl Span {
     fn draw(random: &mut Random, shape: &Shape) -> Self {
-        let short = random.within(0..4) == 0;
-        let context = random.within(1..if short { 20 } else if shape.head_dim > 128 { 300 } else { 700 });
+        let most = match shape.head_dim {
+            _ if random.within(0..4) == 0 => 20,
+            ..=128 => 700,
+            _ => 300,
+        };
+        let context = random.within(1..most);
         let decode = random.within(0..2) == 0;
         let most = if decode { 2 } else { 2400 / shape.heads().max(16) };
         Self { context, tokens: random.within(1..most + 1).min(context), decode }
@@ -158,7 +163,8 @@ impl Case {
         let shape = &self.shape;
         let page = self.tables[self.rows[row].table + key / shape.block_tokens] as usize;
         let slot = kv_head * shape.block_tokens + key % shape.block_tokens;
-        let at = page * shape.page_stride() + (shape.layer * 2 + value) * shape.plane() + slot * shape.head_dim;
+        let at =
+            page * shape.page_stride() + (shape.layer * 2 + value) * shape.plane() + slot * shape.head_dim;
         at..at + shape.head_dim
     }
 
@@ -194,7 +200,9 @@ impl Case {
         const ROUNDING: f64 = 1.01 / 256.0;
         let (shape, width) = (self.shape, self.shape.heads() * self.shape.head_dim);
         let (mut errors, mut bounds) = (0.0, 0.0);
-        for (row, token) in self.rows.iter().enumerate().flat_map(|(row, r)| r.tokens.clone().map(move |t| (row, t))) {
+        for (row, token) in
+            self.rows.iter().enumerate().flat_map(|(row, r)| r.tokens.clone().map(move |t| (row, t)))
+        {
             let got = &out[token * out_stride..][..out_stride];
             for head in 0..shape.heads() {
                 let (sums, magnitudes) = self.expected(row, token, head);
@@ -202,7 +210,10 @@ impl Case {
                     let value = wide(got[head * shape.head_dim + i]);
                     let (error, bound) = ((value - sum).abs(), (sum.abs() + magnitude) * ROUNDING + 1e-5);
                     // Not `>`: a NaN is never near.
-                    assert!(error <= bound, "token {token} head {head} value {i}: {value}, not {sum}: {shape:?}");
+                    assert!(
+                        error <= bound,
+                        "token {token} head {head} value {i}: {value}, not {sum}: {shape:?}"
+                    );
                     errors += error * error;
                     bounds += bound * bound;
                 }
@@ -210,7 +221,10 @@ impl Case {
             assert!(got[width..].iter().all(|value| *value == 0), "columns behind the last head: {shape:?}");
         }
         assert!(errors <= bounds * 0.25 * 0.25, "{} of {}: {shape:?}", errors.sqrt(), bounds.sqrt());
-        assert!(out[self.tokens() * out_stride..].iter().all(|value| *value == u16::MAX), "padding: {shape:?}");
+        assert!(
+            out[self.tokens() * out_stride..].iter().all(|value| *value == u16::MAX),
+            "padding: {shape:?}"
+        );
     }
 }
 
@@ -332,62 +346,179 @@ fn check(harness: &Harness, shape: Shape, spans: &[Span], seed: u64) {
     case.check(&out, out_stride);
 }
 
+/// Calls a test with seeds; a device takes more of them.
+fn each(few: u64, test: impl Fn(&Harness, &mut Random, u64)) {
+    let Some(harness) = Harness::open() else { return };
+    for seed in 0..if on_device() { few * 50 } else { few } {
+        test(&harness, &mut Random::new(seed), seed);
+    }
+}
+
 /// Several sequences of any shape, decoded and prefilled side by side.
-pub(crate) fn attention_agrees_with_f64(harness: &mut Harness, seed: u64) {
-    let mut random = Random::new(seed);
-    let shape = Shape::draw(&mut random);
-    let spans: Vec<Span> = (0..random.within(1..4)).map(|_| Span::draw(&mut random, &shape)).collect();
-    check(harness, shape, &spans, seed);
+#[test]
+fn attention_agrees_with_f64() {
+    each(16, |harness, random, seed| {
+        let shape = Shape::draw(random);
+        let spans: Vec<Span> = (0..random.within(1..4)).map(|_| Span::draw(random, &shape)).collect();
+        check(harness, shape, &spans, seed);
+    });
 }
 
 /// More heads than a product has rows, and more than a block's queries.
-pub(crate) fn large_groups_are_computed_in_turns(harness: &mut Harness, seed: u64) {
-    let mut random = Random::new(seed);
-    let group = random.one_of(&[17, 35, 140]);
-    let shape = Shape { group, kv_heads: 1, head_dim: random.one_of(&[16, 72, 136]), ..Shape::draw(&mut random) };
-    let spans = [
-        Span { context: random.within(2..200), tokens: 2, decode: true },
-        Span { context: random.within(3..200), tokens: 3, decode: false },
-    ];
-    check(harness, shape, &spans, seed);
+#[test]
+fn large_groups_are_computed_in_turns() {
+    each(4, |harness, random, seed| {
+        let group = random.one_of(&[17, 35, 140]);
+        let shape =
+            Shape { group, kv_heads: 1, head_dim: random.one_of(&[16, 72, 136]), ..Shape::draw(random) };
+        let spans = [
+            Span { context: random.within(2..200), tokens: 2, decode: true },
+            Span { context: random.within(3..200), tokens: 3, decode: false },
+        ];
+        check(harness, shape, &spans, seed);
+    });
 }
 
 /// Windows that begin in the middle of a tile, at its first key and at its last.
-pub(crate) fn windows_begin_anywhere_in_a_tile(harness: &mut Harness, seed: u64) {
-    let mut random = Random::new(seed);
-    let window = random.one_of(&[1, 2, 15, 16, 17, 63, 64, 65, 128]);
-    let shape = Shape { group: 4, kv_heads: 1, window, ..Shape::draw(&mut random) };
-    let spans = [
-        Span { context: random.within(190..260), tokens: random.within(1..70), decode: false },
-        Span { context: random.within(60..260), tokens: 3, decode: true },
-    ];
-    check(harness, shape, &spans, seed);
+#[test]
+fn windows_begin_anywhere_in_a_tile() {
+    each(12, |harness, random, seed| {
+        let window = random.one_of(&[1, 2, 15, 16, 17, 63, 64, 65, 128]);
+        let shape = Shape { group: 4, kv_heads: 1, window, ..Shape::draw(random) };
+        let spans = [
+            Span { context: random.within(190..260), tokens: random.within(1..70), decode: false },
+            Span { context: random.within(60..260), tokens: 3, decode: true },
+        ];
+        check(harness, shape, &spans, seed);
+    });
 }
 
 /// A token's result depends on what is before it, and not on items, pages or blocks.
-pub(crate) fn a_prompt_cut_otherwise_gives_the_same_bits(harness: &mut Harness, seed: u64) {
-    let mut random = Random::new(seed);
-    let shape = Shape { sinks: false, ..Shape::draw(&mut random) };
-    let tokens = random.within(2..1 + 1600 / shape.heads().max(16));
-    let span = Span { context: tokens + random.within(0..150), tokens, decode: false };
-    let mut results = Vec::new();
-    for block_tokens in [shape.block_tokens, 16] {
-        let case = Case::new(Shape { block_tokens, ..shape }, &[span], seed);
-        let mut items = Items::default();
-        items.prefill(&case.rows[0], random.within(1..tokens + 1));
-        let (out, out_stride) = run(harness, &case, &items, &mut random);
-        case.check(&out, out_stride);
-        let width = shape.heads() * shape.head_dim;
-        let rows = out.chunks_exact(out_stride).take(tokens);
-        results.push(rows.map(|row| row[..width].to_vec()).collect::<Vec<_>>());
-    }
-    assert!(results[0] == results[1], "{shape:?} {span:?}");
+#[test]
+fn a_prompt_cut_otherwise_gives_the_same_bits() {
+    each(6, |harness, random, seed| {
+        let window = random.one_of(&[u32::MAX, 100]);
+        let shape = Shape { window, ..Shape::draw(random) };
+        let tokens = random.within(2..1 + 1600 / shape.heads().max(16));
+        let span = Span { context: tokens + random.within(0..150), tokens, decode: false };
+        let results = [shape.block_tokens, 16].map(|block_tokens| {
+            let case = Case::new(Shape { block_tokens, ..shape }, &[span], seed);
+            let mut items = Items::default();
+            items.prefill(&case.rows[0], random.within(1..tokens + 1));
+            let (out, out_stride) = run(harness, &case, &items, random);
+            case.check(&out, out_stride);
+            let rows = out.chunks_exact(out_stride).take(tokens);
+            rows.map(|row| row[..shape.heads() * shape.head_dim].to_vec()).collect::<Vec<_>>()
+        });
+        assert!(results[0] == results[1], "{shape:?} {span:?}");
+    });
 }
 
 /// Nothing to do is nothing written.
-pub(crate) fn no_items_write_nothing(harness: &mut Harness, seed: u64) {
-    let mut random = Random::new(seed);
-    let case = Case::new(Shape::draw(&mut random), &[Span { context: 1, tokens: 1, decode: true }], seed);
-    let (out, _) = run(harness, &case, &Items::default(), &mut random);
-    assert!(out.iter().all(|value| *value == u16::MAX));
+#[test]
+fn no_items_write_nothing() {
+    each(2, |harness, random, seed| {
+        let case = Case::new(Shape::draw(random), &[Span { context: 1, tokens: 1, decode: true }], seed);
+        let (out, _) = run(harness, &case, &Items::default(), random);
+        assert!(out.iter().all(|value| *value == u16::MAX));
+    });
+}
+
+const BUGS: &[Bug] = &[
+    // Values are used before they are there.
+    ("attend_decode.cu", "FLYING = AHEAD * 2 - 2;", "FLYING = AHEAD * 2 - 1;"),
+    // Places are overwritten while lanes read them, and too early.
+    (
+        "attend_decode.cu",
+        "            // Tile 2 takes the places of tile 0.\n            __syncwarp();\n",
+        "",
+    ),
+    ("attend_decode.cu", "put_places(tile + AHEAD + 1, next);", "put_places(tile + AHEAD, next);"),
+    // A key beyond the last counts.
+    ("attend_decode.cu", "        if (live < KEYS) {", "        if (live + 1 < KEYS) {"),
+    // Every warp, then every part, has the sink.
+    ("attend_decode.cu", "args.sinks && warp_index() == 0 &&", "args.sinks &&"),
+    ("attend_decode.cu", "item.first_key <= oldest && oldest < item.end_key", "oldest < item.end_key"),
+    // Warps overwrite what others read.
+    ("attend_decode.cu", "    // The next queries overwrite the sums.\n    __syncthreads();\n", ""),
+    // Parts weigh the same whatever their maxima are.
+    (
+        "attend_decode.cu",
+        "part * stride + 1] * exp2_fast(states[part * stride] - maximum)",
+        "part * stride + 1]",
+    ),
+    // Columns behind the last head stay as they are.
+    ("attend_decode.cu", "        clear_tail(args, item.token, threadIdx.x, THREADS);\n", ""),
+    ("attend_tiles.cuh", "                weight[half] *= keep;\n", ""),
+    // Dimensions and rows in the wrong order.
+    (
+        "attend_tiles.cuh",
+        "lane_index() % 8 + lane_index() / 16 * 8, lane_index() / 8 % 2",
+        "lane_index() % 16, lane_index() / 16",
+    ),
+    ("attend_tiles.cuh", "(lane_index() % CHUNKS ^ row % 8)", "(lane_index() % CHUNKS)"),
+    // What no key has given is subtracted from itself.
+    (
+        "attend_tiles.cuh",
+        "maximum[half] == minus_infinity() ? 0.0f : maximum[half] * factor",
+        "maximum[half] * factor",
+    ),
+    (
+        "attend_prefill.cu",
+        "        cp_wait<0>();\n        __syncthreads();\n        copy(",
+        "        cp_wait<0>();\n        copy(",
+    ),
+    (
+        "attend_prefill.cu",
+        "places[stage * COPIED + lane_copied] = next;",
+        "places[(stage ^ 1) * COPIED + lane_copied] = next;",
+    ),
+    ("attend_prefill.cu", "    // The next queries overwrite these.\n    __syncthreads();\n", ""),
+];
+
+const BUGS_OF_WINDOWS: &[Bug] = &[
+    // One key too many.
+    (
+        "attend_tiles.cuh",
+        "position < window ? 0 : position - window + 1;",
+        "position < window ? 0 : position - window;",
+    ),
+    ("attend_decode.cu", "(item.first_key < oldest ? oldest : item.first_key)", "item.first_key"),
+    ("attend_prefill.cu", "position[e / 2] - key < window", "position[e / 2] - key <= window"),
+    // A tile that is not masked.
+    ("attend_prefill.cu", "|| first_key < masked_until;", ";"),
+    ("attend_prefill.cu", "first_key + KEYS > masked_from ||", "first_key + KEYS > masked_from + 1 ||"),
+    // Pages behind the window are read.
+    (
+        "attend_prefill.cu",
+        "lane_copied < oldest ? NOWHERE : place(first_tile)",
+        "lane_copied < 0 ? NOWHERE : place(first_tile)",
+    ),
+];
+
+const BUGS_OF_GROUPS: &[Bug] = &[
+    (
+        "attend_decode.cu",
+        "            // Sums of the first half have been read.\n            __syncthreads();\n",
+        "",
+    ),
+    ("attend_decode.cu", "const u32 first = unit % sets * QUERIES;", "const u32 first = 0;"),
+    ("attend_prefill.cu", "query += PrefillShape<HD>::BLOCK_QUERIES", "query += work.queries"),
+];
+
+/// Tiles that begin where the item's window does.
+const BUGS_OF_CUTS: &[Bug] =
+    &[("attend_prefill.cu", "first_tile = oldest / KEYS * KEYS;", "first_tile = oldest;")];
+
+#[test]
+#[ignore = "builds the kernels once for each bug"]
+fn bugs_in_attention_are_found() {
+    for (test, bugs) in [
+        ("attention_agrees_with_f64", BUGS),
+        ("windows_begin_anywhere_in_a_tile", BUGS_OF_WINDOWS),
+        ("large_groups_are_computed_in_turns", BUGS_OF_GROUPS),
+        ("a_prompt_cut_otherwise_gives_the_same_bits", BUGS_OF_CUTS),
+    ] {
+        check_bugs(&format!("cuda::kernel_tests::attend::{test}"), bugs);
+    }
 }
