@@ -4,7 +4,9 @@ use super::super::args::{AddExpertsArgs, RouteArgs, SortArgs};
 use super::super::kernels::{Grid, Kernel};
 use super::super::memory::DeviceMemory;
 use super::super::testing::{Harness, NONE, Random, StepInputs};
-use super::pointwise::{BF16, SUM, address, assert_each, each, f64s, flip, maybe, normed, rows, wide_all, width};
+use super::pointwise::{
+    BF16, SUM, address, assert_each, each, f64s, flip, maybe, normed, rows, wide_all, width,
+};
 use super::{Bug, check_bugs};
 
 const EXPERT_NONE: u32 = u32::MAX;
@@ -25,7 +27,12 @@ impl Case {
             1 => random.within(64..90),
             _ => random.within(2..20),
         };
-        Self { cap, tokens: random.within(1..cap + 1), experts, active: random.within(1..experts.min(16) + 1) }
+        Self {
+            cap,
+            tokens: random.within(1..cap + 1),
+            experts,
+            active: random.within(1..experts.min(16) + 1),
+        }
     }
 
     fn step(&self, harness: &Harness) -> DeviceMemory {
@@ -219,7 +226,8 @@ fn results_of_experts_are_added_by_their_shares() {
             let mut sum = f64s(&x[token * stride..][..stride]);
             for pair in (token * active..(token + 1) * active).filter(|pair| chosen[*pair] != EXPERT_NONE) {
                 for (column, sum) in sum.iter_mut().enumerate() {
-                    let bias = bias.as_ref().map_or(0.0, |bias| bias[chosen[pair] as usize * stride + column]);
+                    let bias =
+                        bias.as_ref().map_or(0.0, |bias| bias[chosen[pair] as usize * stride + column]);
                     let result = f64::from(down[places[pair] as usize * stride + column]) + f64::from(bias);
                     *sum += f64::from(shares[pair]) * result;
                 }

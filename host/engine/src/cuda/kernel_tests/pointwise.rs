@@ -3,7 +3,8 @@
 //! What a kernel may not read is NaN; what it does not write keeps the bits that it had.
 
 use super::super::args::{
-    AddNormArgs, AnglesArgs, CopyArgs, EmbedArgs, GateArgs, NormArgs, Plain, Ptr, RopeKvArgs, TOKEN_DRAWN, UnpackArgs,
+    AddNormArgs, AnglesArgs, CopyArgs, EmbedArgs, GateArgs, NormArgs, Plain, Ptr, RopeKvArgs, TOKEN_DRAWN,
+    UnpackArgs,
 };
 use super::super::kernels::{Grid, Kernel};
 use super::super::memory::DeviceMemory;
@@ -149,7 +150,8 @@ fn angles_are_exact_for_a_million_positions() {
         let got = harness.download::<f32>(&out);
         for (rope, got) in got.chunks_exact(cap * 2 * half).enumerate() {
             for (position, got) in positions.iter().zip(got.chunks_exact(2 * half)) {
-                let angles = frequencies[rope * half..][..half].iter().map(|one| f64::from(*position as f32 * one));
+                let angles =
+                    frequencies[rope * half..][..half].iter().map(|one| f64::from(*position as f32 * one));
                 let magnitude = f64::from(magnitudes[rope]);
                 let cos = angles.clone().map(|angle| angle.cos() * magnitude);
                 let expected: Vec<f64> = cos.chain(angles.map(|angle| angle.sin() * magnitude)).collect();
@@ -357,7 +359,8 @@ fn queries_keys_and_values_are_normed_turned_and_stored() {
             eps,
             spare: 0,
         };
-        let grid = Grid { blocks: [cap as u32, random.within(1..4) as u32, 1], threads: 256, shared_bytes: 0 };
+        let grid =
+            Grid { blocks: [cap as u32, random.within(1..4) as u32, 1], threads: 256, shared_bytes: 0 };
         harness.launch(Kernel::RopeKv, grid, &args);
         let (got_q, got_kv) = (harness.download::<u16>(&q), harness.download::<u16>(&kv));
         let mut expected_kv = vec![None; cap * page_stride];
@@ -379,7 +382,9 @@ fn queries_keys_and_values_are_normed_turned_and_stored() {
             let Some(page) = page else { continue };
             let slot = positions[token] as usize % block_tokens;
             for (index, head) in rest.chunks_exact(head_dim).enumerate() {
-                let at = page as usize * page_stride + layer * 2 * plane + (index * block_tokens + slot) * head_dim;
+                let at = page as usize * page_stride
+                    + layer * 2 * plane
+                    + (index * block_tokens + slot) * head_dim;
                 expected_kv[at..at + head_dim].iter_mut().zip(head).for_each(|(to, from)| *to = Some(*from));
             }
         }
@@ -414,7 +419,8 @@ fn gates_are_their_formulas() {
             out_stride: stride as u32,
             gate: gate as u32,
         };
-        let grid = Grid { blocks: [tokens as u32, random.within(1..4) as u32, 1], threads: 256, shared_bytes: 0 };
+        let grid =
+            Grid { blocks: [tokens as u32, random.within(1..4) as u32, 1], threads: 256, shared_bytes: 0 };
         harness.launch(Kernel::Gate, grid, &args);
         for (token, got) in harness.download::<u16>(&out).chunks_exact(stride).enumerate() {
             let value = |at: usize| {
@@ -455,12 +461,17 @@ fn blocks_are_copied_and_nothing_else() {
         for last in (1..BLOCKS).rev() {
             places.swap(last, random.within(0..last + 1));
         }
-        let pairs: Vec<[usize; 2]> = places[..pairs].iter().map(|to| [random.within(0..BLOCKS), *to]).collect();
+        let pairs: Vec<[usize; 2]> =
+            places[..pairs].iter().map(|to| [random.within(0..BLOCKS), *to]).collect();
         let offsets: Vec<u64> = pairs.iter().flatten().map(|block| (block * bytes) as u64).collect();
         let (from_there, offsets_there) = (harness.upload(&from), harness.upload(&offsets));
         let to = harness.poisoned::<u8>(BLOCKS * bytes);
-        let args =
-            CopyArgs { from: from_there.ptr(), to: to.ptr(), pairs: offsets_there.ptr(), bytes: bytes as u64 };
+        let args = CopyArgs {
+            from: from_there.ptr(),
+            to: to.ptr(),
+            pairs: offsets_there.ptr(),
+            bytes: bytes as u64,
+        };
         let blocks = [pairs.len() as u32, random.within(1..5) as u32, 1];
         harness.launch(Kernel::CopyBlocks, Grid { blocks, threads: 256, shared_bytes: 0 }, &args);
         let mut expected = vec![u8::MAX; BLOCKS * bytes];
@@ -479,8 +490,12 @@ fn panels_are_unpacked_to_rows() {
         let packed = random.bf16s(panels * cols * 32);
         let packed_there = harness.upload(&packed);
         let out = harness.poisoned::<u16>(panels * 32 * stride);
-        let args =
-            UnpackArgs { packed: packed_there.ptr(), out: out.ptr(), cols: cols as u32, stride: stride as u32 };
+        let args = UnpackArgs {
+            packed: packed_there.ptr(),
+            out: out.ptr(),
+            cols: cols as u32,
+            stride: stride as u32,
+        };
         harness.launch(Kernel::Unpack, Grid::row(panels, 256), &args);
         for (row, got) in harness.download::<u16>(&out).chunks_exact(stride).enumerate() {
             let panel = &packed[row / 32 * cols * 32..][..cols * 32];
