@@ -82,7 +82,7 @@ struct __align__(16) SampleSpec {
     u32 mask;          // first word of its mask in the array at masks_at
     u32 mask_words;    // 0: every token is allowed; a token beyond the last word is not
     u32 report;        // 0: no log-probability; n + 1: that of the token, and the n likeliest
-    u32 spare[2];
+    u32 spare[4];
 };
 
 // A change to one logit, in this order: bias added, repetition penalty, then `penalty` subtracted.
@@ -216,7 +216,8 @@ struct AttendArgs {
 // Products: out = a * transpose(w), f32 sums. `mode` says what becomes of them.
 #define GEMM_STORE 0  // f32 out[m][out_stride]
 #define GEMM_ADD 1    // f32 out[m][out_stride] += ..
-#define GEMM_GATE 2   // bf16 out[m][out_stride] of gate and up: rows of w alternate, 16 of gate and 16 of up
+#define GEMM_GATE 2   // bf16 out[m][out_stride] of gate and up: rows of w alternate, 16 of gate and 16 of up;
+                      // columns from n / 2 on become zero
 #define GATE_SILU 0
 #define GATE_GELU 1
 #define GATE_CLAMPED 2
@@ -224,7 +225,7 @@ struct GemmArgs {
     const bf16* a;      // [m, k]; or [.., k] when `rows` says which
     const bf16* w;      // [n, k]; of expert e at w + e * w_stride
     void* out;
-    const float* bias;  // [n] or null; added before a gate. Of expert e at bias + e * n
+    const float* bias;  // [n] or null; added in all modes, before a gate, in part 0. Of expert e at bias + e * n
     const u32* rows;    // which row of `a` is row i of the product; null: i. Experts alone
     const u32* bounds;  // [experts + 1]: the rows i of expert e (blockIdx.z) are bounds[e] .. bounds[e + 1]; null: 0 .. m
     u64 w_stride;
@@ -238,11 +239,11 @@ struct GemmArgs {
     u32 split_stride;
 };
 
-// skinny_N (N: 16, 32, 64): at most N rows, weights streamed once. Block: 256.
-// gemm_64, gemm_128: tiles of so many rows. Grid: (tiles of n, tiles of m, experts or splits).
+// skinny_N (N: 16, 32, 64): at most N rows, of a product or of each expert; weights are streamed once.
+// gemm_64, gemm_128: tiles of so many rows. Grids, blocks and shared memory: `gemm.cu`.
 
-// gemm_wgmma: the same without rows, bounds and splits, for compute capability 9.0 alone. Both maps have boxes of 64 values of
-// k by 128 rows, in the 128-byte swizzle.
+// gemm_wgmma_128, gemm_wgmma_256: the same without rows, bounds and splits, for compute capability 9.0 alone; tiles of
+// 128 rows and so many outputs. Both maps have boxes of 64 values of k by 128 rows, in the 128-byte swizzle.
 struct WgmmaArgs {
     TensorMap a_map;
     TensorMap w_map;

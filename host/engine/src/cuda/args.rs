@@ -63,7 +63,7 @@ args! {
     CombineItem { token: u32, partial: u32, parts: u32, spare: u32 }
     DrawSpec {
         uniform: u64, temperature: f32, top_p: f32, min_p: f32, repetition: f32, top_k: u32, edits: u32,
-        first_edit: u32, mask: u32, mask_words: u32, report: u32, spare: [u32; 2],
+        first_edit: u32, mask: u32, mask_words: u32, report: u32, spare: [u32; 4],
     }
     LogitEdit { token: u32, bias: f32, penalty: f32, repeated: u32 }
     Drawn { token: u32, logprob: f32, top_tokens: [u32; TOP_MAX], top_logprobs: [f32; TOP_MAX] }
@@ -91,8 +91,8 @@ args! {
         step: Ptr, gate_up: Ptr, bias: Ptr, out: Ptr, width: u32, gate_up_stride: u32, out_stride: u32, gate: u32,
     }
     RouteArgs {
-        step: Ptr, x: Ptr, norm: Ptr, router: Ptr, bias: Ptr, chosen: Ptr, shares: Ptr, width: u32, x_stride: u32,
-        experts: u32, active: u32, normalized: u32, eps: f32,
+        step: Ptr, x: Ptr, norm: Ptr, router: Ptr, bias: Ptr, scores: Ptr, chosen: Ptr, shares: Ptr, width: u32,
+        x_stride: u32, experts: u32, active: u32, normalized: u32, eps: f32, cap: u32, spare: u32,
     }
     SortArgs { step: Ptr, chosen: Ptr, bounds: Ptr, rows: Ptr, places: Ptr, experts: u32, active: u32 }
     AddExpertsArgs {

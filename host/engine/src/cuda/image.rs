@@ -3,8 +3,8 @@ pub(crate) struct Image {
     pub(crate) bytes: &'static [u8],
 }
 impl Image {
-    pub(crate) fn has(&self, _k: super::kernels::Kernel) -> bool {
-        true
+    pub(crate) fn has(&self, k: super::kernels::Kernel) -> bool {
+        k != super::kernels::Kernel::GemmWgmma
     }
 }
 pub(crate) fn image_for(_c: (u32, u32)) -> Result<Image, crate::EngineError> {

@@ -317,7 +317,7 @@ impl Draws {
             mask: self.masks.len() as u32,
             mask_words: words.len() as u32,
             report: params.logprobs.map_or(0, |count| count + 1),
-            spare: [0; 2],
+            spare: [0; 4],
         });
         self.edits.extend_from_slice(edits);
         self.masks.extend_from_slice(words);

@@ -31,11 +31,12 @@ macro_rules! kernels {
 kernels! {
     Embed = "embed",
     Angles = "angles",
-    Norm = "norm",
+    RowNorm = "row_norm",
     AddNorm = "add_norm",
     PickNorm = "pick_norm",
     RopeKv = "rope_kv",
     Gate = "gate",
+    Score = "score",
     Route = "route",
     SortExperts = "sort_experts",
     AddExperts = "add_experts",
@@ -61,9 +62,10 @@ impl Kernel {
     /// Dynamic shared memory of a block, in bytes, as the kernel's source says.
     pub(crate) fn shared_bytes(self) -> u32 {
         match self {
-            Self::AttendDecode64 | Self::AttendDecode128 | Self::AttendDecode256 => 64 << 10,
+            Self::AttendDecode64 => 72 << 10,
+            Self::AttendDecode128 => 80 << 10,
             Self::AttendPrefill64 | Self::Skinny64 | Self::Gemm64 | Self::Gemm128 => 48 << 10,
-            Self::AttendPrefill128 | Self::AttendPrefill256 => 96 << 10,
+            Self::AttendDecode256 | Self::AttendPrefill128 | Self::AttendPrefill256 => 96 << 10,
             _ => 0,
         }
     }

@@ -25,6 +25,8 @@ const TOKEN_THREADS: u32 = 256;
 const EMBED_THREADS: u32 = 128;
 const ANGLES_THREADS: u32 = 64;
 const ROUTE_THREADS: u32 = 128;
+/// From so many tokens on, a block scores 32 experts instead of 8.
+const SCORE_WIDE_MIN: usize = 64;
 const ONE_BLOCK_THREADS: u32 = 1024;
 const ATTEND_THREADS: u32 = 128;
 /// Blocks of attention for each multiprocessor, where there is as much to do.
@@ -57,6 +59,7 @@ pub(crate) struct Buffers {
 
 #[derive(Debug)]
 struct ExpertBuffers {
+    scores: DeviceMemory,
     chosen: DeviceMemory,
     shares: DeviceMemory,
     bounds: DeviceMemory,
@@ -98,6 +101,7 @@ impl Buffers {
         let branch = parts(x_stride, layer.o.k).max(parts(x_stride, layer.down.k)).max(rows);
         let experts = config.experts.map(|experts| {
             Ok::<_, Failure>(ExpertBuffers {
+                scores: of(sizes.tokens * experts.count * 4)?,
                 chosen: of(rows * 4)?,
                 shares: of(rows * 4)?,
                 bounds: of((experts.count + 1) * 4)?,
@@ -223,7 +227,7 @@ impl Pass<'_> {
             out_stride: self.weights.layers[0].qkv.k as u32,
             eps: config.norm_eps,
         };
-        self.launch(Kernel::Norm, Grid::row(cover.tokens, TOKEN_THREADS), &norm)
+        self.launch(Kernel::RowNorm, Grid::row(cover.tokens, TOKEN_THREADS), &norm)
     }
 
     /// `x += o(attention(rope(qkv(a))))`, and the input of the feed-forward layer; writes the layer's KV.
@@ -365,6 +369,7 @@ impl Pass<'_> {
             norm: ptr(layer.ffn_norm_in.as_ref()),
             router: router.ptr(),
             bias: ptr(router_bias),
+            scores: own.scores.ptr(),
             chosen: own.chosen.ptr(),
             shares: own.shares.ptr(),
             width: config.hidden as u32,
@@ -373,8 +378,13 @@ impl Pass<'_> {
             active,
             normalized: shape.normalized.into(),
             eps: config.norm_eps,
+            cap: cover.tokens as u32,
+            spare: 0,
         };
-        self.launch(Kernel::Route, Grid::row(cover.tokens, ROUTE_THREADS), &route)?;
+        let experts = if cover.tokens < SCORE_WIDE_MIN { 8 } else { 32 };
+        let blocks = [cover.tokens.div_ceil(8) as u32, shape.count.div_ceil(experts) as u32, 1];
+        self.launch(Kernel::Score, Grid { blocks, threads: TOKEN_THREADS, shared_bytes: 0 }, &route)?;
+        self.launch(Kernel::Route, Grid::row(cover.tokens.div_ceil(4), ROUTE_THREADS), &route)?;
         let sort = SortArgs {
             step: self.step(),
             chosen: own.chosen.ptr(),

@@ -1,6 +1,6 @@
 //! Runs kernels by themselves, for tests: on the stand-in driver, or on a device where `POINTSMAN_GPU` says so.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::args::{Plain, Ptr, Step};
 use super::driver::Context;
@@ -17,9 +17,19 @@ pub(crate) fn on_device() -> bool {
     std::env::var_os("POINTSMAN_GPU").is_some()
 }
 
-/// Makes sure that there is a driver: the device's own, or the stand-in. False when the stand-in cannot be built here.
-pub(crate) fn driver_is_there() -> bool {
-    on_device() || standin::load()
+/// Takes the device of this machine, or the stand-in, for one test: what one breaks, others would see. None when there is
+/// neither, which is said.
+pub(crate) fn device() -> Option<MutexGuard<'static, ()>> {
+    static DEVICE: Mutex<()> = Mutex::new(());
+    // A test that failed has let go of its contexts, and with them of all that it broke.
+    let device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !on_device() {
+        if !standin::load() {
+            return None;
+        }
+        standin::reset();
+    }
+    Some(device)
 }
 
 /// A device with the kernels on it.
@@ -27,18 +37,18 @@ pub(crate) struct Harness {
     pub(crate) context: Arc<Context>,
     pub(crate) stream: Stream,
     pub(crate) kernels: Kernels,
+    // Dropped last.
+    _device: MutexGuard<'static, ()>,
 }
 
 impl Harness {
     /// None when there is nothing to run on.
     pub(crate) fn open() -> Option<Self> {
-        if !driver_is_there() {
-            return None;
-        }
+        let device = device()?;
         let context = Context::open(0).unwrap();
         let image = image::image_for(context.device.compute).unwrap();
         let kernels = Kernels::load(&context, image.bytes, |kernel| image.has(kernel)).unwrap();
-        Some(Self { stream: Stream::new(&context).unwrap(), context, kernels })
+        Some(Self { stream: Stream::new(&context).unwrap(), context, kernels, _device: device })
     }
 
     /// Device memory with these values.
