@@ -142,6 +142,7 @@ __device__ __forceinline__ float warp_max(float value) {
 // Chooses for one token, by one warp: lane l holds the weights of experts l, l + 32, ..
 __device__ __forceinline__ void choose(const RouteArgs& args, u32 t) {
     const float log2_e = 1.44269504f, chosen_before = -1.0f;
+    // Experts beyond the last weigh nothing, and are worse than all others that do.
     float weights[EXPERTS_MAX / 32];
     float highest = -f32_infinity();
 #pragma unroll
@@ -157,7 +158,6 @@ __device__ __forceinline__ void choose(const RouteArgs& args, u32 t) {
         // A broken score weighs nothing, so that each choice is another expert; their shares are broken then.
         weights[i] = fmaxf(exp2_fast((weights[i] - highest) * log2_e), 0.0f);
         all += weights[i];
-        weights[i] = lane_id() + 32 * i < args.experts ? weights[i] : chosen_before;
     }
     all = warp_sum(all);
     // Lane i keeps choice i.

@@ -215,6 +215,7 @@ fn branches_are_summed_normed_and_added() {
     each(|harness, random| {
         let (width, stride) = width(random);
         let (tokens, parts, eps) = (random.within(1..4), random.within(1..7), 1e-6);
+        let out_stride = stride + 64 * random.within(0..2);
         let x = rows(random, tokens, (width, stride));
         let branch = rows(random, parts * tokens, (width, stride));
         let [bias, branch_norm, weight] = [(); 3].map(|()| flip(random).then(|| random.floats(width)));
@@ -222,7 +223,7 @@ fn branches_are_summed_normed_and_added() {
         let step = StepInputs::default().upload(harness);
         let (x_there, branch_there) = (harness.upload(&x), harness.upload(&branch));
         let there = [&bias, &branch_norm, &weight].map(|values| maybe(harness, values.as_deref()));
-        let out = harness.poisoned::<u16>(tokens * stride);
+        let out = harness.poisoned::<u16>(tokens * out_stride);
         let args = AddNormArgs {
             step: step.ptr(),
             x: x_there.ptr(),
@@ -235,7 +236,7 @@ fn branches_are_summed_normed_and_added() {
             part_stride: (tokens * stride) as u32,
             width: width as u32,
             x_stride: stride as u32,
-            out_stride: stride as u32,
+            out_stride: out_stride as u32,
             eps,
         };
         harness.launch(Kernel::AddNorm, Grid::row(tokens, random.one_of(&[256, 512])), &args);
@@ -253,8 +254,8 @@ fn branches_are_summed_normed_and_added() {
             sum.resize(stride, 0.0);
             assert_each("sum", &f64s(&got_x[token * stride..][..stride]), &sum, SUM);
             if norms {
-                expected.resize(stride, 0.0);
-                assert_each("its norm", &wide_all(&got_out[token * stride..][..stride]), &expected, BF16);
+                expected.resize(out_stride, 0.0);
+                assert_each("its norm", &wide_all(&got_out[token * out_stride..][..out_stride]), &expected, BF16);
             }
         }
     });
@@ -506,4 +507,44 @@ fn panels_are_unpacked_to_rows() {
             }
         }
     });
+}
+
+/// Mistakes in arithmetic, in who has which column, and barriers that are missing.
+#[test]
+fn planted_bugs_are_found() {
+    let bugs: &[(&str, &[Bug])] = &[
+        ("norms_are_those_of_f64", &[
+            ("row.cuh", "lane_id() < blockDim.x / 32 ? parts", "lane_id() < blockDim.x / 64 ? parts"),
+        ]),
+        ("branches_are_summed_normed_and_added", &[
+            ("row.cuh", "    // A sum before this one may still be read.\n    __syncthreads();\n", ""),
+            ("row.cuh", "4 * quad >= width ? splat(0.0f) : HELD", "false ? splat(0.0f) : HELD"),
+        ]),
+        ("angles_are_exact_for_a_million_positions", &[
+            ("pointwise.cu", "(turns + 1) & 2", "turns & 2"),
+            ("pointwise.cu", "const double quarter = 1.57079632679489661923;", "const double quarter = 1.57079632;"),
+        ]),
+        ("panels_are_unpacked_to_rows", &[
+            ("pointwise.cu", "tile[lane][row];\n        }\n        __syncthreads();", "tile[lane][row];\n        }"),
+        ]),
+        ("queries_keys_and_values_are_normed_turned_and_stored", &[
+            ("pointwise.cu", "(u64)(position % args.block_tokens)", "(u64)position"),
+            ("pointwise.cu", "u32 own = is_query ? index : index - args.heads;", "u32 own = index;"),
+            ("pointwise.cu", "squares = lane_id() == 0 ? squares : 0.0f;", ""),
+            ("pointwise.cu", "high.y * cos.y + low.y * sin.y", "high.y * cos.y + low.y * sin.x"),
+            ("pointwise.cu", "live ? narrow_pair(low.x, low.y) : 0", "narrow_pair(low.x, low.y)"),
+        ]),
+        ("gates_are_their_formulas", &[
+            ("pointwise.cu", "quad / 4 * 8 + quad % 4", "quad / 4 * 8 + quad % 8"),
+        ]),
+        ("embeddings_are_rows_of_the_table_and_padding_is_zero", &[
+            ("pointwise.cu", "args.drawn[id & ~TOKEN_DRAWN]", "args.drawn[id & 7 & ~1]"),
+        ]),
+        ("blocks_are_copied_and_nothing_else", &[
+            ("pointwise.cu", "at + 3 * stride < units", "at + 2 * stride < units"),
+        ]),
+    ];
+    for (test, bugs) in bugs {
+        check_bugs(&format!("cuda::kernel_tests::pointwise::{test}"), bugs);
+    }
 }
