@@ -4,7 +4,9 @@ use super::super::args::{AddExpertsArgs, RouteArgs, SortArgs};
 use super::super::kernels::{Grid, Kernel};
 use super::super::memory::DeviceMemory;
 use super::super::testing::{Harness, NONE, Random, StepInputs};
-use super::pointwise::{BF16, SUM, address, assert_each, each, f64s, flip, maybe, normed, rows, wide_all, width};
+use super::pointwise::{
+    BF16, SUM, address, assert_each, each, f64s, flip, maybe, normed, rows, wide_all, width,
+};
 use super::{Bug, check_bugs};
 
 const EXPERT_NONE: u32 = u32::MAX;
@@ -25,7 +27,12 @@ impl Case {
             1 => random.within(64..90),
             _ => random.within(2..20),
         };
-        Self { cap, tokens: random.within(1..cap + 1), experts, active: random.within(1..experts.min(16) + 1) }
+        Self {
+            cap,
+            tokens: random.within(1..cap + 1),
+            experts,
+            active: random.within(1..experts.min(16) + 1),
+        }
     }
 
     fn step(&self, harness: &Harness) -> DeviceMemory {
@@ -219,7 +226,8 @@ fn results_of_experts_are_added_by_their_shares() {
             let mut sum = f64s(&x[token * stride..][..stride]);
             for pair in (token * active..(token + 1) * active).filter(|pair| chosen[*pair] != EXPERT_NONE) {
                 for (column, sum) in sum.iter_mut().enumerate() {
-                    let bias = bias.as_ref().map_or(0.0, |bias| bias[chosen[pair] as usize * stride + column]);
+                    let bias =
+                        bias.as_ref().map_or(0.0, |bias| bias[chosen[pair] as usize * stride + column]);
                     let result = f64::from(down[places[pair] as usize * stride + column]) + f64::from(bias);
                     *sum += f64::from(shares[pair]) * result;
                 }
@@ -238,21 +246,48 @@ fn results_of_experts_are_added_by_their_shares() {
 #[test]
 fn planted_bugs_are_found() {
     let bugs: &[(&str, &[Bug])] = &[
-        ("tokens_choose_their_best_experts", &[
-            ("experts.cu", "upper ? values[i + half] : values[i];", "upper ? values[i] : values[i + half];"),
-            ("experts.cu", "a.score == b.score && a.expert < b.expert", "a.score == b.score && a.expert > b.expert"),
-            ("experts.cu", "(args.normalized ? sum : all)", "(args.normalized ? all : sum)"),
-            ("experts.cu", "min(first_token + i, args.cap - 1)", "first_token"),
-            ("experts.cu", "place += __shfl_sync(ALL_LANES, own.expert, choice) < own.expert;", "place += __shfl_sync(ALL_LANES, own.expert, choice) > own.expert;"),
-        ]),
-        ("pairs_are_in_the_order_of_experts_and_then_of_tokens", &[
-            ("experts.cu", "        // All have read where the expert's next pair goes.\n        __syncwarp();\n", ""),
-            ("experts.cu", "        args.bounds[0] = 0;\n    }\n    __syncthreads();", "        args.bounds[0] = 0;\n    }"),
-            ("experts.cu", "state.counts[warp][expert] = (u16)own;", ""),
-        ]),
-        ("results_of_experts_are_added_by_their_shares", &[
-            ("experts.cu", "    __syncthreads();\n    if (row_fits(", "    if (row_fits("),
-        ]),
+        (
+            "tokens_choose_their_best_experts",
+            &[
+                (
+                    "experts.cu",
+                    "upper ? values[i + half] : values[i];",
+                    "upper ? values[i] : values[i + half];",
+                ),
+                (
+                    "experts.cu",
+                    "a.score == b.score && a.expert < b.expert",
+                    "a.score == b.score && a.expert > b.expert",
+                ),
+                ("experts.cu", "(args.normalized ? sum : all)", "(args.normalized ? all : sum)"),
+                ("experts.cu", "min(first_token + i, args.cap - 1)", "first_token"),
+                (
+                    "experts.cu",
+                    "place += __shfl_sync(ALL_LANES, own.expert, choice) < own.expert;",
+                    "place += __shfl_sync(ALL_LANES, own.expert, choice) > own.expert;",
+                ),
+            ],
+        ),
+        (
+            "pairs_are_in_the_order_of_experts_and_then_of_tokens",
+            &[
+                (
+                    "experts.cu",
+                    "        // All have read where the expert's next pair goes.\n        __syncwarp();\n",
+                    "",
+                ),
+                (
+                    "experts.cu",
+                    "        args.bounds[0] = 0;\n    }\n    __syncthreads();",
+                    "        args.bounds[0] = 0;\n    }",
+                ),
+                ("experts.cu", "state.counts[warp][expert] = (u16)own;", ""),
+            ],
+        ),
+        (
+            "results_of_experts_are_added_by_their_shares",
+            &[("experts.cu", "    __syncthreads();\n    if (row_fits(", "    if (row_fits(")],
+        ),
     ];
     for (test, bugs) in bugs {
         check_bugs(&format!("cuda::kernel_tests::experts::{test}"), bugs);

@@ -3,7 +3,8 @@
 //! What a kernel may not read is NaN; what it does not write keeps the bits that it had.
 
 use super::super::args::{
-    AddNormArgs, AnglesArgs, CopyArgs, EmbedArgs, GateArgs, NormArgs, Plain, Ptr, RopeKvArgs, TOKEN_DRAWN, UnpackArgs,
+    AddNormArgs, AnglesArgs, CopyArgs, EmbedArgs, GateArgs, NormArgs, Plain, Ptr, RopeKvArgs, TOKEN_DRAWN,
+    UnpackArgs,
 };
 use super::super::kernels::{Grid, Kernel};
 use super::super::memory::DeviceMemory;
@@ -149,7 +150,8 @@ fn angles_are_exact_for_a_million_positions() {
         let got = harness.download::<f32>(&out);
         for (rope, got) in got.chunks_exact(cap * 2 * half).enumerate() {
             for (position, got) in positions.iter().zip(got.chunks_exact(2 * half)) {
-                let angles = frequencies[rope * half..][..half].iter().map(|one| f64::from(*position as f32 * one));
+                let angles =
+                    frequencies[rope * half..][..half].iter().map(|one| f64::from(*position as f32 * one));
                 let magnitude = f64::from(magnitudes[rope]);
                 let cos = angles.clone().map(|angle| angle.cos() * magnitude);
                 let expected: Vec<f64> = cos.chain(angles.map(|angle| angle.sin() * magnitude)).collect();
@@ -253,7 +255,12 @@ fn branches_are_summed_normed_and_added() {
             assert_each("sum", &f64s(&got_x[token * stride..][..stride]), &sum, SUM);
             if norms {
                 expected.resize(out_stride, 0.0);
-                assert_each("its norm", &wide_all(&got_out[token * out_stride..][..out_stride]), &expected, BF16);
+                assert_each(
+                    "its norm",
+                    &wide_all(&got_out[token * out_stride..][..out_stride]),
+                    &expected,
+                    BF16,
+                );
             }
         }
     });
@@ -358,7 +365,8 @@ fn queries_keys_and_values_are_normed_turned_and_stored() {
             eps,
             spare: 0,
         };
-        let grid = Grid { blocks: [cap as u32, random.within(1..4) as u32, 1], threads: 256, shared_bytes: 0 };
+        let grid =
+            Grid { blocks: [cap as u32, random.within(1..4) as u32, 1], threads: 256, shared_bytes: 0 };
         harness.launch(Kernel::RopeKv, grid, &args);
         let (got_q, got_kv) = (harness.download::<u16>(&q), harness.download::<u16>(&kv));
         let mut expected_kv = vec![None; cap * page_stride];
@@ -380,7 +388,9 @@ fn queries_keys_and_values_are_normed_turned_and_stored() {
             let Some(page) = page else { continue };
             let slot = positions[token] as usize % block_tokens;
             for (index, head) in rest.chunks_exact(head_dim).enumerate() {
-                let at = page as usize * page_stride + layer * 2 * plane + (index * block_tokens + slot) * head_dim;
+                let at = page as usize * page_stride
+                    + layer * 2 * plane
+                    + (index * block_tokens + slot) * head_dim;
                 expected_kv[at..at + head_dim].iter_mut().zip(head).for_each(|(to, from)| *to = Some(*from));
             }
         }
@@ -415,7 +425,8 @@ fn gates_are_their_formulas() {
             out_stride: stride as u32,
             gate: gate as u32,
         };
-        let grid = Grid { blocks: [tokens as u32, random.within(1..4) as u32, 1], threads: 256, shared_bytes: 0 };
+        let grid =
+            Grid { blocks: [tokens as u32, random.within(1..4) as u32, 1], threads: 256, shared_bytes: 0 };
         harness.launch(Kernel::Gate, grid, &args);
         for (token, got) in harness.download::<u16>(&out).chunks_exact(stride).enumerate() {
             let value = |at: usize| {
@@ -456,12 +467,17 @@ fn blocks_are_copied_and_nothing_else() {
         for last in (1..BLOCKS).rev() {
             places.swap(last, random.within(0..last + 1));
         }
-        let pairs: Vec<[usize; 2]> = places[..pairs].iter().map(|to| [random.within(0..BLOCKS), *to]).collect();
+        let pairs: Vec<[usize; 2]> =
+            places[..pairs].iter().map(|to| [random.within(0..BLOCKS), *to]).collect();
         let offsets: Vec<u64> = pairs.iter().flatten().map(|block| (block * bytes) as u64).collect();
         let (from_there, offsets_there) = (harness.upload(&from), harness.upload(&offsets));
         let to = harness.poisoned::<u8>(BLOCKS * bytes);
-        let args =
-            CopyArgs { from: from_there.ptr(), to: to.ptr(), pairs: offsets_there.ptr(), bytes: bytes as u64 };
+        let args = CopyArgs {
+            from: from_there.ptr(),
+            to: to.ptr(),
+            pairs: offsets_there.ptr(),
+            bytes: bytes as u64,
+        };
         let blocks = [pairs.len() as u32, random.within(1..5) as u32, 1];
         harness.launch(Kernel::CopyBlocks, Grid { blocks, threads: 256, shared_bytes: 0 }, &args);
         let mut expected = vec![u8::MAX; BLOCKS * bytes];
@@ -480,8 +496,12 @@ fn panels_are_unpacked_to_rows() {
         let packed = random.bf16s(panels * cols * 32);
         let packed_there = harness.upload(&packed);
         let out = harness.poisoned::<u16>(panels * 32 * stride);
-        let args =
-            UnpackArgs { packed: packed_there.ptr(), out: out.ptr(), cols: cols as u32, stride: stride as u32 };
+        let args = UnpackArgs {
+            packed: packed_there.ptr(),
+            out: out.ptr(),
+            cols: cols as u32,
+            stride: stride as u32,
+        };
         harness.launch(Kernel::Unpack, Grid::row(panels, 256), &args);
         for (row, got) in harness.download::<u16>(&out).chunks_exact(stride).enumerate() {
             let panel = &packed[row / 32 * cols * 32..][..cols * 32];
@@ -498,36 +518,58 @@ fn panels_are_unpacked_to_rows() {
 #[test]
 fn planted_bugs_are_found() {
     let bugs: &[(&str, &[Bug])] = &[
-        ("norms_are_those_of_f64", &[
-            ("row.cuh", "lane_id() < blockDim.x / 32 ? parts", "lane_id() < blockDim.x / 64 ? parts"),
-        ]),
-        ("branches_are_summed_normed_and_added", &[
-            ("row.cuh", "    // A sum before this one may still be read.\n    __syncthreads();\n", ""),
-            ("row.cuh", "4 * quad >= width ? splat(0.0f) : HELD", "false ? splat(0.0f) : HELD"),
-        ]),
-        ("angles_are_exact_for_a_million_positions", &[
-            ("pointwise.cu", "(turns + 1) & 2", "turns & 2"),
-            ("pointwise.cu", "const double quarter = 1.57079632679489661923;", "const double quarter = 1.57079632;"),
-        ]),
-        ("panels_are_unpacked_to_rows", &[
-            ("pointwise.cu", "tile[lane][row];\n        }\n        __syncthreads();", "tile[lane][row];\n        }"),
-        ]),
-        ("queries_keys_and_values_are_normed_turned_and_stored", &[
-            ("pointwise.cu", "(u64)(position % args.block_tokens)", "(u64)position"),
-            ("pointwise.cu", "u32 own = is_query ? index : index - args.heads;", "u32 own = index;"),
-            ("pointwise.cu", "squares = lane_id() == 0 ? squares : 0.0f;", ""),
-            ("pointwise.cu", "high.y * cos.y + low.y * sin.y", "high.y * cos.y + low.y * sin.x"),
-            ("pointwise.cu", "live ? narrow_pair(low.x, low.y) : 0", "narrow_pair(low.x, low.y)"),
-        ]),
-        ("gates_are_their_formulas", &[
-            ("pointwise.cu", "quad / 4 * 8 + quad % 4", "quad / 4 * 8 + quad % 8"),
-        ]),
-        ("embeddings_are_rows_of_the_table_and_padding_is_zero", &[
-            ("pointwise.cu", "args.drawn[id & ~TOKEN_DRAWN]", "args.drawn[id & 7 & ~1]"),
-        ]),
-        ("blocks_are_copied_and_nothing_else", &[
-            ("pointwise.cu", "at + 3 * stride < units", "at + 2 * stride < units"),
-        ]),
+        (
+            "norms_are_those_of_f64",
+            &[("row.cuh", "lane_id() < blockDim.x / 32 ? parts", "lane_id() < blockDim.x / 64 ? parts")],
+        ),
+        (
+            "branches_are_summed_normed_and_added",
+            &[
+                ("row.cuh", "    // A sum before this one may still be read.\n    __syncthreads();\n", ""),
+                ("row.cuh", "4 * quad >= width ? splat(0.0f) : HELD", "false ? splat(0.0f) : HELD"),
+            ],
+        ),
+        (
+            "angles_are_exact_for_a_million_positions",
+            &[
+                ("pointwise.cu", "(turns + 1) & 2", "turns & 2"),
+                (
+                    "pointwise.cu",
+                    "const double quarter = 1.57079632679489661923;",
+                    "const double quarter = 1.57079632;",
+                ),
+            ],
+        ),
+        (
+            "panels_are_unpacked_to_rows",
+            &[(
+                "pointwise.cu",
+                "tile[lane][row];\n        }\n        __syncthreads();",
+                "tile[lane][row];\n        }",
+            )],
+        ),
+        (
+            "queries_keys_and_values_are_normed_turned_and_stored",
+            &[
+                ("pointwise.cu", "(u64)(position % args.block_tokens)", "(u64)position"),
+                ("pointwise.cu", "u32 own = is_query ? index : index - args.heads;", "u32 own = index;"),
+                ("pointwise.cu", "squares = lane_id() == 0 ? squares : 0.0f;", ""),
+                ("pointwise.cu", "high.y * cos.y + low.y * sin.y", "high.y * cos.y + low.y * sin.x"),
+                ("pointwise.cu", "live ? narrow_pair(low.x, low.y) : 0", "narrow_pair(low.x, low.y)"),
+            ],
+        ),
+        (
+            "gates_are_their_formulas",
+            &[("pointwise.cu", "quad / 4 * 8 + quad % 4", "quad / 4 * 8 + quad % 8")],
+        ),
+        (
+            "embeddings_are_rows_of_the_table_and_padding_is_zero",
+            &[("pointwise.cu", "args.drawn[id & ~TOKEN_DRAWN]", "args.drawn[id & 7 & ~1]")],
+        ),
+        (
+            "blocks_are_copied_and_nothing_else",
+            &[("pointwise.cu", "at + 3 * stride < units", "at + 2 * stride < units")],
+        ),
     ];
     for (test, bugs) in bugs {
         check_bugs(&format!("cuda::kernel_tests::pointwise::{test}"), bugs);

@@ -93,10 +93,12 @@ impl Case {
     fn margin(&self) -> f64 {
         let params = &self.params;
         let logits = self.edited();
-        let allows = |token: usize| self.mask.as_deref().is_none_or(|mask| TokenMask(mask).allows(token as u32));
+        let allows =
+            |token: usize| self.mask.as_deref().is_none_or(|mask| TokenMask(mask).allows(token as u32));
         let allowed: Vec<usize> = (0..logits.len()).filter(|token| allows(*token)).collect();
         let max = allowed.iter().map(|token| logits[*token]).fold(f32::NEG_INFINITY, f32::max);
-        let weight = |token: usize| (f64::from(logits[token] - max) / f64::from(params.temperature)).min(0.0).exp();
+        let weight =
+            |token: usize| (f64::from(logits[token] - max) / f64::from(params.temperature)).min(0.0).exp();
         let mut kept: Vec<(f64, usize)> = allowed.into_iter().map(|token| (weight(token), token)).collect();
         kept.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         let mut margin = f64::INFINITY;
@@ -157,8 +159,14 @@ fn params(random: &mut Random, vocab: usize) -> SamplingParams {
         },
         repetition_penalty: if flip(random) { 1.0 } else { 1.0 + float(random) / 2.0 },
         // Multiples of 1/64 are the same, subtracted at once or one after the other.
-        presence_penalty: { let value = random.within(0..100) as f32 / 64.0; some(random, value) },
-        frequency_penalty: { let value = random.within(0..30) as f32 / 64.0; some(random, value) },
+        presence_penalty: {
+            let value = random.within(0..100) as f32 / 64.0;
+            some(random, value)
+        },
+        frequency_penalty: {
+            let value = random.within(0..30) as f32 / 64.0;
+            some(random, value)
+        },
         logit_bias: Vec::new(),
         seed: random.bits(),
         logprobs: flip(random).then(|| random.within(0..TOP_MAX + 1) as u32),
@@ -184,7 +192,8 @@ fn logits(random: &mut Random, vocab: usize) -> Vec<f32> {
 /// A mask that allows something, of as many words as there are tokens for, or fewer.
 fn mask(random: &mut Random, vocab: usize) -> Vec<u32> {
     let words = random.within(1..vocab.div_ceil(32) + 1);
-    let mut mask: Vec<u32> = (0..words).map(|_| if flip(random) { random.bits() as u32 } else { 0 }).collect();
+    let mut mask: Vec<u32> =
+        (0..words).map(|_| if flip(random) { random.bits() as u32 } else { 0 }).collect();
     let token = random.within(0..vocab.min(words * 32));
     mask[token / 32] |= 1 << (token % 32);
     mask
@@ -324,7 +333,8 @@ fn of_equal_tokens_the_lowest_are_kept() {
     let Some(harness) = Harness::open() else { return };
     let logits = |vocab: usize| -> Vec<f32> { (0..vocab).map(|token| (token % 3) as f32).collect() };
     for (vocab, top_k, top_p) in [(100, 40, 1.0), (9000, 2500, 1.0), (9000, 0, 0.5), (9000, 5000, 0.7)] {
-        let params = |seed| SamplingParams { top_k, top_p, seed, logprobs: Some(20), ..SamplingParams::default() };
+        let params =
+            |seed| SamplingParams { top_k, top_p, seed, logprobs: Some(20), ..SamplingParams::default() };
         let cases: Vec<_> = (0..4).map(|seed| Case::plain(logits(vocab), params(seed))).collect();
         check(&harness, &cases);
     }
@@ -349,6 +359,17 @@ fn broken_logits_draw_what_the_processor_draws() {
     }
 }
 
+/// The count keeps one of many equal tokens, and the mass needs it, too.
+#[test]
+fn a_cut_by_mass_keeps_to_the_cut_by_count() {
+    let Some(harness) = Harness::open() else { return };
+    let logits: Vec<f32> = (0..100).map(|token| if token == 40 { 2.0 } else { 1.0 }).collect();
+    let params = |seed| SamplingParams { top_k: 2, top_p: 0.999, seed, ..SamplingParams::default() };
+    let cases: Vec<_> = (0..ROWS as u64).map(|seed| Case::plain(logits.clone(), params(seed))).collect();
+    check(&harness, &cases);
+    assert!(draw(&harness, &cases).iter().all(|drawn| [0, 40].contains(&drawn.token)));
+}
+
 /// Beside one another, so that each starts where another's changes end.
 #[test]
 fn a_draw_does_not_depend_on_the_rows_beside_it() {
@@ -362,3 +383,52 @@ fn a_draw_does_not_depend_on_the_rows_beside_it() {
     }
 }
 
+/// Sums that lose a carry or are read before they are whole, cuts and draws that are one token off, changes of logits.
+#[test]
+fn planted_bugs_are_found() {
+    let bugs: &[(&str, &[Bug])] = &[
+        (
+            "draws_are_those_of_the_processor",
+            &[
+                ("sample.cu", "    high += before + low < before;\n", ""),
+                (
+                    "sample.cu",
+                    "logits[edit.token] = logit - edit.penalty;",
+                    "logits[edit.token] = logit + edit.penalty;",
+                ),
+                ("sample.cu", "        edits[i].bias = raw;\n", ""),
+                ("sample.cu", "vocab ? bits : bits & ((1u << (vocab - first)) - 1)", "vocab ? bits : bits"),
+                ("sample.cu", "weight >= least ?", "weight > least ?"),
+                ("sample.cu", "if (!tokens.allows(token)) {", "if (false) {"),
+                ("sample.cu", "!found && limit <= 1ull << 32;", "!found && limit <= nearest;"),
+                (
+                    "sample.cu",
+                    "logit == best.logit && token < best.token",
+                    "logit == best.logit && token > best.token",
+                ),
+                (
+                    "sample.cu",
+                    "        state.found_token = 0;\n    }\n    __syncthreads();",
+                    "        state.found_token = 0;\n    }",
+                ),
+                ("sample.cu", "before += state.found_before;", ""),
+                ("row.cuh", "value += lane_id() >= lanes ? before : T(0);", "value += before;"),
+                ("row.cuh", "    __syncthreads();\n    if (lane_id() == 31) {", "    if (lane_id() == 31) {"),
+            ],
+        ),
+        (
+            "a_cut_by_mass_keeps_to_the_cut_by_count",
+            &[("sample.cu", "digits == within.key ? within.last_token : NO_LIMIT", "NO_LIMIT")],
+        ),
+        (
+            "of_equal_tokens_the_lowest_are_kept",
+            &[
+                ("sample.cu", "token <= last_token", "token < last_token"),
+                ("sample.cu", "if (members <= MEMBERS_MAX)", "if (true)"),
+            ],
+        ),
+    ];
+    for (test, bugs) in bugs {
+        check_bugs(&format!("cuda::kernel_tests::sample::{test}"), bugs);
+    }
+}
