@@ -31,6 +31,8 @@ pub use driver::{CudaDevice, cuda_devices};
 pub use exec::{CudaConfig, CudaExec};
 
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod kernel_tests;
 #[cfg(test)]
 mod measure;

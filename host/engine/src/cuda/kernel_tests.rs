@@ -1,5 +1,6 @@
 //! Kernels by themselves, beside what they compute in f64; and bugs planted in their sources, which these tests have to find.
 
+mod attend;
 mod experts;
 mod pointwise;
 mod sample;

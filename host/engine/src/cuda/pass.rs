@@ -34,8 +34,11 @@ const ROUTE_THREADS: u32 = 128;
 const SCORE_WIDE_MIN: usize = 64;
 const ONE_BLOCK_THREADS: u32 = 1024;
 const ATTEND_THREADS: u32 = 128;
-/// Blocks of attention for each multiprocessor, where there is as much to do.
-const ATTEND_BLOCKS: usize = 8;
+/// Warps of a block that each add the parts of one head.
+const COMBINE_HEADS: usize = 4;
+/// Blocks of attention for each multiprocessor, where there is as much to do: those that fit at once. A block asks for its next item's
+/// keys while it ends one; more blocks would each begin with nothing asked for.
+const ATTEND_BLOCKS: usize = 3;
 
 /// Activations of a step.
 #[derive(Debug)]
@@ -312,7 +315,8 @@ impl Pass<'_> {
         };
         self.launch(decode, grid(cover.decode_blocks, decode.shared_bytes()), &args)?;
         if cover.decode_blocks > 0 {
-            self.launch(Kernel::AttendCombine, Grid::row(cover.tokens, ATTEND_THREADS), &args)?;
+            let blocks = cover.tokens * config.heads.div_ceil(COMBINE_HEADS);
+            self.launch(Kernel::AttendCombine, Grid::row(blocks, ATTEND_THREADS), &args)?;
         }
         self.launch(prefill, grid(cover.prefill_blocks, prefill.shared_bytes()), &args)
     }
