@@ -1,9 +1,9 @@
 // Draws the next token of a row from its logits, by one block; `src/sample.rs` is the same on the processor.
 //
-// Nothing is sorted. A token's *distance* is how far it is below the likeliest, times 1 / temperature, so that its weight
-// is exp(-distance); its *key* is the distance as an integer. Cuts keep the tokens up to a key, which is found digit by
-// digit with histograms in shared memory. Tokens far below the likeliest are looked at only when the near ones do not
-// suffice.
+// Nothing is sorted. A token's *distance* is how far it is below the likeliest, times 1 / temperature, so that its
+// weight is exp(-distance); its *key* is the distance as an integer. Cuts keep the tokens up to a key, which is found
+// digit by digit with histograms in shared memory. Tokens far below the likeliest are looked at only when the near ones
+// do not suffice.
 // **Invariant:** weights are summed as integers, so that a draw does not depend on the order in which threads run.
 
 #include "row.cuh"
@@ -55,8 +55,8 @@ __device__ __forceinline__ u64 mass_at(float distance) {
     return distance < MASSLESS_DISTANCE ? mass_of(weight_of(distance)) : 0;
 }
 
-// Grows with the distance. Up to 16 in units of 2^-27, which is finer than what f32 weights tell apart, so that the first
-// digit is a uniform 1/64; from there on as the bits of the f32 are.
+// Grows with the distance. Up to 16 in units of 2^-27, which is finer than what f32 weights tell apart, so that the
+// first digit is a uniform 1/64; from there on as the bits of the f32 are.
 constexpr float KEY_LINEAR_MAX = 16.0f;
 constexpr u32 KEY_FAR = 1u << 31;
 
@@ -157,8 +157,6 @@ struct SampleState {
 };
 
 __device__ __forceinline__ void clear_histogram(SampleState& state) {
-    // What was found before this may still be read.
-    __syncthreads();
     for (u32 bin = threadIdx.x; bin < BINS; bin += blockDim.x) {
         state.low[bin] = state.high[bin] = 0;
     }
@@ -289,8 +287,29 @@ __device__ __forceinline__ u32 find_in_order(const Tokens& tokens, SampleState& 
     return state.found_token;
 }
 
-// Keeps the fewest likeliest of the tokens in `within` that are `target` many, or whose mass is as large; all of them if
-// it is not.
+// Collects the tokens that are wanted, in any order; gives how many there are, of which MEMBERS_MAX at most are kept.
+template <class Wanted>
+__device__ __forceinline__ u32 gather(const Tokens& tokens, SampleState& state, const Wanted& wanted) {
+    // What was collected before may still be read.
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        state.members = 0;
+    }
+    __syncthreads();
+    tokens.each<false>([&](u32 token, float logit) {
+        if (wanted(token, logit)) {
+            u32 place = atomicAdd(&state.members, 1);
+            if (place < MEMBERS_MAX) {
+                state.member_tokens[place] = token;
+            }
+        }
+    });
+    __syncthreads();
+    return state.members;
+}
+
+// Keeps the fewest likeliest of the tokens in `within` that are `target` many, or whose mass is as large; all of them
+// if it is not.
 __device__ __forceinline__ Cut find_cut(const Tokens& tokens, SampleState& state, Scale scale, Cut within, bool by_mass,
                                         u64 target) {
     auto amount = [&](float distance) { return by_mass ? mass_at(distance) : 1; };
@@ -314,23 +333,11 @@ __device__ __forceinline__ Cut find_cut(const Tokens& tokens, SampleState& state
     }
     u32 digits = state.found_bin;
     u64 before = state.found_before;
-    // The tokens with that digit, if they are few: what follows looks at them alone.
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        state.members = 0;
-    }
-    __syncthreads();
-    tokens.each<false>([&](u32 token, float logit) {
+    // What follows looks at the tokens with that digit alone, if they are few.
+    u32 members = gather(tokens, state, [&](u32 token, float logit) {
         u32 key = key_of(distance_of(logit, scale));
-        if (key >> 21 == digits && within.keeps(key, token)) {
-            u32 place = atomicAdd(&state.members, 1);
-            if (place < MEMBERS_MAX) {
-                state.member_tokens[place] = token;
-            }
-        }
+        return key >> 21 == digits && within.keeps(key, token);
     });
-    __syncthreads();
-    u32 members = state.members;
     auto each_member = [&](auto visit) {
         if (members <= MEMBERS_MAX) {
 #pragma unroll 1
@@ -365,7 +372,7 @@ __device__ __forceinline__ Cut find_cut(const Tokens& tokens, SampleState& state
         equals += key == digits && within.keeps(key, token);
     });
     if (block_sum(equals, reinterpret_cast<u32*>(state.parts)) == 1) {
-        return {digits, NO_LIMIT};
+        return {digits, digits == within.key ? within.last_token : NO_LIMIT};
     }
     u64 left = target - before;
     auto amount_of_equal = [&](u32 token, float logit) -> u64 {
@@ -390,26 +397,16 @@ __device__ __forceinline__ u64 total_mass(const Tokens& tokens, SampleState& sta
 // Report and draw
 // ---------------------------------------------------------------------------------------------------------------
 
-// Writes the tokens that a cut keeps, at most TOP_MAX, the likeliest first. Log-probabilities are logits minus `log_sum`.
+// Writes the tokens that a cut keeps, at most TOP_MAX, the likeliest first. Log-probabilities are logits minus
+// `log_sum`.
 __device__ __forceinline__ void report_top(const Tokens& tokens, SampleState& state, Scale scale, Cut cut,
                                            double log_sum, Drawn& out) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        state.members = 0;
-    }
-    __syncthreads();
-    tokens.each<false>([&](u32 token, float logit) {
-        if (cut.keeps(key_of(distance_of(logit, scale)), token)) {
-            u32 place = atomicAdd(&state.members, 1);
-            if (place < TOP_MAX) {
-                state.member_tokens[place] = token;
-            }
-        }
+    u32 members = gather(tokens, state, [&](u32 token, float logit) {
+        return cut.keeps(key_of(distance_of(logit, scale)), token);
     });
-    __syncthreads();
     if (warp_id() == 0) {
         // A lane for each: its rank is how many are before it.
-        bool is_one = lane_id() < min(state.members, (u32)TOP_MAX);
+        bool is_one = lane_id() < min(members, (u32)TOP_MAX);
         u32 token = is_one ? state.member_tokens[lane_id()] : NO_LIMIT;
         u32 key = is_one ? key_of(distance_of(tokens.logits[token], scale)) : NO_LIMIT;
         u32 rank = 0;

@@ -22,6 +22,11 @@ use crate::model::Model;
 
 /// Threads of a block in kernels that take one token each.
 const TOKEN_THREADS: u32 = 256;
+/// In norms of longer rows than [`NORM_COLUMNS`], which the registers of so many threads hold.
+const WIDE_THREADS: u32 = 512;
+const NORM_COLUMNS: usize = TOKEN_THREADS as usize * 16;
+/// With fewer tokens, each warp of `rope_kv` takes one head.
+const ROPE_WIDE_MIN: usize = 64;
 const EMBED_THREADS: u32 = 128;
 const ANGLES_THREADS: u32 = 64;
 const ROUTE_THREADS: u32 = 128;
@@ -194,6 +199,12 @@ impl Pass<'_> {
         self.buffers.inputs.ptr()
     }
 
+    /// Of kernels that norm so many rows.
+    fn norm_grid(&self, rows: usize) -> Grid {
+        let wide = self.weights.embed.k > NORM_COLUMNS;
+        Grid::row(rows, if wide { WIDE_THREADS } else { TOKEN_THREADS })
+    }
+
     fn launch<A: super::args::Plain>(&self, kernel: Kernel, grid: Grid, args: &A) -> Result<(), Failure> {
         self.kernels.launch(self.stream, kernel, grid, args)
     }
@@ -230,7 +241,7 @@ impl Pass<'_> {
             out_stride: self.weights.layers[0].qkv.k as u32,
             eps: config.norm_eps,
         };
-        self.launch(Kernel::RowNorm, Grid::row(cover.tokens, TOKEN_THREADS), &norm)
+        self.launch(Kernel::RowNorm, self.norm_grid(cover.tokens), &norm)
     }
 
     /// `x += o(attention(rope(qkv(a))))`, and the input of the feed-forward layer; writes the layer's KV.
@@ -262,7 +273,10 @@ impl Pass<'_> {
             eps: config.norm_eps,
             spare: 0,
         };
-        self.launch(Kernel::RopeKv, Grid::row(cover.tokens, TOKEN_THREADS), &rope)?;
+        let all_heads = config.heads + 2 * config.kv_heads;
+        let parts = if cover.tokens < ROPE_WIDE_MIN { all_heads.div_ceil(TOKEN_THREADS as usize / 32) } else { 1 };
+        let blocks = [cover.tokens as u32, parts as u32, 1];
+        self.launch(Kernel::RopeKv, Grid { blocks, threads: TOKEN_THREADS, shared_bytes: 0 }, &rope)?;
         self.attend(cover, layer, (kv, page_stride))?;
         let parts = self.products.store(self, (a, cover.tokens), &layer.o, buffers.branch.ptr())?;
         let bias = layer.o_bias.as_ref();
@@ -330,7 +344,7 @@ impl Pass<'_> {
             out_stride: stride as u32,
             eps: config.norm_eps,
         };
-        self.launch(Kernel::AddNorm, Grid::row(cover.tokens, TOKEN_THREADS), &args)
+        self.launch(Kernel::AddNorm, self.norm_grid(cover.tokens), &args)
     }
 
     /// `x += down(gate(a))`, and the input of the next layer.
@@ -429,7 +443,7 @@ impl Pass<'_> {
             bias_stride: layer.down.n as u32,
             eps: config.norm_eps,
         };
-        self.launch(Kernel::AddExperts, Grid::row(cover.tokens, TOKEN_THREADS), &add)
+        self.launch(Kernel::AddExperts, self.norm_grid(cover.tokens), &add)
     }
 
     /// Logits of a chunk's samples.
@@ -446,7 +460,7 @@ impl Pass<'_> {
             out_stride: stride,
             eps: config.norm_eps,
         };
-        self.launch(Kernel::PickNorm, Grid::row(samples, TOKEN_THREADS), &args)?;
+        self.launch(Kernel::PickNorm, self.norm_grid(samples), &args)?;
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
         self.products.store_whole(self, (buffers.head_in.ptr(), samples), head, buffers.logits.ptr())
     }

@@ -359,6 +359,17 @@ fn broken_logits_draw_what_the_processor_draws() {
     }
 }
 
+/// The count keeps one of many equal tokens, and the mass needs it, too.
+#[test]
+fn a_cut_by_mass_keeps_to_the_cut_by_count() {
+    let Some(harness) = Harness::open() else { return };
+    let logits: Vec<f32> = (0..100).map(|token| if token == 40 { 2.0 } else { 1.0 }).collect();
+    let params = |seed| SamplingParams { top_k: 2, top_p: 0.999, seed, ..SamplingParams::default() };
+    let cases: Vec<_> = (0..ROWS as u64).map(|seed| Case::plain(logits.clone(), params(seed))).collect();
+    check(&harness, &cases);
+    assert!(draw(&harness, &cases).iter().all(|drawn| [0, 40].contains(&drawn.token)));
+}
+
 /// Beside one another, so that each starts where another's changes end.
 #[test]
 fn a_draw_does_not_depend_on_the_rows_beside_it() {
@@ -369,5 +380,56 @@ fn a_draw_does_not_depend_on_the_rows_beside_it() {
     for (case, together) in cases.iter().zip(together) {
         let [alone] = &draw(&harness, std::slice::from_ref(case))[..] else { unreachable!("one case") };
         assert_eq!((alone.token, alone.logprob.to_bits()), (together.token, together.logprob.to_bits()));
+    }
+}
+
+/// Sums that lose a carry or are read before they are whole, cuts and draws that are one token off, changes of logits.
+#[test]
+#[ignore = "builds the kernels once for each bug"]
+fn planted_bugs_are_found() {
+    let bugs: &[(&str, &[Bug])] = &[
+        (
+            "draws_are_those_of_the_processor",
+            &[
+                ("sample.cu", "    high += before + low < before;\n", ""),
+                (
+                    "sample.cu",
+                    "logits[edit.token] = logit - edit.penalty;",
+                    "logits[edit.token] = logit + edit.penalty;",
+                ),
+                ("sample.cu", "        edits[i].bias = raw;\n", ""),
+                ("sample.cu", "vocab ? bits : bits & ((1u << (vocab - first)) - 1)", "vocab ? bits : bits"),
+                ("sample.cu", "weight >= least ?", "weight > least ?"),
+                ("sample.cu", "if (!tokens.allows(token)) {", "if (false) {"),
+                ("sample.cu", "!found && limit <= 1ull << 32;", "!found && limit <= nearest;"),
+                (
+                    "sample.cu",
+                    "logit == best.logit && token < best.token",
+                    "logit == best.logit && token > best.token",
+                ),
+                (
+                    "sample.cu",
+                    "        state.found_token = 0;\n    }\n    __syncthreads();",
+                    "        state.found_token = 0;\n    }",
+                ),
+                ("sample.cu", "before += state.found_before;", ""),
+                ("row.cuh", "value += lane_id() >= lanes ? before : T(0);", "value += before;"),
+                ("row.cuh", "    __syncthreads();\n    if (lane_id() == 31) {", "    if (lane_id() == 31) {"),
+            ],
+        ),
+        (
+            "a_cut_by_mass_keeps_to_the_cut_by_count",
+            &[("sample.cu", "digits == within.key ? within.last_token : NO_LIMIT", "NO_LIMIT")],
+        ),
+        (
+            "of_equal_tokens_the_lowest_are_kept",
+            &[
+                ("sample.cu", "token <= last_token", "token < last_token"),
+                ("sample.cu", "if (members <= MEMBERS_MAX)", "if (true)"),
+            ],
+        ),
+    ];
+    for (test, bugs) in bugs {
+        check_bugs(&format!("cuda::kernel_tests::sample::{test}"), bugs);
     }
 }
