@@ -131,8 +131,9 @@ struct AnglesArgs {
     u32 cap;
 };
 
-// row_norm: out[t] = bf16(rmsnorm(x[t]) * weight), or bf16(x[t]) when `weight` is null. Columns from `width` on are zero.
-// Grid: cap tokens. Block: 256.
+// row_norm: out[t] = bf16(rmsnorm(x[t]) * weight), or bf16(x[t]) when `weight` is null. Columns from `width` on are
+// zero.
+// Grid: cap tokens. Block: 256 or 512. Rows of up to 16 columns a thread are read once.
 struct NormArgs {
     const Step* step;
     const float* x;       // [cap, x_stride]
@@ -144,8 +145,8 @@ struct NormArgs {
     float eps;
 };
 
-// add_norm: b = sum of the parts of branch[t], + bias; x[t] += branch_norm ? rmsnorm(b) * branch_norm : b; then as `row_norm` into
-// `out`, if there is one. Grid: cap tokens. Block: 256.
+// add_norm: b = sum of the parts of branch[t], + bias; x[t] += branch_norm ? rmsnorm(b) * branch_norm : b; then as
+// `row_norm` into `out`, if there is one. Grid and block: as `row_norm`.
 struct AddNormArgs {
     const Step* step;
     float* x;                  // [cap, x_stride]
@@ -163,11 +164,11 @@ struct AddNormArgs {
 };
 
 // pick_norm: as `row_norm` for the tokens at sample_tokens_at: out[s] = rmsnorm(x[sample_tokens[s]]) * weight.
-// Rows from step->samples on become zero. Grid: cap samples. Block: 256. Args: NormArgs.
+// Rows from step->samples on become zero. Grid: cap samples. Block: as `row_norm`. Args: NormArgs.
 
 // rope_kv: bias, norms and rope of queries and keys; queries go to `q`, keys and values to their pages.
 // A token that is padding (its place is >= step->tokens, or its page is PAGE_NONE) writes no KV and zero queries.
-// Grid: cap tokens. Block: 256.
+// Grid: (cap tokens, parts of the heads). Block: 256, a warp for each head until all are done.
 struct RopeKvArgs {
     const Step* step;
     const float* qkv;     // [parts, cap, qkv_stride]: queries, keys, values; parts are added in order
@@ -216,7 +217,8 @@ struct AttendArgs {
 // Products: out = a * transpose(w), f32 sums. `mode` says what becomes of them.
 #define GEMM_STORE 0  // f32 out[m][out_stride]
 #define GEMM_ADD 1    // f32 out[m][out_stride] += ..
-#define GEMM_GATE 2   // bf16 out[m][out_stride] of gate and up: rows of w alternate, 16 of gate and 16 of up
+#define GEMM_GATE 2   // bf16 out[m][out_stride] of gate and up: rows of w alternate, 16 of gate and 16 of up;
+                      // columns from n / 2 on become zero
 #define GATE_SILU 0
 #define GATE_GELU 1
 #define GATE_CLAMPED 2
@@ -224,7 +226,7 @@ struct GemmArgs {
     const bf16* a;      // [m, k]; or [.., k] when `rows` says which
     const bf16* w;      // [n, k]; of expert e at w + e * w_stride
     void* out;
-    const float* bias;  // [n] or null; added before a gate. Of expert e at bias + e * n
+    const float* bias;  // [n] or null; added in all modes, before a gate, in part 0. Of expert e at bias + e * n
     const u32* rows;    // which row of `a` is row i of the product; null: i. Experts alone
     const u32* bounds;  // [experts + 1]: the rows i of expert e (blockIdx.z) are bounds[e] .. bounds[e + 1]; null: 0 .. m
     u64 w_stride;
@@ -238,18 +240,19 @@ struct GemmArgs {
     u32 split_stride;
 };
 
-// skinny_N (N: 16, 32, 64): at most N rows, weights streamed once. Block: 256.
-// gemm_64, gemm_128: tiles of so many rows. Grid: (tiles of n, tiles of m, experts or splits).
+// skinny_N (N: 16, 32, 64): at most N rows, of a product or of each expert; weights are streamed once.
+// gemm_64, gemm_128: tiles of so many rows. Grids, blocks and shared memory: `gemm.cu`.
 
-// gemm_wgmma: the same without rows, bounds and splits, for compute capability 9.0 alone. Both maps have boxes of 64 values of
-// k by 128 rows, in the 128-byte swizzle.
+// gemm_wgmma_128, gemm_wgmma_256: the same without rows, bounds and splits, for compute capability 9.0 alone; tiles of
+// 128 rows and so many outputs. Both maps have boxes of 64 values of k by 128 rows, in the 128-byte swizzle.
 struct WgmmaArgs {
     TensorMap a_map;
     TensorMap w_map;
     GemmArgs gemm;
 };
 
-// gate: out = gate(gate_up + bias), as GEMM_GATE does after a product that stored. Grid: (cap tokens). Block: 256.
+// gate: out = gate(gate_up + bias), as GEMM_GATE does after a product that stored. Grid: (cap tokens, parts of a row).
+// Block: 256.
 struct GateArgs {
     const Step* step;
     const float* gate_up;  // [cap, 2 * out_stride], 16 of gate and 16 of up
@@ -296,8 +299,8 @@ struct SortArgs {
     u32 active;
 };
 
-// add_experts: x[t] += sum over its choices, in order, of share * (down[place] + bias[expert]); then as `row_norm` into `out`, if
-// there is one. Grid: cap tokens. Block: 256.
+// add_experts: x[t] += sum over its choices, in order, of share * (down[place] + bias[expert]); then as `row_norm` into
+// `out`, if there is one. Grid and block: as `row_norm`.
 struct AddExpertsArgs {
     const Step* step;
     float* x;             // [cap, x_stride]
@@ -317,7 +320,8 @@ struct AddExpertsArgs {
 };
 
 // sample: draws from logits, which are used up. Grid: cap samples. Block: 1,024.
-// Order: report of the raw logits, edits, mask, temperature, top-k, top-p, min-p, draw; as `src/sample.rs`.
+// Order: report of the raw logits, edits, mask, temperature, top-k, top-p, min-p, draw; as `src/sample.rs`. Edits are
+// used up, too: each has the raw logit in the place of its bias afterwards.
 struct SampleArgs {
     const Step* step;
     float* logits;     // [cap, stride]

@@ -319,18 +319,26 @@ __device__ __forceinline__ void decode(const AttendArgs& args) {
     }
 }
 
-// Adds the parts of one head of a token. A warp's work.
+// Adds the parts of one head of a token. A warp's work: lanes share parts, then columns.
 __device__ __forceinline__ void combine(const AttendArgs& args, const CombineItem& item, u32 head) {
     const u64 stride = (u64)args.heads * (args.head_dim + 2);
     const float* parts = args.partials + item.partial * stride + head * (args.head_dim + 2);
     const float* states = parts + args.head_dim;
     float maximum = minus_infinity();
-    for (u32 part = 0; part < item.parts; part++) {
+    for (u32 part = lane_index(); part < item.parts; part += LANES) {
         maximum = fmaxf(maximum, states[part * stride]);
     }
+#pragma unroll
+    for (u32 distance = LANES / 2; distance > 0; distance /= 2) {
+        maximum = fmaxf(maximum, __shfl_xor_sync(ALL_LANES, maximum, distance));
+    }
     float weight = 0.0f;
-    for (u32 part = 0; part < item.parts; part++) {
+    for (u32 part = lane_index(); part < item.parts; part += LANES) {
         weight += states[part * stride + 1] * exp2_fast(states[part * stride] - maximum);
+    }
+#pragma unroll
+    for (u32 distance = LANES / 2; distance > 0; distance /= 2) {
+        weight += __shfl_xor_sync(ALL_LANES, weight, distance);
     }
     const float share = 1.0f / weight;
     u32* out = (u32*)(args.out + (u64)item.token * args.out_stride + head * args.head_dim);

@@ -223,7 +223,8 @@ __device__ __forceinline__ void prefill(const AttendArgs& args) {
     for (u32 i = blockIdx.x; i < step->prefill_items; i += gridDim.x) {
         __syncthreads();
         if (threadIdx.x == 0) {
-            work.item = items[i];
+            // A row's last tokens see the most keys: longest first, so that no block is late.
+            work.item = items[step->prefill_items - 1 - i];
             work.kv_head = blockIdx.y;
             work.group = args.heads / args.kv_heads;
             work.queries = work.item.tokens * work.group;

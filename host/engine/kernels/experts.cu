@@ -10,8 +10,8 @@ constexpr u32 EXPERT_NONE = 0xffffffff;
 // Scores
 // ---------------------------------------------------------------------------------------------------------------
 
-// Sums over all lanes of N values, a power of two up to 32: lane i receives that of value i % N. Each step halves what is
-// left to exchange, so that all take N - 1 + log2(32 / N) exchanges and not 5 N.
+// Sums over all lanes of N values, a power of two up to 32: lane i receives that of value i % N. Each step halves what
+// is left to exchange, so that all take N - 1 + log2(32 / N) exchanges and not 5 N.
 template <int N>
 __device__ __forceinline__ float scatter_sums(float (&values)[N]) {
 #pragma unroll
@@ -97,7 +97,7 @@ __device__ __forceinline__ void score_tiles(const RouteArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) score(const __grid_constant__ RouteArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 2) score(const __grid_constant__ RouteArgs args) {
     if (args.cap == 1) {
         score_tiles<1, 1>(args);
     } else if (args.cap < SCORE_WIDE_MIN) {
@@ -142,6 +142,7 @@ __device__ __forceinline__ float warp_max(float value) {
 // Chooses for one token, by one warp: lane l holds the weights of experts l, l + 32, ..
 __device__ __forceinline__ void choose(const RouteArgs& args, u32 t) {
     const float log2_e = 1.44269504f, chosen_before = -1.0f;
+    // Experts beyond the last weigh nothing, and are worse than all others that do.
     float weights[EXPERTS_MAX / 32];
     float highest = -f32_infinity();
 #pragma unroll
@@ -157,7 +158,6 @@ __device__ __forceinline__ void choose(const RouteArgs& args, u32 t) {
         // A broken score weighs nothing, so that each choice is another expert; their shares are broken then.
         weights[i] = fmaxf(exp2_fast((weights[i] - highest) * log2_e), 0.0f);
         all += weights[i];
-        weights[i] = lane_id() + 32 * i < args.experts ? weights[i] : chosen_before;
     }
     all = warp_sum(all);
     // Lane i keeps choice i.
@@ -207,8 +207,8 @@ constexpr u32 SORT_WARPS = 32;
 
 // Each warp has its own range of pairs and walks it twice, in order: to count, and to place.
 struct SortState {
-    // Pairs of each warp and expert; then how many of the expert come before the warp's next one. Fewer than 2^16, since
-    // a token chooses an expert once.
+    // Pairs of each warp and expert; then how many of the expert come before the warp's next one. Fewer than 2^16,
+    // since a token chooses an expert once.
     u16 counts[SORT_WARPS][EXPERTS_MAX];
     u32 firsts[EXPERTS_MAX];
     u32 warp_totals[SORT_WARPS];
@@ -292,37 +292,46 @@ extern "C" __global__ void __launch_bounds__(1024) sort_experts(const __grid_con
 // What one choice adds.
 struct Chosen {
     const float* down;
-    const float* bias;
+    const float* bias;  // or null
     float share;
 };
+
+// A quad of what a choice adds.
+__device__ __forceinline__ float4 load_result(const AddExpertsArgs& args, const Chosen& choice, u32 quad) {
+    float4 result = load_quad(choice.down, quad, args.width);
+    if (choice.bias) {
+        result = result + load_quad(choice.bias, quad, args.width);
+    }
+    return splat(choice.share) * result;
+}
 
 template <bool HELD>
 __device__ __forceinline__ void add_experts_row(const AddExpertsArgs& args, const Chosen* chosen, u32 count,
                                                 float* parts) {
-    u32 t = blockIdx.x;
-    float* x = args.x + (u64)t * args.x_stride;
-    Row<HELD> row;
-    float squares = 0.0f;
-    each_quad<HELD>(args.x_stride / 4, [&](u32 place, u32 quad) {
-        float4 sum = load_quad(x, quad, args.width);
-#pragma unroll 4
+    u32 quads = args.x_stride / 4;
+    float* x = args.x + (u64)blockIdx.x * args.x_stride;
+    auto load_x = [&](u32 quad) { return load_quad(x, quad, args.width); };
+    Quads<HELD> row;
+    row.hold(quads, load_x);
+    if (HELD) {
+#pragma unroll 2
         for (u32 i = 0; i < count; i++) {
-            float4 result = load_quad(chosen[i].down, quad, args.width);
-            if (args.bias) {
-                result = result + load_quad(chosen[i].bias, quad, args.width);
-            }
-            sum = sum + splat(chosen[i].share) * result;
+            row.add(quads, [&](u32 quad) { return load_result(args, chosen[i], quad); });
+        }
+    }
+    float squares = 0.0f;
+    each_quad<HELD>(quads, [&](u32 place, u32 quad) {
+        float4 sum = row.at(place, quad, load_x);
+        for (u32 i = 0; i < count && !HELD; i++) {
+            sum = sum + load_result(args, chosen[i], quad);
         }
         store_quad(x, quad, sum);
         squares += dot(sum, sum);
-        row.held[HELD ? place : 0] = sum;
     });
-    if (!args.out) {
-        return;
+    if (args.out) {
+        bf16* out = args.out + (u64)blockIdx.x * args.out_stride;
+        write_norm<HELD>({args.weight, out, args.out_stride, args.width, args.eps}, row, squares, parts, load_x);
     }
-    float scale = args.weight ? inverse_rms(block_sum(squares, parts), args.width, args.eps) : 1.0f;
-    row.write(args.out + (u64)t * args.out_stride, args.out_stride, args.weight, args.width, scale,
-              [&](u32 quad) { return load_quad(x, quad, args.width); });
 }
 
 extern "C" __global__ void __launch_bounds__(512) add_experts(const __grid_constant__ AddExpertsArgs args) {
@@ -334,7 +343,8 @@ extern "C" __global__ void __launch_bounds__(512) add_experts(const __grid_const
     if (threadIdx.x < count) {
         u32 pair = t * args.active + threadIdx.x;
         chosen[threadIdx.x] = {args.down + (u64)args.places[pair] * args.x_stride,
-                               args.bias + (u64)args.chosen[pair] * args.bias_stride, args.shares[pair]};
+                               args.bias ? args.bias + (u64)args.chosen[pair] * args.bias_stride : nullptr,
+                               args.shares[pair]};
     }
     __syncthreads();
     if (row_fits(max(args.x_stride, args.out_stride) / 4)) {

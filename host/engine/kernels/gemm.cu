@@ -1,19 +1,19 @@
 // Products with weights: out = a * transpose(w). See GemmArgs for shapes and modes.
 //
-// | kernel    | tile     | threads | grid                                                         | dynamic shared memory |
-// |-----------|----------|---------|--------------------------------------------------------------|-----------------------|
-// | skinny_16 | 16 x 32  | 256     | (ceil(n / 32), splits, experts or 1)                         | 0                     |
-// | skinny_32 | 32 x 64  | 256     | (ceil(n / 64), splits, experts or 1)                         | 0                     |
-// | skinny_64 | 64 x 64  | 128     | (ceil(n / 64), splits, experts or 1)                         | 48 KiB                |
-// | gemm_64   | 64 x 128 | 256     | (ceil(n / 128), tiles of rows, splits, or experts)           | 48 KiB                |
-// | gemm_128  | 128x128  | 256     | the same                                                     | 48 KiB                |
+// | kernel    | tile      | threads | grid                                               | dynamic shared memory |
+// |-----------|-----------|---------|----------------------------------------------------|-----------------------|
+// | skinny_16 | 16 x 32   | 256     | (ceil(n / 32), splits, experts or 1)               | 0                     |
+// | skinny_32 | 32 x 64   | 256     | (ceil(n / 64), splits, experts or 1)               | 0                     |
+// | skinny_64 | 64 x 64   | 128     | (ceil(n / 64), splits, experts or 1)               | 48 KiB                |
+// | gemm_64   | 64 x 128  | 256     | (ceil(n / 128), tiles of rows, splits, or experts) | 48 KiB                |
+// | gemm_128  | 128 x 128 | 256     | the same                                           | 48 KiB                |
 //
-// `skinny` kernels take as many rows as their tile, of a product or of every expert. The others take any number: a block
-// begins with the rows of tile blockIdx.y and goes on in strides of gridDim.y tiles, so that a grid of fewer tiles than there
-// are is correct, and right for experts, of which most have few rows.
+// `skinny` kernels take as many rows as their tile, of a product or of every expert. The others take any number: a
+// block begins with the rows of tile blockIdx.y and goes on in strides of gridDim.y tiles. A grid of fewer tiles than
+// there are is correct, and right for experts, of which most have few rows.
 //
-// A split is worth it where tiles alone are fewer than what the device holds at once: about two blocks of 256 threads, or
-// four of 128, on every multiprocessor.
+// A split is worth it where tiles alone are fewer than what the device holds at once: on every multiprocessor three
+// blocks of skinny_16, two of skinny_32, four of skinny_64, and two of the others.
 #pragma once
 
 #include "gemm_output.cuh"
@@ -44,13 +44,14 @@ __device__ __forceinline__ u32 row_of_a(const GemmArgs& args, u32 row) { return 
 // Few rows: weights go straight from memory into the registers of the lanes that multiply them.
 //
 // A product of 16 x 8 x 16 takes from lane (g, t) of a warp, g = lane / 4 and t = lane % 4, four values of row g of w.
-// Which places of k they are does not matter as long as `a` has the same: a lane loads the 8 values from 8 t on at once,
-// and two products use 4 each.
+// Which places of k they are does not matter as long as `a` has the same: a lane loads the 8 values from 8 t on at
+// once, and two products use 4 each.
 //
 //   k of a step    0..7      8..15     16..23    24..31
 //   lane           (g, 0)    (g, 1)    (g, 2)    (g, 3)
 //
-// Warps share k in units of 64, which are two steps and a line of memory of each row, and add up what they have at the end.
+// Warps share k in units of 64, which are two steps and a line of memory of each row, and add up what they have at the
+// end.
 // ---------------------------------------------------------------------------------------------------------------
 
 template <int M_TILES_, int WARPS_N_, int WARPS_K_>

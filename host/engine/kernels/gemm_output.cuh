@@ -6,8 +6,8 @@ namespace product {
 // Outputs that one thread finishes together with three others: as many as a gate needs, 16 of gate and 16 of up.
 constexpr int PANEL = 32;
 
-// gate(x) * up = x / (1 + exp(-x (slope + cubic x^2))) * (up + shift), with x and up cut off at `limit`: silu, gelu by its
-// tanh formula, and the clamped gate of gpt-oss differ in these numbers alone.
+// gate(x) * up = x / (1 + exp(-x (slope + cubic x^2))) * (up + shift), with x and up cut off at `limit`: silu, gelu by
+// its tanh formula, and the clamped gate of gpt-oss differ in these numbers alone.
 struct Gate {
     float slope, cubic;  // times log2(e), for exp2
     float limit, shift;
@@ -104,8 +104,8 @@ struct Tile {
     u32 row, column;
 };
 
-// In which order `rows` by `columns` tiles are computed: down a group of rows, then the next column of it, so that tiles
-// which are computed at the same time share rows and weights in the L2 cache.
+// In which order `rows` by `columns` tiles are computed: down a group of rows, then the next column of it, so that
+// tiles which are computed at the same time share rows and weights in the L2 cache.
 __device__ __forceinline__ Tile tile_at(u32 index, u32 rows, u32 columns, u32 group) {
     u32 first = index / (group * columns) * group;
     u32 within = index % (group * columns);

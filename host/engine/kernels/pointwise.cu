@@ -79,16 +79,17 @@ extern "C" __global__ void __launch_bounds__(64) angles(const __grid_constant__ 
 template <bool HELD>
 __device__ __forceinline__ void norm_row(const NormArgs& args, u32 from, u32 to, float* parts) {
     const float* x = args.x + (u64)from * args.x_stride;
+    u32 quads = args.out_stride / 4;
     auto load = [&](u32 quad) { return load_quad(x, quad, args.width); };
-    Row<HELD> row;
+    Quads<HELD> row;
+    row.hold(quads, load);
     float squares = 0.0f;
-    each_quad<HELD>(args.out_stride / 4, [&](u32 place, u32 quad) {
-        float4 values = load(quad);
+    each_quad<HELD>(quads, [&](u32 place, u32 quad) {
+        float4 values = row.at(place, quad, load);
         squares += dot(values, values);
-        row.held[HELD ? place : 0] = values;
     });
-    float scale = args.weight ? inverse_rms(block_sum(squares, parts), args.width, args.eps) : 1.0f;
-    row.write(args.out + (u64)to * args.out_stride, args.out_stride, args.weight, args.width, scale, load);
+    bf16* out = args.out + (u64)to * args.out_stride;
+    write_norm<HELD>({args.weight, out, args.out_stride, args.width, args.eps}, row, squares, parts, load);
 }
 
 __device__ __forceinline__ void norm_row(const NormArgs& args, u32 from, u32 to) {
@@ -125,23 +126,19 @@ __device__ __forceinline__ float4 load_branch(const AddNormArgs& args, const flo
     return args.bias ? sum + load_quad(args.bias, quad, args.width) : sum;
 }
 
-// The same of all of a thread's quads: those of one part are loaded side by side.
-__device__ __forceinline__ void hold_branch(const AddNormArgs& args, const float* branch, u32 quads, Row<true>& row) {
-    each_quad<true>(quads, [&](u32 place, u32 quad) { row.held[place] = load_quad(branch, quad, args.width); });
+// The same of all quads: those of one part are loaded side by side.
+__device__ __forceinline__ void hold_branch(const AddNormArgs& args, const float* branch, u32 quads, Quads<true>& sum) {
+    sum.hold(quads, [&](u32 quad) { return load_quad(branch, quad, args.width); });
 #pragma unroll 2
     for (u32 part = 1; part < args.parts; part++) {
         const float* from = branch + (u64)part * args.part_stride;
-        each_quad<true>(quads, [&](u32 place, u32 quad) {
-            row.held[place] = row.held[place] + load_quad(from, quad, args.width);
-        });
+        sum.add(quads, [&](u32 quad) { return load_quad(from, quad, args.width); });
     }
     if (args.bias) {
-        each_quad<true>(quads, [&](u32 place, u32 quad) {
-            row.held[place] = row.held[place] + load_quad(args.bias, quad, args.width);
-        });
+        sum.add(quads, [&](u32 quad) { return load_quad(args.bias, quad, args.width); });
     }
 }
-__device__ __forceinline__ void hold_branch(const AddNormArgs&, const float*, u32, Row<false>&) {}
+__device__ __forceinline__ void hold_branch(const AddNormArgs&, const float*, u32, Quads<false>&) {}
 
 template <bool HELD>
 __device__ __forceinline__ void add_norm_row(const AddNormArgs& args, float* parts) {
@@ -149,39 +146,44 @@ __device__ __forceinline__ void add_norm_row(const AddNormArgs& args, float* par
     u32 quads = args.x_stride / 4;
     float* x = args.x + (u64)t * args.x_stride;
     const float* branch = args.branch + (u64)t * args.x_stride;
-    Row<HELD> row;
-    hold_branch(args, branch, quads, row);
-    auto branch_quad = [&](u32 place, u32 quad) { return HELD ? row.held[place] : load_branch(args, branch, quad); };
-    float branch_scale = 1.0f;
+    auto load_x = [&](u32 quad) { return load_quad(x, quad, args.width); };
+    auto load_sum = [&](u32 quad) { return load_branch(args, branch, quad); };
+    auto load_norm = [&](u32 quad) {
+        return args.branch_norm ? load_quad(args.branch_norm, quad, args.width) : splat(1.0f);
+    };
+    Quads<HELD> row, sum, branch_norm;
+    row.hold(quads, load_x);
+    hold_branch(args, branch, quads, sum);
+    float scale = 1.0f;
     if (args.branch_norm) {
+        branch_norm.hold(quads, load_norm);
         float squares = 0.0f;
         each_quad<HELD>(quads, [&](u32 place, u32 quad) {
-            float4 sum = branch_quad(place, quad);
-            squares += dot(sum, sum);
+            float4 values = sum.at(place, quad, load_sum);
+            squares += dot(values, values);
         });
-        branch_scale = inverse_rms(block_sum(squares, parts), args.width, args.eps);
+        scale = inverse_rms(block_sum(squares, parts), args.width, args.eps);
     }
     float squares = 0.0f;
     each_quad<HELD>(quads, [&](u32 place, u32 quad) {
-        float4 sum = branch_quad(place, quad);
+        float4 added = sum.at(place, quad, load_sum);
         if (args.branch_norm) {
-            sum = sum * splat(branch_scale) * load_quad(args.branch_norm, quad, args.width);
+            added = added * splat(scale) * branch_norm.at(place, quad, load_norm);
         }
-        sum = load_quad(x, quad, args.width) + sum;
-        store_quad(x, quad, sum);
-        squares += dot(sum, sum);
-        row.held[HELD ? place : 0] = sum;
+        float4 values = row.at(place, quad, load_x) + added;
+        store_quad(x, quad, values);
+        squares += dot(values, values);
+        row.held[HELD ? place : 0] = values;
     });
-    if (!args.out) {
-        return;
+    if (args.out) {
+        bf16* out = args.out + (u64)t * args.out_stride;
+        // Without registers a thread reads again what it wrote itself.
+        write_norm<HELD>({args.weight, out, args.out_stride, args.width, args.eps}, row, squares, parts, load_x);
     }
-    float scale = args.weight ? inverse_rms(block_sum(squares, parts), args.width, args.eps) : 1.0f;
-    // Without registers a thread reads again what it wrote itself.
-    row.write(args.out + (u64)t * args.out_stride, args.out_stride, args.weight, args.width, scale,
-              [&](u32 quad) { return load_quad(x, quad, args.width); });
 }
 
-extern "C" __global__ void __launch_bounds__(512) add_norm(const __grid_constant__ AddNormArgs args) {
+// One block at least: the compiler otherwise keeps to registers for two, which are too few.
+extern "C" __global__ void __launch_bounds__(512, 1) add_norm(const __grid_constant__ AddNormArgs args) {
     __shared__ float parts[32];
     if (row_fits(max(args.x_stride, args.out_stride) / 4)) {
         add_norm_row<true>(args, parts);
@@ -253,10 +255,10 @@ __device__ __forceinline__ void scale_head(Head& head, u32 half, float scale, co
     });
 }
 
-// Source: RoFormer, arXiv 2104.09864, section 3.4.2.
-__device__ __forceinline__ void turn_head(Head& head, u32 half, const float* angles) {
-    each_pair(half, [&](u32 place, u32 column) {
-        float2 cos = load_two(angles + column), sin = load_two(angles + half + column);
+// Source: RoFormer, arXiv 2104.09864, section 3.4.2. `turns` has cosines below and sines above.
+__device__ __forceinline__ void turn_head(Head& head, u32 half, const Head& turns) {
+    each_pair(half, [&](u32 place, u32) {
+        float2 cos = turns.low[place], sin = turns.high[place];
         float2 low = head.low[place], high = head.high[place];
         head.low[place] = make_float2(low.x * cos.x - high.x * sin.x, low.y * cos.y - high.y * sin.y);
         head.high[place] = make_float2(high.x * cos.x + low.x * sin.x, high.y * cos.y + low.y * sin.y);
@@ -307,7 +309,12 @@ extern "C" __global__ void __launch_bounds__(256) rope_kv(const __grid_constant_
         position = step_array<u32>(args.step, args.step->positions_at)[t];
     }
     const float* row = args.qkv + (u64)t * args.qkv_stride;
-    const float* turns = args.angles + (u64)t * args.head_dim;
+    Head turns;
+    each_pair(half, [&](u32 place, u32 column) {
+        const float* angles = args.angles + (u64)t * args.head_dim + column;
+        turns.low[place] = load_two(angles);
+        turns.high[place] = load_two(angles + half);
+    });
     bf16* kv = args.kv + (u64)page * args.page_stride + (u64)(position % args.block_tokens) * args.head_dim;
     float2 whole = make_float2(1.0f, 1.0f);
     if (args.norm_whole && args.q_norm) {
@@ -418,8 +425,8 @@ extern "C" __global__ void __launch_bounds__(256) copy_blocks(const __grid_const
 }
 
 extern "C" __global__ void __launch_bounds__(256) unpack(const __grid_constant__ UnpackArgs args) {
-    // A line of the panel has a pair of columns of each of the 32 rows. One more pair a line, so that the lanes that read
-    // a row find it in different banks.
+    // A line of the panel has a pair of columns of each of the 32 rows. One more pair a line, so that the lanes that
+    // read a row find it in different banks.
     __shared__ u32 tile[32][33];
     const u32* panel = reinterpret_cast<const u32*>(args.packed) + (u64)blockIdx.x * args.cols / 2 * 32;
     bf16* out = args.out + (u64)blockIdx.x * 32 * args.stride;

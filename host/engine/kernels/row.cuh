@@ -115,32 +115,61 @@ __device__ __forceinline__ void each_quad(u32 quads, const Visit& visit) {
             }
         }
     } else {
-#pragma unroll 1
+#pragma unroll 2
         for (u32 quad = threadIdx.x; quad < quads; quad += blockDim.x) {
             visit(0u, quad);
         }
     }
 }
 
-// The row that a norm reads.
+// A thread's quads of a row. What is held is loaded side by side before it is needed, so that a row costs one wait for
+// memory and not one for each quad; what is not held is loaded where it is used.
 template <bool HELD>
-struct Row {
+struct Quads {
     float4 held[HELD ? QUADS_HELD : 1];
 
-    // out = bf16(row * scale * weight), or bf16(row) without weights; zero from `width` on. load(quad) gives the row
-    // where it is not held.
     template <class Load>
-    __device__ __forceinline__ void write(bf16* out, u32 out_stride, const float* weight, u32 width, float scale,
-                                          const Load& load) const {
-        each_quad<HELD>(out_stride / 4, [&](u32 place, u32 quad) {
-            float4 x = 4 * quad >= width ? splat(0.0f) : HELD ? held[place] : load(quad);
-            if (weight) {
-                x = x * splat(scale) * load_quad(weight, quad, width);
-            }
-            store_quad(out, quad, x);
-        });
+    __device__ __forceinline__ void hold(u32 quads, const Load& load) {
+        if (HELD) {
+            each_quad<HELD>(quads, [&](u32 place, u32 quad) { held[place] = load(quad); });
+        }
+    }
+
+    template <class Load>
+    __device__ __forceinline__ void add(u32 quads, const Load& load) {
+        each_quad<HELD>(quads, [&](u32 place, u32 quad) { held[place] = held[place] + load(quad); });
+    }
+
+    template <class Load>
+    __device__ __forceinline__ float4 at(u32 place, u32 quad, const Load& load) const {
+        return HELD ? held[place] : load(quad);
     }
 };
+
+// What a norm writes.
+struct NormOut {
+    const float* weight;  // [width] or null
+    bf16* out;
+    u32 out_stride;
+    u32 width;
+    float eps;
+};
+
+// out = bf16(rmsnorm(row) * weight), or bf16(row) without weights; zero from `width` on. `squares` is the thread's part
+// of their sum; load(quad) gives the row where it is not held. All threads of the block call it.
+template <bool HELD, class Load>
+__device__ __forceinline__ void write_norm(const NormOut& norm, const Quads<HELD>& row, float squares, float* parts,
+                                           const Load& load) {
+    u32 quads = norm.out_stride / 4;
+    auto load_weight = [&](u32 quad) { return norm.weight ? load_quad(norm.weight, quad, norm.width) : splat(1.0f); };
+    Quads<HELD> weights;
+    weights.hold(quads, load_weight);
+    float scale = norm.weight ? inverse_rms(block_sum(squares, parts), norm.width, norm.eps) : 1.0f;
+    each_quad<HELD>(quads, [&](u32 place, u32 quad) {
+        float4 x = 4 * quad < norm.width ? row.at(place, quad, load) : splat(0.0f);
+        store_quad(norm.out, quad, x * splat(scale) * weights.at(place, quad, load_weight));
+    });
+}
 
 }  // namespace row
 

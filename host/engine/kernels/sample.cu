@@ -1,9 +1,9 @@
 // Draws the next token of a row from its logits, by one block; `src/sample.rs` is the same on the processor.
 //
-// Nothing is sorted. A token's *distance* is how far it is below the likeliest, times 1 / temperature, so that its weight
-// is exp(-distance); its *key* is the distance as an integer. Cuts keep the tokens up to a key, which is found digit by
-// digit with histograms in shared memory. Tokens far below the likeliest are looked at only when the near ones do not
-// suffice.
+// Nothing is sorted. A token's *distance* is how far it is below the likeliest, times 1 / temperature, so that its
+// weight is exp(-distance); its *key* is the distance as an integer. Cuts keep the tokens up to a key, which is found
+// digit by digit with histograms in shared memory. Tokens far below the likeliest are looked at only when the near ones
+// do not suffice.
 // **Invariant:** weights are summed as integers, so that a draw does not depend on the order in which threads run.
 
 #include "row.cuh"
@@ -51,8 +51,12 @@ constexpr float MASSLESS_DISTANCE = 28.5f;
 
 __device__ __forceinline__ u64 mass_of(float weight) { return (u64)(weight * MASS_ONE + 0.5f); }
 
-// Grows with the distance. Up to 16 in units of 2^-27, which is finer than what f32 weights tell apart, so that the first
-// digit is a uniform 1/64; from there on as the bits of the f32 are.
+__device__ __forceinline__ u64 mass_at(float distance) {
+    return distance < MASSLESS_DISTANCE ? mass_of(weight_of(distance)) : 0;
+}
+
+// Grows with the distance. Up to 16 in units of 2^-27, which is finer than what f32 weights tell apart, so that the
+// first digit is a uniform 1/64; from there on as the bits of the f32 are.
 constexpr float KEY_LINEAR_MAX = 16.0f;
 constexpr u32 KEY_FAR = 1u << 31;
 
@@ -100,8 +104,9 @@ struct Tokens {
     // Quads that a warp goes through: each has its own part of the row.
     __device__ __forceinline__ u32 quads_of_warp() const { return ceil_div(ceil_div(vocab, 4), blockDim.x / 32); }
 
-    // Calls visit(token, logit) for every allowed token once, each thread for its own in ascending order.
-    template <class Visit>
+    // Calls visit(token, logit) for every allowed token once, each thread for its own in ascending order. HOT: compiled
+    // four times, once for each logit of a quad.
+    template <bool HOT, class Visit>
     __device__ __forceinline__ void each(const Visit& visit) const {
         u32 first = warp_id() * quads_of_warp();
         u32 end = min(first + quads_of_warp(), ceil_div(vocab, 4));
@@ -115,10 +120,13 @@ struct Tokens {
             next = after_next;
             after_next = load(quad + 64);
             u32 bits = allowed(quad);
-            if (bits & 1) visit(4 * quad, here.x);
-            if (bits & 2) visit(4 * quad + 1, here.y);
-            if (bits & 4) visit(4 * quad + 2, here.z);
-            if (bits & 8) visit(4 * quad + 3, here.w);
+#pragma unroll(HOT ? 4 : 1)
+            for (u32 i = 0; i < 4; i++) {
+                if (bits >> i & 1) {
+                    visit(4 * quad + i, here.x);
+                }
+                here = make_float4(here.y, here.z, here.w, 0.0f);
+            }
         }
     }
 };
@@ -149,8 +157,6 @@ struct SampleState {
 };
 
 __device__ __forceinline__ void clear_histogram(SampleState& state) {
-    // What was found before this may still be read.
-    __syncthreads();
     for (u32 bin = threadIdx.x; bin < BINS; bin += blockDim.x) {
         state.low[bin] = state.high[bin] = 0;
     }
@@ -205,7 +211,7 @@ struct Best {
 // The largest logit; of equal ones, the lowest token. A NaN is never it; without any, minus infinity of token 0.
 __device__ __forceinline__ Best find_best(const Tokens& tokens, SampleState& state) {
     Best best = {-f32_infinity(), 0};
-    tokens.each([&](u32 token, float logit) {
+    tokens.each<true>([&](u32 token, float logit) {
         if (logit > best.logit) {
             best = {logit, token};
         }
@@ -234,11 +240,11 @@ __device__ __forceinline__ Best find_best(const Tokens& tokens, SampleState& sta
 
 // The token at which the sum of amount(token, logit), in the order of tokens, exceeds place(total). Token 0 if it never
 // does.
-template <class Amount, class Place>
+template <bool HOT, class Amount, class Place>
 __device__ __forceinline__ u32 find_in_order(const Tokens& tokens, SampleState& state, const Amount& amount,
                                              const Place& place) {
     u64 own = 0;
-    tokens.each([&](u32 token, float logit) { own += amount(token, logit); });
+    tokens.each<HOT>([&](u32 token, float logit) { own += amount(token, logit); });
     own = warp_sum(own);
     __syncthreads();
     if (lane_id() == 0) {
@@ -281,23 +287,39 @@ __device__ __forceinline__ u32 find_in_order(const Tokens& tokens, SampleState& 
     return state.found_token;
 }
 
-// How a cut counts tokens.
-enum CutBy { BY_COUNT, BY_MASS };
+// Collects the tokens that are wanted, in any order; gives how many there are, of which MEMBERS_MAX at most are kept.
+template <class Wanted>
+__device__ __forceinline__ u32 gather(const Tokens& tokens, SampleState& state, const Wanted& wanted) {
+    // What was collected before may still be read.
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        state.members = 0;
+    }
+    __syncthreads();
+    tokens.each<false>([&](u32 token, float logit) {
+        if (wanted(token, logit)) {
+            u32 place = atomicAdd(&state.members, 1);
+            if (place < MEMBERS_MAX) {
+                state.member_tokens[place] = token;
+            }
+        }
+    });
+    __syncthreads();
+    return state.members;
+}
 
-// Keeps the fewest likeliest of the tokens in `within` that are `target` or weigh as much, which is more than nothing;
-// all of them if they do not.
-template <CutBy BY>
-__device__ __forceinline__ Cut find_cut(const Tokens& tokens, SampleState& state, Scale scale, Cut within, u64 target) {
-    auto amount = [&](float distance) {
-        return BY == BY_COUNT ? 1 : distance < MASSLESS_DISTANCE ? mass_of(weight_of(distance)) : 0;
-    };
+// Keeps the fewest likeliest of the tokens in `within` that are `target` many, or whose mass is as large; all of them
+// if it is not.
+__device__ __forceinline__ Cut find_cut(const Tokens& tokens, SampleState& state, Scale scale, Cut within, bool by_mass,
+                                        u64 target) {
+    auto amount = [&](float distance) { return by_mass ? mass_at(distance) : 1; };
     // First digit. Chosen: distance 8 is a weight of 1/3000, beyond which cuts that people ask for rarely reach.
     const u32 nearest = 8u << 27;
     bool found = false;
 #pragma unroll 1
     for (u64 limit = nearest; !found && limit <= 1ull << 32; limit *= 2) {
         clear_histogram(state);
-        tokens.each([&](u32 token, float logit) {
+        tokens.each<false>([&](u32 token, float logit) {
             float distance = distance_of(logit, scale);
             u32 key = key_of(distance);
             if (key < limit && within.keeps(key, token)) {
@@ -311,23 +333,11 @@ __device__ __forceinline__ Cut find_cut(const Tokens& tokens, SampleState& state
     }
     u32 digits = state.found_bin;
     u64 before = state.found_before;
-    // The tokens with that digit, if they are few: what follows looks at them alone.
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        state.members = 0;
-    }
-    __syncthreads();
-    tokens.each([&](u32 token, float logit) {
+    // What follows looks at the tokens with that digit alone, if they are few.
+    u32 members = gather(tokens, state, [&](u32 token, float logit) {
         u32 key = key_of(distance_of(logit, scale));
-        if (key >> 21 == digits && within.keeps(key, token)) {
-            u32 place = atomicAdd(&state.members, 1);
-            if (place < MEMBERS_MAX) {
-                state.member_tokens[place] = token;
-            }
-        }
+        return key >> 21 == digits && within.keeps(key, token);
     });
-    __syncthreads();
-    u32 members = state.members;
     auto each_member = [&](auto visit) {
         if (members <= MEMBERS_MAX) {
 #pragma unroll 1
@@ -335,7 +345,7 @@ __device__ __forceinline__ Cut find_cut(const Tokens& tokens, SampleState& state
                 visit(state.member_tokens[i], tokens.logits[state.member_tokens[i]]);
             }
         } else {
-            tokens.each(visit);
+            tokens.each<false>(visit);
         }
     };
     // The two other digits, of 11 and of 10 bits.
@@ -362,7 +372,7 @@ __device__ __forceinline__ Cut find_cut(const Tokens& tokens, SampleState& state
         equals += key == digits && within.keeps(key, token);
     });
     if (block_sum(equals, reinterpret_cast<u32*>(state.parts)) == 1) {
-        return {digits, NO_LIMIT};
+        return {digits, digits == within.key ? within.last_token : NO_LIMIT};
     }
     u64 left = target - before;
     auto amount_of_equal = [&](u32 token, float logit) -> u64 {
@@ -370,45 +380,33 @@ __device__ __forceinline__ Cut find_cut(const Tokens& tokens, SampleState& state
         u32 key = key_of(distance);
         return key == digits && within.keeps(key, token) ? amount(distance) : 0;
     };
-    return {digits, find_in_order(tokens, state, amount_of_equal, [&](u64) { return left - 1; })};
+    return {digits, find_in_order<false>(tokens, state, amount_of_equal, [&](u64) { return left - 1; })};
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// Report
-// ---------------------------------------------------------------------------------------------------------------
-
-// Log-probabilities are logits minus this.
-__device__ __forceinline__ double log_sum(const Tokens& tokens, SampleState& state, Scale scale) {
+// The mass of all tokens that a cut keeps.
+__device__ __forceinline__ u64 total_mass(const Tokens& tokens, SampleState& state, Scale scale, Cut cut) {
     u64 own = 0;
-    tokens.each([&](u32, float logit) {
+    tokens.each<true>([&](u32 token, float logit) {
         float distance = distance_of(logit, scale);
-        own += distance < MASSLESS_DISTANCE ? mass_of(weight_of(distance)) : 0;
+        own += cut.keeps(key_of(distance), token) ? mass_at(distance) : 0;
     });
-    u64 total = block_sum(own, state.parts);
-    return (double)scale.max + log((double)total * (1.0 / MASS_ONE));
+    return block_sum(own, state.parts);
 }
 
-// The `count` likeliest tokens, the likeliest first.
-__device__ __forceinline__ void report_top(const Tokens& tokens, SampleState& state, Scale scale, double log_sum,
-                                           u32 count, Drawn& out) {
-    Cut cut = find_cut<BY_COUNT>(tokens, state, scale, {NO_LIMIT, NO_LIMIT}, count);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        state.members = 0;
-    }
-    __syncthreads();
-    tokens.each([&](u32 token, float logit) {
-        if (cut.keeps(key_of(distance_of(logit, scale)), token)) {
-            u32 place = atomicAdd(&state.members, 1);
-            if (place < TOP_MAX) {
-                state.member_tokens[place] = token;
-            }
-        }
+// ---------------------------------------------------------------------------------------------------------------
+// Report and draw
+// ---------------------------------------------------------------------------------------------------------------
+
+// Writes the tokens that a cut keeps, at most TOP_MAX, the likeliest first. Log-probabilities are logits minus
+// `log_sum`.
+__device__ __forceinline__ void report_top(const Tokens& tokens, SampleState& state, Scale scale, Cut cut,
+                                           double log_sum, Drawn& out) {
+    u32 members = gather(tokens, state, [&](u32 token, float logit) {
+        return cut.keeps(key_of(distance_of(logit, scale)), token);
     });
-    __syncthreads();
     if (warp_id() == 0) {
         // A lane for each: its rank is how many are before it.
-        bool is_one = lane_id() < min(state.members, (u32)TOP_MAX);
+        bool is_one = lane_id() < min(members, (u32)TOP_MAX);
         u32 token = is_one ? state.member_tokens[lane_id()] : NO_LIMIT;
         u32 key = is_one ? key_of(distance_of(tokens.logits[token], scale)) : NO_LIMIT;
         u32 rank = 0;
@@ -423,10 +421,6 @@ __device__ __forceinline__ void report_top(const Tokens& tokens, SampleState& st
     }
     __syncthreads();
 }
-
-// ---------------------------------------------------------------------------------------------------------------
-// The kernel
-// ---------------------------------------------------------------------------------------------------------------
 
 // Applies the changes, and leaves the logit as it was in the place of the bias.
 __device__ __forceinline__ void edit_logits(const SampleSpec& spec, LogitEdit* edits, float* logits) {
@@ -444,28 +438,9 @@ __device__ __forceinline__ void edit_logits(const SampleSpec& spec, LogitEdit* e
 }
 
 // A draw from what the cuts leave.
-__device__ __forceinline__ u32 draw(const Tokens& tokens, SampleState& state, const SampleSpec& spec, Scale scale) {
-    const Cut everything = {NO_LIMIT, NO_LIMIT};
-    Cut cut = everything;
-    if (spec.top_k > 0 && spec.top_k < tokens.vocab) {
-        cut = find_cut<BY_COUNT>(tokens, state, scale, cut, spec.top_k);
-    }
+__device__ __forceinline__ u32 draw(const Tokens& tokens, SampleState& state, const SampleSpec& spec, Scale scale,
+                                    Cut cut) {
     float least = fminf(spec.min_p, 1.0f);
-    auto mass_within = [&](u32 token, float logit) -> u64 {
-        float distance = distance_of(logit, scale);
-        if (distance >= MASSLESS_DISTANCE || !cut.keeps(key_of(distance), token)) {
-            return 0;
-        }
-        return mass_of(weight_of(distance));
-    };
-    if (spec.top_p < 1.0f) {
-        u64 own = 0;
-        tokens.each([&](u32 token, float logit) { own += mass_within(token, logit); });
-        u64 total = block_sum(own, state.parts);
-        // Its 24 bits stay exact where the share is worth asking for, above 2^-40.
-        u64 share = (u64)(spec.top_p * 18446744073709551616.0f);
-        cut = find_cut<BY_MASS>(tokens, state, scale, cut, max(__umul64hi(total, share), 1ull));
-    }
     auto mass = [&](u32 token, float logit) -> u64 {
         float distance = distance_of(logit, scale);
         if (distance >= MASSLESS_DISTANCE || !cut.keeps(key_of(distance), token)) {
@@ -475,7 +450,7 @@ __device__ __forceinline__ u32 draw(const Tokens& tokens, SampleState& state, co
         float weight = weight_of(distance);
         return weight >= least ? mass_of(weight) : 0;
     };
-    return find_in_order(tokens, state, mass, [&](u64 total) { return __umul64hi(total, spec.uniform); });
+    return find_in_order<true>(tokens, state, mass, [&](u64 total) { return __umul64hi(total, spec.uniform); });
 }
 
 // The first token that the mask allows: for a model whose allowed logits are all broken.
@@ -486,6 +461,16 @@ __device__ __forceinline__ u32 first_allowed(const Tokens& tokens) {
     }
     return 32 * word + __ffs(tokens.mask[word]) - 1;
 }
+
+// A share below 1 of a mass, at least the least mass there is: of nothing, the likeliest token is kept.
+__device__ __forceinline__ u64 share_of(u64 total, float share) {
+    // Its 24 bits stay exact from 2^-40 on.
+    u64 fraction = (u64)(share * 18446744073709551616.0f);
+    return max(__umul64hi(total, fraction), (u64)1);
+}
+
+// Searches for cuts: of the raw logits for the report; then of edited logits, by count, and of those left by mass.
+enum Turn { TURN_REPORT, TURN_TOP_K, TURN_TOP_P };
 
 extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant__ SampleArgs args) {
     __shared__ SampleState state;
@@ -498,22 +483,41 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
     LogitEdit* edits = const_cast<LogitEdit*>(step_array<LogitEdit>(step, step->edits_at)) + spec.first_edit;
     float* logits = args.logits + (u64)index * args.stride;
     Drawn& out = args.out[index];
-    double log_total = 0.0;
-    if (spec.report) {
-        Tokens all = {logits, args.vocab, nullptr, 0};
-        Scale scale = {find_best(all, state).logit, 1.0f};
-        log_total = log_sum(all, state, scale);
-        if (spec.report > 1) {
-            report_top(all, state, scale, log_total, min(spec.report - 1, (u32)TOP_MAX), out);
+    bool draws = spec.temperature > 0.0f;
+    Tokens tokens = {logits, args.vocab, nullptr, 0};
+    Best best;
+    Scale scale;
+    Cut cut;
+    double log_sum = 0.0;
+    // What follows is the same for all three; a loop keeps the kernel small.
+#pragma unroll 1
+    for (u32 turn = spec.report ? TURN_REPORT : TURN_TOP_K; turn <= TURN_TOP_P; turn++) {
+        if (turn == TURN_TOP_K) {
+            edit_logits(spec, edits, logits);
+            tokens.mask = step_array<u32>(step, step->masks_at) + spec.mask;
+            tokens.mask_words = spec.mask_words;
+        }
+        if (turn != TURN_TOP_P) {
+            best = find_best(tokens, state);
+            scale = {best.logit, turn == TURN_REPORT ? 1.0f : 1.0f / spec.temperature};
+            cut = {NO_LIMIT, NO_LIMIT};
+        }
+        u64 target = 0;
+        if (turn == TURN_TOP_K) {
+            target = draws && spec.top_k < tokens.vocab ? spec.top_k : 0;
+        } else if (turn == TURN_REPORT || (draws && spec.top_p < 1.0f)) {
+            u64 total = total_mass(tokens, state, scale, cut);
+            log_sum = turn == TURN_REPORT ? (double)scale.max + log((double)total / MASS_ONE) : log_sum;
+            target = turn == TURN_REPORT ? spec.report - 1 : share_of(total, spec.top_p);
+        }
+        if (target) {
+            cut = find_cut(tokens, state, scale, cut, turn == TURN_TOP_P, target);
+        }
+        if (target && turn == TURN_REPORT) {
+            report_top(tokens, state, scale, cut, log_sum, out);
         }
     }
-    edit_logits(spec, edits, logits);
-    Tokens tokens = {logits, args.vocab, step_array<u32>(step, step->masks_at) + spec.mask, spec.mask_words};
-    Best best = find_best(tokens, state);
-    u32 token = best.token;
-    if (spec.temperature > 0.0f) {
-        token = draw(tokens, state, spec, {best.logit, 1.0f / spec.temperature});
-    }
+    u32 token = draws ? draw(tokens, state, spec, scale, cut) : best.token;
     if (!tokens.allows(token)) {
         token = first_allowed(tokens);
     }
@@ -523,12 +527,12 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
     }
     if (spec.report) {
         if (threadIdx.x == 0) {
-            out.logprob = (float)((double)logits[token] - log_total);
+            out.logprob = (float)((double)logits[token] - log_sum);
         }
         __syncthreads();
         for (u32 i = threadIdx.x; i < spec.edits; i += blockDim.x) {
             if (edits[i].token == token) {
-                out.logprob = (float)((double)edits[i].bias - log_total);
+                out.logprob = (float)((double)edits[i].bias - log_sum);
             }
         }
     }

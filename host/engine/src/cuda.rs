@@ -35,6 +35,10 @@ mod compile;
 #[cfg(test)]
 mod cubins;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(test)]
 mod measure;
 #[cfg(test)]
 mod standin;

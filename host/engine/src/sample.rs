@@ -1,7 +1,8 @@
 //! Drawing the next token from logits.
 //!
 //! The order is: logit bias, repetition penalty (prompt and output), presence and frequency penalties
-//! (output), mask, temperature, top-k, top-p, min-p, draw.
+//! (output), mask, temperature, top-k, top-p, min-p, draw. What is left stands in the order of token ids when it is
+//! drawn from, so that every executor draws the same token from the same logits.
 //! **Invariant:** a draw depends on the row's logits, its parameters, its tokens, its mask and nothing else, and
 //! the mask allows what was drawn.
 
@@ -98,7 +99,7 @@ impl Sampler {
         }
     }
 
-    /// Fills `candidates` with the tokens that survive the cuts; at least the most likely one does.
+    /// Fills `candidates` with the tokens that survive the cuts, in order; at least the most likely one does.
     fn candidates_of(&mut self, logits: &[f32], spec: &SampleSpec<'_>) {
         let params = spec.params;
         let max = match spec.mask {
@@ -114,7 +115,8 @@ impl Sampler {
             Some(mask) => self.candidates.extend(allowed(logits, mask).map(weigh)),
         }
         let kept = params.top_k as usize;
-        if kept > 0 && kept < self.candidates.len() {
+        let cut_by_count = kept > 0 && kept < self.candidates.len();
+        if cut_by_count {
             self.candidates.select_nth_unstable_by(kept - 1, by_weight);
             self.candidates.truncate(kept);
         }
@@ -124,6 +126,9 @@ impl Sampler {
         if params.min_p > 0.0 {
             // The most likely token has weight 1, so its own share is the threshold.
             self.candidates.retain(|candidate| candidate.weight >= params.min_p.min(1.0));
+        }
+        if cut_by_count || params.top_p < 1.0 {
+            self.candidates.sort_unstable_by_key(|candidate| candidate.token);
         }
     }
 
@@ -201,7 +206,7 @@ fn total(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
 }
 
-/// The candidate at share `uniform` of the total weight.
+/// The candidate at share `uniform` of the total weight, in the order in which they stand.
 fn pick(candidates: &[Candidate], uniform: f64) -> u32 {
     let mut left = uniform * total(candidates);
     for candidate in candidates {
@@ -251,8 +256,8 @@ mod tests {
     fn survivors(logits: &[f32], params: &SamplingParams) -> Vec<u32> {
         let mut sampler = Sampler::default();
         sampler.candidates_of(logits, &spec(params, 1, None));
-        let mut tokens: Vec<u32> = sampler.candidates.iter().map(|c| c.token).collect();
-        tokens.sort_unstable();
+        let tokens: Vec<u32> = sampler.candidates.iter().map(|c| c.token).collect();
+        assert!(tokens.is_sorted(), "whatever is cut, tokens are drawn from in their order");
         tokens
     }
 

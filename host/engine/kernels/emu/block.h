@@ -316,6 +316,10 @@ inline void together(const char* name, void* request, void (*perform)(Lane* lane
         warp.arrived = 0;
         perform(warp.lanes);
         warp.ready = ALL_LANES;
+        // Now and then another warp overtakes this one where nothing makes it wait.
+        if (draw_below(16) == 0) {
+            step_aside();
+        }
     } else {
         wait(name);
     }

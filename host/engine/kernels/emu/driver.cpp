@@ -3,8 +3,8 @@
 //
 //   $CXX -O2 -std=c++17 -shared -fPIC -fvisibility=hidden -Wl,-soname,libcuda.so -o libcuda.so driver.cpp
 //
-// Environment: STANDIN_DEVICES (1), STANDIN_CC (9.0), STANDIN_MEMORY_MIB of each device (4096), STANDIN_SEED of the order
-// of work (1), STANDIN_FAIL (planned faults, "call:nth:result,..", a call may be "kernel NAME").
+// Environment: STANDIN_DEVICES (1), STANDIN_CC (9.0), STANDIN_MEMORY_MIB of each device (4096), STANDIN_SEED of the
+// order of work (1), STANDIN_FAIL (planned faults, "call:nth:result,..", a call may be "kernel NAME").
 #define EMU
 #define KERNELS_SM90A
 

@@ -131,7 +131,7 @@ inline bool launch_fits(const Launch& launch) {
 
 inline void run_kernel(Context& context, const Kernel& kernel, const Launch& launch, const void* argument) {
     std::string name = kernel.name;
-    Result due = planned_fault("kernel " + name);
+    Result due = planned_fault("kernel " + name, &context);
     if (due) {
         break_context(context, due, "planned fault in " + name);
         return;

@@ -12,7 +12,7 @@
 namespace standin {
 
 constexpr size_t ALIGNMENT = 256;
-// From this size on, memory that was not written shares the pages of one file of ones, so that large pools cost nothing.
+// From this size on, memory that was not written shares the pages of a file of ones, so that large pools cost nothing.
 constexpr size_t SHARED_ONES_BYTES = 2 << 20;
 
 inline int ones_file() {

@@ -194,7 +194,7 @@ inline const char* environment(const char* name, const char* otherwise) {
     return value && *value ? value : otherwise;
 }
 
-// "cuMemAlloc_v2:3:2,..": call, which one from now, result.
+// "cuMemAlloc_v2:3:2,..": call, which one from now, result. See `standin_fail`.
 inline void plan_faults(const std::string& text) {
     for (size_t at = 0; at < text.size();) {
         size_t end = text.find(',', at);
@@ -238,9 +238,9 @@ inline Context* current_context() {
     return usable ? found->second : nullptr;
 }
 
-// The result of a planned fault that is due at this call, or SUCCESS.
-inline Result planned_fault(const std::string& call) {
-    auto found = planned.find(call);
+// The result of a fault of this name that is due, or SUCCESS.
+inline Result due_fault(const std::string& name) {
+    auto found = planned.find(name);
     if (found == planned.end()) {
         return SUCCESS;
     }
@@ -257,10 +257,22 @@ inline Result planned_fault(const std::string& call) {
     return due;
 }
 
+// The same of a call in any context, and of "call@device" in that of one device.
+inline Result planned_fault(const std::string& call, const Context* context) {
+    if (planned.empty()) {
+        return SUCCESS;
+    }
+    Result due = due_fault(call);
+    if (!due && context) {
+        due = due_fault(call + "@" + std::to_string(context->device));
+    }
+    return due;
+}
+
 // What every call begins with.
 inline Result begin_call(const char* call) {
-    Result due = planned_fault(call);
     Context* context = current_context();
+    Result due = planned_fault(call, context);
     if (breaks_context(due) && context) {
         break_context(*context, due, std::string("planned fault at ") + call);
     }

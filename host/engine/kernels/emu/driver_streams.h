@@ -1,5 +1,5 @@
-// Work of streams: queued by calls, and run in an order that is drawn wherever streams, events and graphs leave it open.
-// Some work runs early and some as late as a wait allows, so that both kinds of a missing wait show.
+// Work of streams: queued by calls, and run in an order that is drawn wherever streams, events and graphs leave it
+// open. Some work runs early and some as late as a wait allows, so that both kinds of a missing wait show.
 #pragma once
 
 #include <chrono>
@@ -235,7 +235,8 @@ inline Result record(const std::shared_ptr<Event>& event, const std::shared_ptr<
     Item item;
     item.marks_event = true;
     item.work = [event, number] {
-        event->reached = number;
+        // An earlier record may run later, in another stream.
+        event->reached = event->reached > number ? event->reached : number;
         event->time = std::chrono::steady_clock::now();
     };
     queue_item(stream, std::move(item));
@@ -360,7 +361,7 @@ inline Result launch_graph(const std::shared_ptr<Stream>& stream, const std::sha
 // A range that is gone, or never was.
 inline Result illegal(Context& context, const char* call, u64 at, size_t bytes) {
     char text[160];
-    snprintf(text, sizeof text, "%s of %zu bytes at 0x%llx, which is not memory that a device reaches", call, bytes, at);
+    snprintf(text, sizeof text, "%s of %zu bytes at 0x%llx, which no device reaches", call, bytes, at);
     break_context(context, ILLEGAL_ADDRESS, text);
     return ILLEGAL_ADDRESS;
 }

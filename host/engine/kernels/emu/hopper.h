@@ -74,6 +74,10 @@ inline void mbar_arrival(u64* barrier, u32 bytes, const char* name) {
     state.left--;
     state.bytes += bytes;
     mbar_store(barrier, state);
+    // Those that waited may go first.
+    if (draw() & 1) {
+        step_aside();
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ struct Trap {
 
 inline Trap trap;
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__))
 
 [[noreturn]] inline void trap_landing() {
     block.bad_address = true;
@@ -35,9 +35,15 @@ inline void trap_handler(int, siginfo_t* info, void* state) {
     }
     // The handler returns to the landing as if the lane had called it.
     trap.address = info->si_addr;
-    auto& registers = ((ucontext_t*)state)->uc_mcontext.gregs;
-    registers[REG_RSP] = (greg_t)((uintptr_t)trap.stack_end & ~(uintptr_t)63) - 8;
-    registers[REG_RIP] = (greg_t)trap_landing;
+    auto& registers = ((ucontext_t*)state)->uc_mcontext;
+    uintptr_t stack = (uintptr_t)trap.stack_end & ~(uintptr_t)63;
+#ifdef __x86_64__
+    registers.gregs[REG_RSP] = (greg_t)(stack - 8);
+    registers.gregs[REG_RIP] = (greg_t)trap_landing;
+#else
+    registers.sp = stack;
+    registers.pc = (uintptr_t)trap_landing;
+#endif
 }
 
 // `handler_stack` is for threads that have no stack of their own for signals.

@@ -129,3 +129,33 @@ pub(crate) enum GemmMode {
     Add = 1,
     Gate = 2,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::{standin, testing};
+
+    #[test]
+    fn sizes_are_the_kernels() {
+        let Some(_device) = testing::device().filter(|_| !testing::on_device()) else { return };
+        for (kernel, bytes) in [
+            ("embed", size_of::<EmbedArgs>()),
+            ("angles", size_of::<AnglesArgs>()),
+            ("row_norm", size_of::<NormArgs>()),
+            ("add_norm", size_of::<AddNormArgs>()),
+            ("pick_norm", size_of::<NormArgs>()),
+            ("rope_kv", size_of::<RopeKvArgs>()),
+            ("attend_decode_64", size_of::<AttendArgs>()),
+            ("gemm_64", size_of::<GemmArgs>()),
+            ("gate", size_of::<GateArgs>()),
+            ("route", size_of::<RouteArgs>()),
+            ("sort_experts", size_of::<SortArgs>()),
+            ("add_experts", size_of::<AddExpertsArgs>()),
+            ("sample", size_of::<SampleArgs>()),
+            ("copy_blocks", size_of::<CopyArgs>()),
+            ("unpack", size_of::<UnpackArgs>()),
+        ] {
+            assert_eq!(standin::argument_bytes(kernel), Some(bytes), "{kernel}");
+        }
+    }
+}

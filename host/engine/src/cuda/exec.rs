@@ -532,6 +532,9 @@ fn check_model(model: &Model, config: &CudaConfig) -> Result<(), EngineError> {
             "heads of {head_dim} values; a CUDA device takes multiples of 8 up to {HEAD_DIM_MAX}"
         ));
     }
+    if !shape.hidden.is_multiple_of(4) {
+        return refuse(format!("rows of {} values; a CUDA device takes multiples of 4", shape.hidden));
+    }
     match shape.experts {
         Some(experts) if experts.count > EXPERTS_MAX || experts.active > ACTIVE_MAX => refuse(format!(
             "{} of {} experts; a CUDA device takes {ACTIVE_MAX} of {EXPERTS_MAX}",

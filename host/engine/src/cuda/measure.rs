@@ -12,7 +12,7 @@ use super::stream::Stream;
 use super::testing::on_device;
 use crate::clock::Stopwatch;
 use crate::{
-    CudaConfig, CudaExec, Executor, Fence, Model, ModelConfig, Rope, RopeScaling, Row, SampleSpec,
+    CudaConfig, CudaExec, Executor, Fence, Model, ModelConfig, ModelFiles, Rope, RopeScaling, Row, SampleSpec,
     SamplingParams, Saved, StepPlan, Xfer, drawn,
 };
 
@@ -301,4 +301,70 @@ fn products() {
         let value = format!("{ours:.1} us, {theirs:.1} us");
         row(what, value, Some((theirs / ours, bar)));
     });
+}
+
+/// Start to first token of an 8B model whose file is in the page cache.
+#[test]
+#[ignore = "measures; on a device, alone, with --release, and 16 GB of a folder for temporary files"]
+fn start() {
+    let Some(context) = context() else { return println!("not measured: POINTSMAN_GPU is not set") };
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), &shape_8b());
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let watch = Stopwatch::start();
+        let files = ModelFiles::open(folder.path()).unwrap();
+        let model = Arc::new(Model::load(&files).unwrap());
+        let loaded = watch.elapsed().as_secs_f64();
+        let mut exec = exec(&model, 4 << 30);
+        let ready = watch.elapsed().as_secs_f64();
+        let ticket = plan(&mut exec, &[1, 2, 3, 4, 5, 6, 7, 8], (1, 8), 0);
+        exec.poll(ticket, true).unwrap();
+        let all = watch.elapsed().as_secs_f64();
+        println!("read and packed {loaded:.2} s, copied and recorded {:.2} s, first token {:.3} s", ready - loaded, all - ready);
+        took.push(all);
+    }
+    let took = median(took);
+    row(&format!("8B: start to first token ({})", context.name()), format!("{took:.2} s"), Some((8.0 / took, 1.0)));
+}
+
+/// Writes weights that are all the same small numbers.
+fn write_model(folder: &std::path::Path, config: &ModelConfig) {
+    let ModelConfig { hidden, heads, kv_heads, head_dim, ffn, vocab, layers, .. } = *config;
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![vocab, hidden]),
+        ("lm_head.weight".to_owned(), vec![vocab, hidden]),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+    ];
+    for layer in 0..layers {
+        for (part, shape) in [
+            ("self_attn.q_proj", vec![heads * head_dim, hidden]),
+            ("self_attn.k_proj", vec![kv_heads * head_dim, hidden]),
+            ("self_attn.v_proj", vec![kv_heads * head_dim, hidden]),
+            ("self_attn.o_proj", vec![hidden, heads * head_dim]),
+            ("self_attn.q_norm", vec![head_dim]),
+            ("self_attn.k_norm", vec![head_dim]),
+            ("mlp.gate_proj", vec![ffn, hidden]),
+            ("mlp.up_proj", vec![ffn, hidden]),
+            ("mlp.down_proj", vec![hidden, ffn]),
+            ("input_layernorm", vec![hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+        ] {
+            tensors.push((format!("model.layers.{layer}.{part}.weight"), shape));
+        }
+    }
+    let values: Vec<u8> = (0..vocab * hidden).flat_map(|i| (0x3c00u16 | (i * 31 % 64) as u16).to_le_bytes()).collect();
+    let view = |(name, shape): (String, Vec<usize>)| {
+        let bytes = shape.iter().product::<usize>() * 2;
+        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape, &values[..bytes]).unwrap())
+    };
+    let file = folder.join("model.safetensors");
+    safetensors::serialize_to_file(tensors.into_iter().map(view), None, &file).unwrap();
+    let json = serde_json::json!({
+        "architectures": ["Qwen3ForCausalLM"], "hidden_size": hidden, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
+        "intermediate_size": ffn, "vocab_size": vocab, "max_position_embeddings": config.context_max,
+        "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": false, "hidden_act": "silu",
+    });
+    std::fs::write(folder.join("config.json"), json.to_string()).unwrap();
 }

@@ -22,6 +22,11 @@ use crate::model::Model;
 
 /// Threads of a block in kernels that take one token each.
 const TOKEN_THREADS: u32 = 256;
+/// In norms of longer rows than [`NORM_COLUMNS`], which the registers of so many threads hold.
+const WIDE_THREADS: u32 = 512;
+const NORM_COLUMNS: usize = TOKEN_THREADS as usize * 16;
+/// With fewer tokens, each warp of `rope_kv` takes one head.
+const ROPE_WIDE_MIN: usize = 64;
 const EMBED_THREADS: u32 = 128;
 const ANGLES_THREADS: u32 = 64;
 const ROUTE_THREADS: u32 = 128;
@@ -29,8 +34,11 @@ const ROUTE_THREADS: u32 = 128;
 const SCORE_WIDE_MIN: usize = 64;
 const ONE_BLOCK_THREADS: u32 = 1024;
 const ATTEND_THREADS: u32 = 128;
-/// Blocks of attention for each multiprocessor, where there is as much to do.
-const ATTEND_BLOCKS: usize = 8;
+/// Warps of a block that each add the parts of one head.
+const COMBINE_HEADS: usize = 4;
+/// Blocks of attention for each multiprocessor, where there is as much to do: those that fit at once. A block asks for its next item's
+/// keys while it ends one; more blocks would each begin with nothing asked for.
+const ATTEND_BLOCKS: usize = 3;
 
 /// Activations of a step.
 #[derive(Debug)]
@@ -191,6 +199,12 @@ impl Pass<'_> {
         self.buffers.inputs.ptr()
     }
 
+    /// Of kernels that norm so many rows.
+    fn norm_grid(&self, rows: usize) -> Grid {
+        let wide = self.weights.embed.k > NORM_COLUMNS;
+        Grid::row(rows, if wide { WIDE_THREADS } else { TOKEN_THREADS })
+    }
+
     fn launch<A: super::args::Plain>(&self, kernel: Kernel, grid: Grid, args: &A) -> Result<(), Failure> {
         self.kernels.launch(self.stream, kernel, grid, args)
     }
@@ -227,7 +241,7 @@ impl Pass<'_> {
             out_stride: self.weights.layers[0].qkv.k as u32,
             eps: config.norm_eps,
         };
-        self.launch(Kernel::RowNorm, Grid::row(cover.tokens, TOKEN_THREADS), &norm)
+        self.launch(Kernel::RowNorm, self.norm_grid(cover.tokens), &norm)
     }
 
     /// `x += o(attention(rope(qkv(a))))`, and the input of the feed-forward layer; writes the layer's KV.
@@ -259,7 +273,10 @@ impl Pass<'_> {
             eps: config.norm_eps,
             spare: 0,
         };
-        self.launch(Kernel::RopeKv, Grid::row(cover.tokens, TOKEN_THREADS), &rope)?;
+        let all_heads = config.heads + 2 * config.kv_heads;
+        let parts = if cover.tokens < ROPE_WIDE_MIN { all_heads.div_ceil(TOKEN_THREADS as usize / 32) } else { 1 };
+        let blocks = [cover.tokens as u32, parts as u32, 1];
+        self.launch(Kernel::RopeKv, Grid { blocks, threads: TOKEN_THREADS, shared_bytes: 0 }, &rope)?;
         self.attend(cover, layer, (kv, page_stride))?;
         let parts = self.products.store(self, (a, cover.tokens), &layer.o, buffers.branch.ptr())?;
         let bias = layer.o_bias.as_ref();
@@ -298,7 +315,8 @@ impl Pass<'_> {
         };
         self.launch(decode, grid(cover.decode_blocks, decode.shared_bytes()), &args)?;
         if cover.decode_blocks > 0 {
-            self.launch(Kernel::AttendCombine, Grid::row(cover.tokens, ATTEND_THREADS), &args)?;
+            let blocks = cover.tokens * config.heads.div_ceil(COMBINE_HEADS);
+            self.launch(Kernel::AttendCombine, Grid::row(blocks, ATTEND_THREADS), &args)?;
         }
         self.launch(prefill, grid(cover.prefill_blocks, prefill.shared_bytes()), &args)
     }
@@ -326,7 +344,7 @@ impl Pass<'_> {
             out_stride: stride as u32,
             eps: config.norm_eps,
         };
-        self.launch(Kernel::AddNorm, Grid::row(cover.tokens, TOKEN_THREADS), &args)
+        self.launch(Kernel::AddNorm, self.norm_grid(cover.tokens), &args)
     }
 
     /// `x += down(gate(a))`, and the input of the next layer.
@@ -425,7 +443,7 @@ impl Pass<'_> {
             bias_stride: layer.down.n as u32,
             eps: config.norm_eps,
         };
-        self.launch(Kernel::AddExperts, Grid::row(cover.tokens, TOKEN_THREADS), &add)
+        self.launch(Kernel::AddExperts, self.norm_grid(cover.tokens), &add)
     }
 
     /// Logits of a chunk's samples.
@@ -442,7 +460,7 @@ impl Pass<'_> {
             out_stride: stride,
             eps: config.norm_eps,
         };
-        self.launch(Kernel::PickNorm, Grid::row(samples, TOKEN_THREADS), &args)?;
+        self.launch(Kernel::PickNorm, self.norm_grid(samples), &args)?;
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
         self.products.store_whole(self, (buffers.head_in.ptr(), samples), head, buffers.logits.ptr())
     }

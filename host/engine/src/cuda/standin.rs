@@ -14,18 +14,22 @@ use libloading::Library;
 
 use crate::digest::digest_bytes;
 
-/// The name by which the driver is looked for.
-const NAME: &str = "libcuda.so";
-const FLAGS: &[&str] = &[
-    "-O2",
-    "-std=c++17",
-    "-shared",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-Wl,-soname,libcuda.so",
-    "-Wno-unknown-pragmas",
-    "-Wno-psabi",
-];
+/// What is built of `kernels`.
+struct Target {
+    /// Under which name: the driver is looked for by its own.
+    name: &'static str,
+    source: &'static str,
+    flags: &'static [&'static str],
+}
+
+const FLAGS: &[&str] = &["-O2", "-std=c++17", "-Wno-unknown-pragmas", "-Wno-psabi"];
+const DRIVER: Target = Target {
+    name: "libcuda.so",
+    source: "emu/driver.cpp",
+    flags: &["-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-soname,libcuda.so"],
+};
+/// Checks of the stand-in itself, with mistakes planted in kernels of their own.
+const CHECKS: Target = Target { name: "checks", source: "emu/checks.cpp", flags: &[] };
 /// A library that is there already, for child processes that run with faults in kernels.
 const LIBRARY: &str = "STANDIN_LIBRARY";
 
@@ -34,8 +38,9 @@ pub(crate) fn load() -> bool {
     library().is_some()
 }
 
-/// The `nth` call from now of this name fails with `code`; "kernel NAME" is a kernel that fails while it runs. A code
-/// from 700 on stays until the device's context is released by all who hold it.
+/// The `nth` call from now of this name fails with `code`. "kernel NAME" is a kernel that fails while it runs, and with
+/// "@1" behind it a name concerns device 1 alone, as tests beside others need. A code that says that the context is
+/// broken, such as 700 or 719, stays until all who hold the device's context have released it.
 pub(crate) fn fail(call: &str, nth: i32, code: i32) {
     let call = CString::new(call).unwrap();
     // SAFETY: the function has this type, and copies the name.
@@ -87,7 +92,7 @@ pub(crate) fn build_with(edits: &[(&str, &str, &str)]) -> Option<PathBuf> {
         assert_eq!(text.matches(from).count(), 1, "`{from}` in {file}");
         *text = text.replace(from, to);
     }
-    build(&sources)
+    build(&DRIVER, &sources)
 }
 
 /// Runs one test of this program, by its whole name, in a process of its own, with this stand-in and environment.
@@ -101,8 +106,9 @@ fn library() -> Option<&'static Library> {
     static LOADED: OnceLock<Option<Library>> = OnceLock::new();
     LOADED
         .get_or_init(|| {
-            let path =
-                std::env::var_os(LIBRARY).map(PathBuf::from).or_else(|| build(&sources(&kernels())))?;
+            let path = std::env::var_os(LIBRARY)
+                .map(PathBuf::from)
+                .or_else(|| build(&DRIVER, &sources(&kernels())))?;
             // SAFETY: the library is ours; its initialisers touch nothing but itself.
             Some(unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display())))
         })
@@ -136,8 +142,8 @@ fn sources(root: &Path) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// Builds the library from these sources, unless it is there already; None without a compiler.
-fn build(sources: &[(PathBuf, String)]) -> Option<PathBuf> {
+/// Builds something from these sources, unless it is there already; None without a compiler.
+fn build(target: &Target, sources: &[(PathBuf, String)]) -> Option<PathBuf> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let Ok(version) = Command::new(&compiler).arg("--version").output() else {
         assert!(std::env::var_os("CI").is_none(), "there is no C++ compiler `{compiler}`");
@@ -145,8 +151,8 @@ fn build(sources: &[(PathBuf, String)]) -> Option<PathBuf> {
         return None;
     };
     let mut hash = digest_bytes(0, &version.stdout);
-    for part in FLAGS.iter().map(|flag| flag.as_bytes()) {
-        hash = digest_bytes(hash, part);
+    for flag in FLAGS.iter().chain(target.flags) {
+        hash = digest_bytes(hash, flag.as_bytes());
     }
     for (path, text) in sources {
         hash = digest_bytes(hash, path.to_str().unwrap().as_bytes());
@@ -156,30 +162,30 @@ fn build(sources: &[(PathBuf, String)]) -> Option<PathBuf> {
     let program = std::env::current_exe().unwrap();
     let folder =
         program.parent().and_then(Path::parent).unwrap().join("standin").join(format!("{hash:016x}"));
-    let library = folder.join(NAME);
+    let built = folder.join(target.name);
     fs::create_dir_all(&folder).unwrap();
     // Of several processes one builds and the others wait.
     let lock = File::create(folder.join("lock")).unwrap();
     lock.lock().unwrap();
-    if !library.exists() {
-        compile(&compiler, sources, &library);
+    if !built.exists() {
+        compile(&compiler, target, sources, &built);
     }
-    Some(library)
+    Some(built)
 }
 
-fn compile(compiler: &str, sources: &[(PathBuf, String)], library: &Path) {
+fn compile(compiler: &str, target: &Target, sources: &[(PathBuf, String)], built: &Path) {
     let copies = tempfile::tempdir().unwrap();
     fs::create_dir(copies.path().join("emu")).unwrap();
     for (path, text) in sources {
         fs::write(copies.path().join(path), text).unwrap();
     }
     // Whole, or not there: a build that is ended halfway leaves the other name.
-    let unfinished = library.with_extension("part");
+    let unfinished = built.with_extension("part");
     let mut command = Command::new(compiler);
-    command.args(FLAGS).arg("-o").arg(&unfinished).arg(copies.path().join("emu/driver.cpp"));
+    command.args(FLAGS).args(target.flags).arg("-o").arg(&unfinished).arg(copies.path().join(target.source));
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    fs::rename(&unfinished, library).unwrap();
+    fs::rename(&unfinished, built).unwrap();
 }
 
 #[cfg(test)]
@@ -196,5 +202,12 @@ mod tests {
             assert!(argument_bytes(kernel.name()).is_some(), "{}", kernel.name());
         }
         assert_eq!(argument_bytes("no such kernel"), None);
+    }
+
+    #[test]
+    fn planted_mistakes_in_kernels_and_in_the_use_of_the_driver_show() {
+        let Some(checks) = build(&CHECKS, &sources(&kernels())) else { return };
+        let output = Command::new(checks).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     }
 }

@@ -8,8 +8,8 @@ use super::testing::{device, on_device};
 use crate::cpu::golden::{Deviation, FAMILIES, compare, fixture};
 use crate::cpu::testing::{TestRow, report_all, run_drawing};
 use crate::{
-    CpuConfig, CpuExec, CudaConfig, CudaExec, Executor, Fence, Model, ModelFiles, Row, SampleSpec, Sampled,
-    SamplingParams, Saved, StepPlan, Ticket, TokenMask, Xfer, drawn,
+    CpuConfig, CpuExec, CudaConfig, CudaExec, EngineError, Executor, Fence, Model, ModelFiles, Row,
+    SampleSpec, Sampled, SamplingParams, Saved, StepPlan, Ticket, TokenMask, Xfer, drawn,
 };
 
 const PAGES: u32 = 64;
@@ -92,6 +92,10 @@ fn one<'a>(tokens: &[u32], position: u32, pages: &'a [u32], params: &'a Sampling
 }
 
 fn submit(exec: &mut dyn Executor, ones: &[One<'_>]) -> Ticket {
+    try_submit(exec, ones).unwrap()
+}
+
+fn try_submit(exec: &mut dyn Executor, ones: &[One<'_>]) -> Result<Ticket, EngineError> {
     let (mut tokens, mut pages, mut rows, mut samples) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for one in ones {
         let (token, page, sample) = (tokens.len() as u32, pages.len() as u32, samples.len() as u32);
@@ -112,7 +116,18 @@ fn submit(exec: &mut dyn Executor, ones: &[One<'_>]) -> Ticket {
             adapter: None,
         });
     }
-    exec.submit(&StepPlan { rows: &rows, tokens: &tokens, pages: &pages, samples: &samples }).unwrap()
+    exec.submit(&StepPlan { rows: &rows, tokens: &tokens, pages: &pages, samples: &samples })
+}
+
+/// One greedy step of one row.
+pub(super) fn try_step(
+    exec: &mut dyn Executor,
+    (tokens, position): (&[u32], u32),
+    pages: &[u32],
+) -> Result<Vec<Sampled>, EngineError> {
+    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let ticket = try_submit(exec, &[one(tokens, position, pages, &greedy)])?;
+    Ok(exec.poll(ticket, true)?.expect("waited for").sampled)
 }
 
 fn step(exec: &mut dyn Executor, ones: &[One<'_>]) -> Vec<Sampled> {
