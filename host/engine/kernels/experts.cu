@@ -97,7 +97,7 @@ __device__ __forceinline__ void score_tiles(const RouteArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) score(const __grid_constant__ RouteArgs args) {
+extern "C" __global__ void __launch_bounds__(256, 2) score(const __grid_constant__ RouteArgs args) {
     if (args.cap == 1) {
         score_tiles<1, 1>(args);
     } else if (args.cap < SCORE_WIDE_MIN) {

@@ -31,6 +31,10 @@ pub use driver::{CudaDevice, cuda_devices};
 pub use exec::{CudaConfig, CudaExec};
 
 #[cfg(test)]
+mod compile;
+#[cfg(test)]
+mod cubins;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod kernel_tests;
