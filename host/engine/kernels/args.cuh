@@ -243,8 +243,8 @@ struct GemmArgs {
 // skinny_N (N: 16, 32, 64): at most N rows, of a product or of each expert; weights are streamed once.
 // gemm_64, gemm_128: tiles of so many rows. Grids, blocks and shared memory: `gemm.cu`.
 
-// gemm_wgmma_128, gemm_wgmma_256: the same without rows, bounds and splits, for compute capability 9.0 alone; tiles of
-// 128 rows and so many outputs. Both maps have boxes of 64 values of k by 128 rows, in the 128-byte swizzle.
+// gemm_wgmma_128, gemm_wgmma_256: the same without rows and bounds, for compute capability 9.0 alone; tiles of 128 rows
+// and so many outputs. Both maps have boxes of 64 values of k by 128 rows, in the 128-byte swizzle.
 struct WgmmaArgs {
     TensorMap a_map;
     TensorMap w_map;

@@ -187,7 +187,7 @@ impl CudaExec {
         let stream = Stream::new(context)?;
         let weights =
             DeviceWeights::upload(context, &kernels, &stream, model).map_err(Stop::of("weights"))?;
-        let products = Products::new(context);
+        let products = Products::new(context, &kernels);
         let (sizes, buffer_sizes) = sizes(model, config);
         let buffers = Buffers::new(context, &stream, (model, &weights), &products, &buffer_sizes);
         let buffers = buffers.map_err(Stop::of("activations"))?;
