@@ -8,47 +8,16 @@
 #define EMU
 #define KERNELS_SM90A
 
-#include "../prelude.cuh"
-
-// Declared weak, so that the driver can be built of some of the kernels.
-#define KERNEL(name, Argument) extern "C" __attribute__((weak)) void name(Argument);
-#include "../list.def"
-#undef KERNEL
-
-#if __has_include("../attend.cu")
-#include "../attend.cu"
-#endif
-#if __has_include("../experts.cu")
-#include "../experts.cu"
-#endif
-#if __has_include("../gemm.cu")
-#include "../gemm.cu"
-#endif
-#if __has_include("../pointwise.cu")
-#include "../pointwise.cu"
-#endif
-#if __has_include("../sample.cu")
-#include "../sample.cu"
-#endif
-#if __has_include("../gemm_wgmma.cu")
-#include "../gemm_wgmma.cu"
-#endif
+#include "../all.cu"
 
 #include "driver_kernels.h"
 
 namespace standin {
 
-template <class Argument, void (*kernel)(Argument)>
-Kernel describe(const char* name) {
-    // The driver may have been built without this kernel.
-    bool there = (const void*)kernel != nullptr;
-    return {name, sizeof(Argument), there ? call_kernel<Argument, kernel> : nullptr, true};
-}
-
 // The list twice: with and without what is for compute capability 9.0 alone.
 inline const std::vector<Kernel>& kernels() {
     static const std::vector<Kernel> all = [] {
-#define KERNEL(name, Argument) describe<Argument, name>(#name),
+#define KERNEL(name, Argument) {#name, sizeof(Argument), call_kernel<Argument, name>, true},
         std::vector<Kernel> out = {
 #include "../list.def"
         };

@@ -110,7 +110,7 @@ inline Result get_function(Context& context, void** function, void* module, cons
         return INVALID_HANDLE;
     }
     for (const Kernel& kernel : kernels) {
-        if (!strcmp(kernel.name, name) && kernel.call && (!kernel.hopper || found->image == 90)) {
+        if (!strcmp(kernel.name, name) && (!kernel.hopper || found->image == 90)) {
             *function = context.functions.add(std::make_shared<Function>(Function{&kernel}));
             return SUCCESS;
         }
