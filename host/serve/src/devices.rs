@@ -99,14 +99,20 @@ fn lack(engine: &Engine, problem: &str, left: &[u32]) -> Result<(), StartError> 
 
 /// Executors for all workers, which take turns over the devices.
 fn all(source: &Arc<Source>, devices: &[u32]) -> Result<Vec<Ready>, Failed> {
+    let workers = source.engine.workers;
     let ready = |worker: usize| {
         let device = devices.get(worker % devices.len().max(1)).copied();
+        let place = device.map(|device| {
+            // Those behind it at the same place of the list.
+            let followers = (workers - 1 - worker) / devices.len();
+            Place { device, followers: followers as u32 }
+        });
         let decodes = source.engine.role(worker).decodes();
-        let mut maker = Maker { source: Arc::clone(source), device, decodes, kv_bytes: 0 };
+        let mut maker = Maker { source: Arc::clone(source), place, decodes, kv_bytes: 0 };
         let executors = maker.make().map_err(|error| Failed { device, error })?;
         Ok(Ready { executors, make: Box::new(move || maker.make()) })
     };
-    (0..source.engine.workers).map(ready).collect()
+    (0..workers).map(ready).collect()
 }
 
 /// Why there is no executor.
@@ -155,14 +161,14 @@ impl Source {
         })
     }
 
-    fn draft(&self, device: Option<u32>) -> Result<Option<Box<dyn Executor>>, EngineError> {
-        match (&self.models, device) {
+    fn draft(&self, place: Option<Place>) -> Result<Option<Box<dyn Executor>>, EngineError> {
+        match (&self.models, place) {
             (Models::Real { draft: None, .. } | Models::Sim { draft: false, .. }, _) => Ok(None),
             (Models::Real { draft: Some(model), .. }, None) => self.cpu(model, self.draft_mib).map(Some),
-            (Models::Real { draft: Some(model), .. }, Some(device)) => {
+            (Models::Real { draft: Some(model), .. }, Some(place)) => {
                 let rows = self.schedule.step_rows_max;
                 let tokens = self.schedule.step_tokens_max.max(draft_step_tokens_max(rows));
-                self.cuda(model, device, (self.draft_mib << 20, tokens)).map(Some)
+                self.cuda(model, place, (self.draft_mib << 20, tokens)).map(Some)
             }
             (Models::Sim { served, .. }, _) => {
                 // It costs nothing, and says what the served one says.
@@ -179,11 +185,11 @@ impl Source {
     }
 
     /// `kv_bytes`: memory for KV on a GPU; 0 takes what is free.
-    fn served(&self, device: Option<u32>, kv_bytes: u64) -> Result<Box<dyn Executor>, EngineError> {
-        match (&self.models, device) {
+    fn served(&self, place: Option<Place>, kv_bytes: u64) -> Result<Box<dyn Executor>, EngineError> {
+        match (&self.models, place) {
             (Models::Real { served, .. }, None) => self.cpu(served, self.kv.memory_mib_per_worker),
-            (Models::Real { served, .. }, Some(device)) => {
-                self.cuda(served, device, (kv_bytes, self.schedule.step_tokens_max))
+            (Models::Real { served, .. }, Some(place)) => {
+                self.cuda(served, place, (kv_bytes, self.schedule.step_tokens_max))
             }
             (Models::Sim { served, .. }, _) => Ok(Box::new(SimExec::new(SimConfig::clone(served))?)),
         }
@@ -208,16 +214,17 @@ impl Source {
         Ok(Box::new(CpuExec::new(Arc::clone(model), cpu)?))
     }
 
-    /// An executor on a GPU, with so much memory for KV, for steps of so many tokens.
+    /// An executor on a GPU, with so much memory for KV or a share of what is free there, for steps of so many tokens.
     fn cuda(
         &self,
         model: &Arc<Model>,
-        device: u32,
+        Place { device, followers }: Place,
         (kv_bytes, step_tokens_max): (u64, u32),
     ) -> Result<Box<dyn Executor>, EngineError> {
         let cuda = CudaConfig {
             device,
             kv_bytes,
+            followers,
             reserve_bytes: self.kv.gpu_reserve_mib << 20,
             block_tokens: self.kv.block_tokens,
             context_max: self.context_max,
@@ -228,10 +235,19 @@ impl Source {
     }
 }
 
+/// Where on a GPU an executor is made.
+#[derive(Clone, Copy)]
+struct Place {
+    device: u32,
+    /// Workers that have the same device and come after this one.
+    followers: u32,
+}
+
 /// Makes the executors of one worker.
 struct Maker {
     source: Arc<Source>,
-    device: Option<u32>,
+    /// `None` on this machine's cores, or nowhere.
+    place: Option<Place>,
     /// Whether it answers: who computes prompts alone draws nothing, and needs no draft model.
     decodes: bool,
     /// Memory that the KV of the first one took on a GPU; 0 until then.
@@ -241,13 +257,13 @@ struct Maker {
 impl Maker {
     fn make(&mut self) -> Result<Executors, EngineError> {
         // The draft model comes first: pages of the served one may take all that is left of a GPU.
-        let draft = if self.decodes { self.source.draft(self.device)? } else { None };
+        let draft = if self.decodes { self.source.draft(self.place)? } else { None };
         let kv_bytes = match self.kv_bytes {
             0 => self.source.kv.gpu_memory_mib_per_worker << 20,
             // Its successor has as many pages, whatever is free then.
             taken => taken,
         };
-        let served = self.source.served(self.device, kv_bytes)?;
+        let served = self.source.served(self.place, kv_bytes)?;
         let shape = served.caps().kv;
         self.kv_bytes = u64::from(shape.pages) * shape.page_bytes;
         Ok(Executors { served, draft })
@@ -320,7 +336,7 @@ mod tests {
             name: "GPU".to_owned(),
             compute: (9, 0),
             memory_bytes: 80 << 30,
-            driver: 13_000,
+            multiprocessors: 132,
         };
         let there = || match there {
             Ok(there) => Ok(there.iter().map(device).collect()),

@@ -47,20 +47,18 @@ pub(super) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
 /// Prints the GPUs of this machine, or why none can be used.
 pub(super) fn devices() {
     match engine::cuda_devices() {
-        Ok(devices) if devices.is_empty() => println!("this machine has no CUDA device"),
         Ok(devices) => devices.iter().for_each(|device| {
             println!(
-                "{:<8} {}, compute capability {}.{}, {:.1} GiB, driver for CUDA {}.{}",
+                "{:<8} {}, compute capability {}.{}, {:.1} GiB, {} multiprocessors",
                 cuda_name(device.index),
                 device.name,
                 device.compute.0,
                 device.compute.1,
                 device.memory_bytes as f64 / f64::from(1 << 30),
-                device.driver / 1000,
-                device.driver % 1000 / 10,
+                device.multiprocessors,
             );
         }),
-        Err(error) => println!("no CUDA device can be used: {error}"),
+        Err(error) => println!("{error}"),
     }
 }
 
