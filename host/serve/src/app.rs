@@ -232,8 +232,8 @@ impl App {
         let context_max = caps.iter().map(context).min().unwrap_or(0);
         let vocab = caps.iter().map(|caps| caps.vocab).min().unwrap_or(0);
         // All are alike: they serve one model.
-        let (fingerprint, adapters) =
-            caps.first().map_or_else(Default::default, |caps| (caps.fingerprint, caps.adapters.clone()));
+        let fingerprint = caps.first().map_or(kv::Fingerprint(0), |caps| caps.fingerprint);
+        let adapters = caps.first().map_or(Vec::new(), |caps| caps.adapters.clone());
         let (runtime, generations) = generations(&config)?;
         // Before the first worker asks, so that the log begins with policies that know nothing yet.
         let recording = Recording::new(config.record.clone());
