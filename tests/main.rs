@@ -11,6 +11,7 @@ mod chat;
 mod clients;
 mod completions;
 mod config;
+mod device;
 mod disaggregation;
 mod faults;
 mod gguf;

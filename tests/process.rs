@@ -55,9 +55,18 @@ pub(crate) struct Served {
 }
 
 pub(crate) fn serve(more: &[&str]) -> Served {
+    serve_as(serving(more))
+}
+
+/// `pointsman serve` on ports of its own, with more arguments.
+pub(crate) fn serving(more: &[&str]) -> Command {
     let mut args = vec!["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
     args.extend(more);
-    let mut child = command(&args).spawn().expect("the process starts");
+    command(&args)
+}
+
+pub(crate) fn serve_as(mut command: Command) -> Served {
+    let mut child = command.spawn().expect("the process starts");
     let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
     let mut address = |name: &str| {
         let line =

@@ -194,15 +194,18 @@ struct RopeKvArgs {
 // attend_decode_HD, attend_prefill_HD (HD: 64, 128, 256; head_dim is at most HD): causal attention over KV pages.
 // attend_combine: adds the parts of attend_decode.
 // The softmax begins with the head's sink, if there are sinks, as a key whose value is zero (in one part alone: the one
-// that holds key range's first key). Weights are rounded to bf16, sums are f32.
-// Columns of `out` from heads * head_dim on are zero, and so are rows of padding in combine and decode.
+// that holds the oldest key that the token sees). Weights are rounded to bf16, sums are f32.
+// Columns of `out` from heads * head_dim on are zero; rows of padding stay as they are.
+// Grid: (any number, kv_heads), and any number for attend_combine: blocks take items in turn. Block: 128, with the dynamic
+// shared memory that DecodeShape and PrefillShape say.
 struct AttendArgs {
     const Step* step;
     const bf16* q;       // [cap, heads, head_dim]
     const bf16* kv;      // this layer's part of page 0
     const float* sinks;  // [heads] or null
     bf16* out;           // [cap, out_stride]: [heads, head_dim]
-    float* partials;     // [partials, heads, head_dim + 2]: sums not yet divided, then their maximum and their weight
+    float* partials;     // [partials, heads, head_dim + 2]: sums not yet divided, then their maximum (of
+                         // exponents of 2) and their weight
     u64 page_stride;
     u32 heads;
     u32 kv_heads;
@@ -243,8 +246,8 @@ struct GemmArgs {
 // skinny_N (N: 16, 32, 64): at most N rows, of a product or of each expert; weights are streamed once.
 // gemm_64, gemm_128: tiles of so many rows. Grids, blocks and shared memory: `gemm.cu`.
 
-// gemm_wgmma_128, gemm_wgmma_256: the same without rows, bounds and splits, for compute capability 9.0 alone; tiles of
-// 128 rows and so many outputs. Both maps have boxes of 64 values of k by 128 rows, in the 128-byte swizzle.
+// gemm_wgmma_128, gemm_wgmma_256: the same without rows and bounds, for compute capability 9.0 alone; tiles of 128 rows
+// and so many outputs. Both maps have boxes of 64 values of k by 128 rows, in the 128-byte swizzle.
 struct WgmmaArgs {
     TensorMap a_map;
     TensorMap w_map;

@@ -1,9 +1,9 @@
 // Products of many rows on compute capability 9.0: out = a * transpose(w), tiles of 128 rows.
 //
-// | kernel         | tile      | threads | grid                        | dynamic shared memory |
-// |----------------|-----------|---------|-----------------------------|-----------------------|
-// | gemm_wgmma_128 | 128 x 128 | 384     | min(tiles, multiprocessors) | 193 KiB               |
-// | gemm_wgmma_256 | 128 x 256 | 384     | the same                    | 193 KiB               |
+// | kernel         | tile      | threads | grid                                 | dynamic shared memory |
+// |----------------|-----------|---------|--------------------------------------|-----------------------|
+// | gemm_wgmma_128 | 128 x 128 | 384     | min(tiles * splits, multiprocessors) | 193 KiB               |
+// | gemm_wgmma_256 | 128 x 256 | 384     | the same                             | 193 KiB               |
 //
 // A block computes tiles blockIdx.x, blockIdx.x + gridDim.x, .. in the order of tile_at(). Its first warpgroup has one
 // thread at work, which keeps the copy engine ahead by as many steps of 64 values of k as there are stages, across
@@ -58,22 +58,32 @@ struct Ring {
     }
 };
 
+// A tile, and the part of k that is multiplied for it.
+struct WgmmaWork {
+    Tile at;  // rows and columns that come before it
+    u32 part;
+    u32 first_step, end_step;
+};
+
+// All of them.
 template <class Shape>
 struct WgmmaTiles {
     u32 rows, columns;  // tiles
     u32 steps;          // of k
+    u32 splits;
 
     __device__ __forceinline__ explicit WgmmaTiles(const GemmArgs& args)
         : rows(ceil_div(args.m, Shape::TILE_M)), columns(ceil_div(args.n, Shape::TILE_N)),
-          steps(args.k / Shape::STEP_K) {}
+          steps(args.k / Shape::STEP_K), splits(args.splits) {}
 
-    __device__ __forceinline__ u32 count() const { return rows * columns; }
+    __device__ __forceinline__ u32 count() const { return rows * columns * splits; }
 
-    // Rows and columns of the result that come before tile `index`. 2,048 rows by as many columns are about what 132
-    // multiprocessors compute at once.
-    __device__ __forceinline__ Tile begin(u32 index) const {
-        Tile at = tile_at(index, rows, columns, 2048 / Shape::TILE_M);
-        return {at.row * Shape::TILE_M, at.column * Shape::TILE_N};
+    __device__ __forceinline__ WgmmaWork work(u32 index) const {
+        // 2,048 rows by as many columns are about what 132 multiprocessors compute at once.
+        Tile at = tile_at(index / splits, rows, columns, 2048 / Shape::TILE_M);
+        u32 part = index % splits;
+        return {{at.row * Shape::TILE_M, at.column * Shape::TILE_N}, part, steps * part / splits,
+                steps * (part + 1) / splits};
     }
 };
 
@@ -84,18 +94,18 @@ __device__ __forceinline__ void produce(const WgmmaArgs& args, typename Shape::S
     Ring<Shape> ring;
 #pragma unroll 1
     for (u32 index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
-        Tile at = tiles.begin(index);
+        WgmmaWork work = tiles.work(index);
 #pragma unroll 1
-        for (u32 step = 0; step < tiles.steps; step++) {
+        for (u32 step = work.first_step; step < work.end_step; step++) {
             u64* full = &shared.full[ring.stage];
             int k = step * Shape::STEP_K;
             mbar_wait(&shared.empty[ring.stage], ring.parity ^ 1);
             // Boxes count whole, also where they reach beyond the matrix.
             mbar_expect(full, Shape::STAGE_BYTES);
-            tma_load_2d(shared.a[ring.stage], &args.a_map, full, k, at.row);
+            tma_load_2d(shared.a[ring.stage], &args.a_map, full, k, work.at.row);
 #pragma unroll
             for (int row = 0; row < Shape::TILE_N; row += Shape::BOX_ROWS) {
-                tma_load_2d(shared.w[ring.stage] + row * Shape::STEP_K, &args.w_map, full, k, at.column + row);
+                tma_load_2d(shared.w[ring.stage] + row * Shape::STEP_K, &args.w_map, full, k, work.at.column + row);
             }
             ring.advance();
         }
@@ -140,13 +150,14 @@ __device__ __forceinline__ void multiply_steps(typename Shape::Shared& shared, u
 
 // The rows of one warpgroup: finishes what it has of them.
 template <class Shape>
-__device__ __forceinline__ void put_tile(const GemmArgs& args, Tile at, u32 group, const float (&sums)[Shape::SUMS]) {
-    Output output(args, 0, 0);
+__device__ __forceinline__ void put_tile(const GemmArgs& args, const WgmmaWork& work, u32 group,
+                                         const float (&sums)[Shape::SUMS]) {
+    Output output(args, 0, work.part);
     u32 warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    u32 row = at.row + group * 64 + warp * 16 + g;
+    u32 row = work.at.row + group * 64 + warp * 16 + g;
 #pragma unroll
     for (int panel = 0; panel < Shape::TILE_N / PANEL; panel++) {
-        u32 column = at.column + panel * PANEL;
+        u32 column = work.at.column + panel * PANEL;
         if (column < args.n) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
@@ -170,8 +181,9 @@ __device__ __forceinline__ void consume(const GemmArgs& args, typename Shape::Sh
 #pragma unroll 1
     for (u32 index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
         float sums[Shape::SUMS] = {};
-        multiply_steps<Shape>(shared, group, tiles.steps, ring, sums);
-        put_tile<Shape>(args, tiles.begin(index), group, sums);
+        WgmmaWork work = tiles.work(index);
+        multiply_steps<Shape>(shared, group, work.end_step - work.first_step, ring, sums);
+        put_tile<Shape>(args, work, group, sums);
     }
 }
 

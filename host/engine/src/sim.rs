@@ -46,6 +46,8 @@ pub struct SimConfig {
     pub transfer_us_per_block: f64,
     /// Adapters that it has; each draws other tokens.
     pub adapters: u32,
+    /// Steps after which the device is lost; 0 never.
+    pub lost_after_steps: u64,
     /// Whether the cost is waited for.
     pub pace: Pace,
 }
@@ -64,6 +66,7 @@ impl Default for SimConfig {
             decode_us_per_row: 0.0,
             transfer_us_per_block: 0.0,
             adapters: 0,
+            lost_after_steps: 0,
             pace: Pace::Virtual,
         }
     }
@@ -217,6 +220,16 @@ impl SimExec {
         }
     }
 
+    /// Errors: [`EngineError::Lost`] once it has done its steps.
+    fn check_there(&self, call: &'static str) -> Result<(), EngineError> {
+        let max = self.config.lost_after_steps;
+        if max == 0 || self.steps < max {
+            return Ok(());
+        }
+        let reason = format!("it was to be lost after {max} steps");
+        Err(EngineError::Lost { device: self.caps.name.clone(), call, reason })
+    }
+
     fn draw(&self, hash: u64, spec: &SampleSpec<'_>) -> Sampled {
         let seed = if spec.params.temperature > 0.0 { spec.params.seed } else { 0 };
         let number = mix(hash ^ mix(seed));
@@ -252,6 +265,7 @@ impl Executor for SimExec {
     }
 
     fn submit(&mut self, plan: &StepPlan<'_>) -> Result<Ticket, EngineError> {
+        self.check_there("submit")?;
         check::plan(&self.caps, plan, self.drawn.len())?;
         let tokens = resolved(plan.tokens, &self.drawn);
         let plan = &StepPlan { tokens: &tokens, ..*plan };
@@ -302,6 +316,7 @@ impl Executor for SimExec {
     }
 
     fn transfer(&mut self, moves: Vec<Xfer>, after: Fence) -> Result<Fence, EngineError> {
+        self.check_there("transfer")?;
         check::moves(&self.caps, &moves, (after, self.transfers.last()))?;
         self.transfers.check_room()?;
         let cost_us = self.config.transfer_us_per_block * moves.len() as f64;
@@ -480,6 +495,19 @@ mod tests {
         assert!(exec.clock.elapsed() - start >= Duration::from_millis(80), "a step waits for its page");
         let moved = exec.settle(fence, false).unwrap().expect("the step came after the moves");
         assert_eq!((moved.took, moved.saved.len()), (Duration::from_millis(60), 0));
+    }
+
+    #[test]
+    fn a_device_that_was_lost_stays_lost() {
+        let mut exec = SimExec::new(SimConfig { lost_after_steps: 2, ..SimConfig::default() }).unwrap();
+        step(&mut exec, &[1], 0, &[0]).unwrap();
+        step(&mut exec, &[2], 1, &[0]).unwrap();
+        for _ in 0..2 {
+            let error = step(&mut exec, &[3], 2, &[0]).unwrap_err();
+            let said = "sim is lost: submit: it was to be lost after 2 steps";
+            assert_eq!(error.to_string(), said);
+            assert!(matches!(exec.transfer(vec![], Fence(0)), Err(EngineError::Lost { .. })));
+        }
     }
 
     #[test]

@@ -378,6 +378,7 @@ impl Answer {
                 self.remember(choice);
             }
             Some(Event::Failed(reason)) => return Err(Refusal::Internal(reason)),
+            Some(Event::Stranded) => return Err(Refusal::NoWorker),
             None => return Err(Refusal::Internal("the worker stopped".into())),
         }
         Ok(())

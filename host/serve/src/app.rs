@@ -1,13 +1,11 @@
 //! The host's parts, wired: model, workers, policies, limits. Owns start and drain.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use engine::{
-    AdapterId, CpuConfig, CpuExec, Executor, Model, ModelFiles, Pace, SimConfig, SimExec, WeightFormat,
-};
+use engine::{AdapterId, Caps};
 use kv::PrefixIndex;
 use kv::checkpoint::{CheckpointError, Checkpoints};
 use parking_lot::Mutex;
@@ -18,26 +16,24 @@ use tokio_util::sync::CancellationToken;
 use crate::allowance::Pass;
 use crate::api::responses::store::{Store, StoreError};
 use crate::auth::{Auth, Caller, cache_salt};
-use crate::config::{Adapter, Config, ConfigError, Device, chain_spec};
+use crate::config::{Config, ConfigError, chain_spec};
 use crate::ctx::{Ctx, Moment};
+use crate::devices::{self, Ready};
 use crate::door::Door;
 use crate::lineage::Lineage;
-use crate::model::{ModelError, ServedModel, draft_files};
+use crate::model::{ModelError, ServedModel};
 use crate::prompt::Prompts;
 use crate::record::{Recording, RecordingError};
 use crate::request::Refusal;
-use crate::speculation::Speculation;
+use crate::speculation::{Counts, Speculation};
 use crate::telemetry::Metrics;
 use crate::threads::Threads;
 use crate::tiers::{Tiers, TiersError};
 use crate::tls::{Certificate, Renewal, TlsError};
-use crate::worker::{Handoffs, NO_SALT, Parts, Worker};
+use crate::worker::{Handoffs, NO_SALT, Parts, Peers, Worker};
 
 /// When a refused caller should come again. Chosen: a request of an agent takes about this long.
 const RETRY_AFTER_S: u32 = 1;
-
-/// How often the log says how far the weights are loaded.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// One host.
 pub struct App {
@@ -140,6 +136,9 @@ pub enum StartError {
     /// The executor.
     #[error(transparent)]
     Engine(#[from] engine::EngineError),
+    /// A device that is required.
+    #[error("`engine.device`: {0} (without `engine.device_required` the host would start all the same)")]
+    Device(String),
     /// An adapter.
     #[error("`model.adapters`: `{name}`: {source}")]
     Adapter {
@@ -228,37 +227,27 @@ impl App {
         // Before the model, which takes long to load.
         let certificates = Certificates::load(&config)?;
         let model = ServedModel::load(&config.model)?;
-        let Executors { served: executors, drafts } = executors(&config, &model, &ctx)?;
-        let context_max = executors.iter().map(|e| context(e.caps())).min().unwrap_or(0);
-        let fingerprint = executors.first().map_or(kv::Fingerprint(0), |e| e.caps().fingerprint);
-        let adapters = executors.first().map_or(Vec::new(), |e| e.caps().adapters.clone());
-        let vocab = executors.iter().map(|e| e.caps().vocab).min().unwrap_or(0);
+        let ready = devices::open(&config, &model, &ctx)?;
+        let caps: Vec<Caps> = ready.iter().map(|ready| ready.executors.served.caps().clone()).collect();
+        let context_max = caps.iter().map(context).min().unwrap_or(0);
+        let vocab = caps.iter().map(|caps| caps.vocab).min().unwrap_or(0);
+        // All are alike: they serve one model.
+        let fingerprint = caps.first().map_or(kv::Fingerprint(0), |caps| caps.fingerprint);
+        let adapters = caps.first().map_or(Vec::new(), |caps| caps.adapters.clone());
         let (runtime, generations) = generations(&config)?;
         // Before the first worker asks, so that the log begins with policies that know nothing yet.
         let recording = Recording::new(config.record.clone());
         recording.begin(&generations)?;
         let prefixes = Arc::new(PrefixIndex::new(config.engine.workers));
-        let tiers = tiers(&config, &executors, &ctx)?;
+        let tiers = tiers(&config, &caps, &ctx)?;
         let speculation = Speculation::default();
-        let mut workers = Vec::new();
-        for (index, (executor, draft)) in executors.into_iter().zip(drafts).enumerate() {
-            let parts = Parts {
-                index,
-                name: format!("worker-{index}"),
-                role: config.engine.role(index),
-                executor,
-                draft,
-                prefixes: Arc::clone(&prefixes),
-                generations: Arc::clone(&generations),
-                schedule: config.schedule.clone(),
-                kv: config.kv.clone(),
-                ahead: config.speculation.clone(),
-                speculation: Arc::clone(&speculation.counts),
-                tiers: tiers.clone(),
-                ctx: ctx.clone(),
-            };
-            workers.push(Worker::start(parts).map_err(StartError::Thread)?);
-        }
+        let shared = Shared {
+            prefixes: &prefixes,
+            generations: &generations,
+            counts: &speculation.counts,
+            tiers: &tiers,
+        };
+        let workers = workers(&config, ready, &shared, &ctx)?;
         Ok(Arc::new(Self {
             checkpoints: checkpoints(&config, context_max, &ctx)?,
             door: Arc::default(),
@@ -343,6 +332,11 @@ impl App {
         policy::Frame { now_ms: self.ctx.unix_ms(), seed: self.ctx.seed() }
     }
 
+    /// Whether there is a worker that can answer.
+    pub fn can_answer(&self) -> bool {
+        self.workers.iter().any(|worker| worker.role.decodes() && worker.load.is_healthy())
+    }
+
     /// Whether new requests are refused because the host stops.
     pub fn draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
@@ -418,132 +412,57 @@ fn checkpoints(config: &Config, context_max: u32, ctx: &Ctx) -> Result<Option<Ch
     Ok(Some(Checkpoints::open(settings, ctx.unix_ms())?))
 }
 
-fn tiers(
-    config: &Config,
-    executors: &[Box<dyn Executor>],
-    ctx: &Ctx,
-) -> Result<Option<Arc<Tiers>>, StartError> {
-    // All are alike: they serve one model.
-    let Some(first) = executors.first() else { return Ok(None) };
+fn tiers(config: &Config, caps: &[Caps], ctx: &Ctx) -> Result<Option<Arc<Tiers>>, StartError> {
+    let Some(first) = caps.first() else { return Ok(None) };
     if !config.kv.has_tiers() && !config.engine.disaggregates() {
         return Ok(None);
     }
-    Ok(Some(Arc::new(Tiers::open(&config.kv, first.caps(), ctx)?)))
+    Ok(Some(Arc::new(Tiers::open(&config.kv, first, ctx)?)))
+}
+
+/// What all workers share.
+struct Shared<'a> {
+    prefixes: &'a Arc<PrefixIndex>,
+    generations: &'a Arc<Generations>,
+    counts: &'a Arc<Counts>,
+    tiers: &'a Option<Arc<Tiers>>,
+}
+
+/// Starts a worker for each that is ready.
+fn workers(
+    config: &Config,
+    ready: Vec<Ready>,
+    shared: &Shared<'_>,
+    ctx: &Ctx,
+) -> Result<Vec<Worker>, StartError> {
+    let peers = Arc::new(Peers::default());
+    let start = |(index, Ready { executors, make }): (usize, Ready)| {
+        let parts = Parts {
+            index,
+            name: format!("worker-{index}"),
+            role: config.engine.role(index),
+            executors,
+            make,
+            peers: Arc::clone(&peers),
+            prefixes: Arc::clone(shared.prefixes),
+            generations: Arc::clone(shared.generations),
+            schedule: config.schedule.clone(),
+            kv: config.kv.clone(),
+            ahead: config.speculation.clone(),
+            speculation: Arc::clone(shared.counts),
+            tiers: shared.tiers.clone(),
+            ctx: ctx.clone(),
+        };
+        Worker::start(parts).map_err(StartError::Thread)
+    };
+    ready.into_iter().enumerate().map(start).collect()
 }
 
 /// The longest sequence: the model's limit, or what fits the KV pages.
-fn context(caps: &engine::Caps) -> u32 {
+fn context(caps: &Caps) -> u32 {
     let held = caps.kv.pages.saturating_mul(caps.kv.block_tokens);
     if held < caps.context_max {
         tracing::warn!(tokens = held, wanted = caps.context_max, "KV memory shortens the context");
     }
     caps.context_max.min(held)
-}
-
-/// What computes the served model and, if there is one, the draft model, for each worker.
-fn executors(config: &Config, model: &ServedModel, ctx: &Ctx) -> Result<Executors, StartError> {
-    let draft = draft_files(&config.model, model)?;
-    let load = |files| load(files, config.engine.weights.into(), ctx).map(Arc::new);
-    let (weights, draft_weights) = match config.engine.device {
-        Device::Cpu => (Some(Arc::new(weights(config, model, ctx)?)), draft.as_ref().map(load).transpose()?),
-        Device::Sim => (None, None),
-    };
-    let mib = [config.kv.memory_mib_per_worker, config.model.draft.memory_mib_per_worker];
-    let mut executors = Executors::default();
-    for worker in 0..config.engine.workers {
-        executors.served.push(match &weights {
-            Some(weights) => cpu(config, weights, mib[0])?,
-            None => Box::new(SimExec::new(sim_config(config, model))?),
-        });
-        let draft: Option<Box<dyn Executor>> = match (&draft, &draft_weights) {
-            // Who computes prompts alone draws nothing.
-            _ if !config.engine.role(worker).decodes() => None,
-            (None, _) => None,
-            (Some(_), Some(weights)) => Some(cpu(config, weights, mib[1])?),
-            (Some(_), None) => Some(Box::new(SimExec::new(sim_draft_config(config, model))?)),
-        };
-        executors.drafts.push(draft);
-    }
-    Ok(executors)
-}
-
-/// One of each for a worker.
-#[derive(Default)]
-struct Executors {
-    served: Vec<Box<dyn Executor>>,
-    drafts: Vec<Option<Box<dyn Executor>>>,
-}
-
-/// An executor on this machine's cores, whose KV takes so much memory.
-fn cpu(config: &Config, weights: &Arc<Model>, kv_mib: u64) -> Result<Box<dyn Executor>, StartError> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = match config.engine.threads_per_worker {
-        0 => (cores / config.engine.workers).max(1),
-        n => n,
-    };
-    let block_tokens = config.kv.block_tokens;
-    let pages = (kv_mib << 20) / page_bytes(weights, block_tokens);
-    let cpu = CpuConfig {
-        threads,
-        pages: u32::try_from(pages).unwrap_or(u32::MAX).max(1),
-        block_tokens,
-        context_max: config.model.context_tokens_max,
-        ..CpuConfig::default()
-    };
-    Ok(Box::new(CpuExec::new(Arc::clone(weights), cpu)?))
-}
-
-/// A simulated draft model: it costs nothing, and says what the served one says.
-fn sim_draft_config(config: &Config, model: &ServedModel) -> SimConfig {
-    let served = sim_config(config, model);
-    SimConfig { step_us: 0.0, prefill_us_per_token: 0.0, decode_us_per_row: 0.0, ..served }
-}
-
-/// Loads the weights; while that takes long, the log says how far it is.
-fn load(files: &ModelFiles, format: WeightFormat, ctx: &Ctx) -> Result<Model, engine::EngineError> {
-    let mut told = ctx.now();
-    Model::load_telling(files, format, &mut |share| {
-        if ctx.now().saturating_sub(told) >= PROGRESS_EVERY {
-            told = ctx.now();
-            tracing::info!(percent = (share * 100.0) as u32, "loading weights");
-        }
-    })
-}
-
-/// The model with its adapters.
-fn weights(config: &Config, model: &ServedModel, ctx: &Ctx) -> Result<Model, StartError> {
-    let mut weights = load(&model.files, config.engine.weights.into(), ctx)?;
-    for Adapter { name, source } in &config.model.adapters {
-        let refused = |source| StartError::Adapter { name: name.clone(), source };
-        weights.add_adapter(Path::new(source)).map_err(refused)?;
-    }
-    Ok(weights)
-}
-
-fn sim_config(config: &Config, model: &ServedModel) -> SimConfig {
-    let sim = &config.engine.sim;
-    let block_tokens = config.kv.block_tokens;
-    // A simulated page costs no memory; as many as a model of 64 KiB a token would have.
-    let pages = (config.kv.memory_mib_per_worker << 20) / (u64::from(block_tokens) << 16);
-    SimConfig {
-        pages: u32::try_from(pages)
-            .unwrap_or(u32::MAX)
-            .max(config.model.context_tokens_max.div_ceil(block_tokens)),
-        block_tokens,
-        context_max: config.model.context_tokens_max,
-        vocab: model.tokenizer.vocab_size(),
-        tokens: model.tokenizer.text_tokens(),
-        step_us: sim.step_us,
-        prefill_us_per_token: sim.prefill_us_per_token,
-        decode_us_per_row: sim.decode_us_per_row,
-        adapters: config.model.adapters.len() as u32,
-        pace: Pace::Real,
-        ..SimConfig::default()
-    }
-}
-
-/// Bytes of one KV page: keys and values of all layers, in bf16.
-fn page_bytes(model: &Model, block_tokens: u32) -> u64 {
-    let shape = &model.config;
-    (shape.layers * 2 * shape.kv_heads * shape.head_dim * 2) as u64 * u64::from(block_tokens)
 }

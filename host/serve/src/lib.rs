@@ -14,6 +14,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod ctx;
+pub mod devices;
 pub mod door;
 pub mod hints;
 pub mod lineage;

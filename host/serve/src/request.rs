@@ -274,6 +274,9 @@ pub enum Refusal {
     /// The host is shutting down.
     #[error("the host is shutting down")]
     Draining,
+    /// All workers that could answer lost their device.
+    #[error("no worker can compute now, since their devices failed; they are being restarted")]
+    NoWorker,
     /// A policy whose failure strategy is `reject` failed.
     #[error("{0}")]
     Policy(String),
@@ -314,6 +317,9 @@ fn rejection(reason: &str, decided_by: &str) -> String {
     }
 }
 
+/// When callers come again for whom there was no worker. Chosen: about as long as it takes to load weights again.
+const RESTART_S: u32 = 5;
+
 impl Refusal {
     /// When a caller may come again, for those that it may help.
     pub fn retry_after_s(&self) -> Option<u32> {
@@ -323,6 +329,7 @@ impl Refusal {
             | Self::WaitedTooLong { retry_after_s, .. }
             | Self::DoorFull { retry_after_s, .. } => Some(*retry_after_s),
             Self::OverLimit { retry_after_ms, .. } => Some(retry_after_ms.div_ceil(1000).max(1) as u32),
+            Self::NoWorker => Some(RESTART_S),
             _ => None,
         }
     }

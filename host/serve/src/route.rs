@@ -1,6 +1,6 @@
 //! The `route` slots: which worker serves a request, and where workers have roles, which one computes its prompt.
 //!
-//! **Invariant:** candidates are the host's; a policy only chooses among them.
+//! **Invariant:** candidates are the host's, workers that can compute; a policy only chooses among them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -60,12 +60,16 @@ pub fn choose(
         let decision = pin.route(&view).map_err(|e| Refusal::Policy(e.to_string()))?;
         Ok::<_, Refusal>((rows[decision.candidate], decision.decided_by))
     };
-    let (worker, decided_by) = ask(request, (&fleet.rows(Role::decodes), None))?;
+    let able = fleet.rows(Role::decodes);
+    if able.is_empty() {
+        return Err(Refusal::NoWorker);
+    }
+    let (worker, decided_by) = ask(request, (&able, None))?;
     let overlap_tokens = overlap[worker] * block_tokens;
     let lacking = fleet.lacking(prompt, worker);
     let others = fleet.rows(Role::prefills);
     let mut prefill = None;
-    if fleet.has_roles() && !lacking.is_empty() && others != [worker] {
+    if fleet.has_roles() && !lacking.is_empty() && !others.is_empty() && others != [worker] {
         let mut request = request.clone();
         row::set_prefill_stage(&mut request, prompt.tokens.len() as u32 - overlap_tokens);
         // Without an answer the prompt is computed where it is needed.
@@ -88,9 +92,10 @@ impl Fleet<'_> {
         self.workers.iter().any(|worker| worker.role != Role::Both)
     }
 
-    /// Those whose role allows it.
+    /// Those whose role allows it and that can compute.
     fn rows(&self, may: fn(Role) -> bool) -> Vec<usize> {
-        (0..self.workers.len()).filter(|&row| may(self.workers[row].role)).collect()
+        let is_able = |worker: &Worker| may(worker.role) && worker.load.is_healthy();
+        (0..self.workers.len()).filter(|&row| is_able(&self.workers[row])).collect()
     }
 
     /// Blocks that a worker can use of a prompt and does not have.
@@ -125,7 +130,7 @@ fn candidate(worker: &Worker, overlap_tokens: u32, decodes: bool) -> [f32; 11] {
         load.active_tokens,
         load.kv_used,
         load.kv_free_pages,
-        if worker.load.unhealthy.load(Relaxed) { 0.0 } else { 1.0 },
+        f32::from(u8::from(worker.load.is_healthy())),
         worker.load.ttft_us_ewma.load(Relaxed) as f32 / 1e3,
         worker.load.itl_us_ewma.load(Relaxed) as f32 / 1e3,
         f32::from(u8::from(decodes)),

@@ -3,6 +3,7 @@
 //! **Invariant:** label values are enums or names from the configuration, never ids; nothing of a prompt,
 //! a completion or a header's value is written anywhere.
 
+mod devices;
 mod handoffs;
 mod rollout;
 mod speculation;
@@ -176,6 +177,7 @@ pub struct Metrics {
     rollout: rollout::RolloutMetrics,
     speculation: speculation::SpeculationMetrics,
     handoffs: handoffs::HandoffMetrics,
+    devices: devices::DeviceMetrics,
     tiers: tiers::TierMetrics,
 }
 
@@ -220,6 +222,7 @@ impl Metrics {
             rollout: rollout::RolloutMetrics::default(),
             speculation: speculation::SpeculationMetrics::default(),
             handoffs: handoffs::HandoffMetrics::default(),
+            devices: devices::DeviceMetrics::default(),
             tiers: tiers::TierMetrics::default(),
         };
         metrics.register();
@@ -293,6 +296,7 @@ impl Metrics {
         self.rollout.register(&mut r);
         self.speculation.register(&mut r);
         self.handoffs.register(&mut r);
+        self.devices.register(&mut r);
         self.tiers.register(&mut r);
     }
 
@@ -380,6 +384,7 @@ impl Metrics {
             let swapped = w.load.preemptions_swapped.load(Relaxed);
             self.preemptions_swapped.get_or_create(&label).inner().store(swapped, Relaxed);
             self.collect_drafts(w);
+            self.devices.collect(w);
             let (pinned, cached) = (w.load.pages_pinned.load(Relaxed), w.load.pages_cached.load(Relaxed));
             let free = w.load.pages.load(Relaxed).saturating_sub(pinned + cached);
             for (state, count) in

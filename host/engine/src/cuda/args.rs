@@ -110,7 +110,7 @@ args! {
 pub(crate) struct TensorMap(pub(crate) [u64; 16]);
 plain!(TensorMap);
 
-/// See `gemm_wgmma`.
+/// What kernels of warpgroups are given: see `gemm_wgmma_128`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WgmmaArgs {

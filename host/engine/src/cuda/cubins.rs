@@ -44,9 +44,9 @@ impl Budget {
 const BUDGETS: [Budget; 28] = [
     Budget { kernel: "embed", threads: 128, blocks: 12 },
     Budget { kernel: "angles", threads: 64, blocks: 24 },
-    Budget { kernel: "row_norm", threads: 512, blocks: 3 },
-    Budget { kernel: "add_norm", threads: 512, blocks: 3 },
-    Budget { kernel: "pick_norm", threads: 512, blocks: 3 },
+    Budget { kernel: "row_norm", threads: 512, blocks: 2 },
+    Budget { kernel: "add_norm", threads: 512, blocks: 1 },
+    Budget { kernel: "pick_norm", threads: 512, blocks: 2 },
     Budget { kernel: "rope_kv", threads: 256, blocks: 4 },
     Budget { kernel: "gate", threads: 256, blocks: 6 },
     Budget { kernel: "score", threads: 256, blocks: 2 },

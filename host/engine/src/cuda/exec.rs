@@ -31,8 +31,10 @@ use crate::{
 pub struct CudaConfig {
     /// Which device, as [`crate::CudaDevice::index`].
     pub device: u32,
-    /// Memory for KV pages, in bytes; 0 takes what is free, less `reserve_bytes`.
+    /// Memory for KV pages, in bytes; 0 takes what is free, less `reserve_bytes` and what is left to `followers`.
     pub kv_bytes: u64,
+    /// Executors of this model that are to be made on the device after this one: each will find room for as many pages.
+    pub followers: u32,
     /// What is left free of the device's memory.
     pub reserve_bytes: u64,
     /// Tokens a page holds.
@@ -50,6 +52,7 @@ impl Default for CudaConfig {
         Self {
             device: 0,
             kv_bytes: 0,
+            followers: 0,
             reserve_bytes: 512 << 20,
             block_tokens: 16,
             context_max: 0,
@@ -180,6 +183,7 @@ impl CudaExec {
         model: &Arc<Model>,
         (config, image): (&CudaConfig, &image::Image),
     ) -> Result<Self, Stop> {
+        let free_before = context.free_bytes()?;
         let kernels = Kernels::load(context, image.bytes, |kernel| image.has(kernel))?;
         for &kernel in Kernel::ALL {
             kernels.allow_shared(kernel, kernel.shared_bytes())?;
@@ -187,7 +191,7 @@ impl CudaExec {
         let stream = Stream::new(context)?;
         let weights =
             DeviceWeights::upload(context, &kernels, &stream, model).map_err(Stop::of("weights"))?;
-        let products = Products::new(context);
+        let products = Products::new(context, &kernels);
         let (sizes, buffer_sizes) = sizes(model, config);
         let buffers = Buffers::new(context, &stream, (model, &weights), &products, &buffer_sizes);
         let buffers = buffers.map_err(Stop::of("activations"))?;
@@ -199,7 +203,7 @@ impl CudaExec {
             })
         };
         let free = (0..RUNNING_MAX).map(|_| exchange()).collect::<Result<_, _>>()?;
-        let (pages, shape) = allocate_pages(context, model, config)?;
+        let (pages, shape) = allocate_pages(context, model, (config, free_before))?;
         stream.synchronize()?;
         let limit = model.config.context_max as u32;
         let caps = Caps {
@@ -590,13 +594,20 @@ fn sizes(model: &Model, config: &CudaConfig) -> (Sizes, BufferSizes) {
 fn allocate_pages(
     context: &Arc<Context>,
     model: &Model,
-    config: &CudaConfig,
+    (config, free_before): (&CudaConfig, u64),
 ) -> Result<(DeviceMemory, KvShape), Stop> {
     let shape = &model.config;
     let page_bytes =
         (shape.layers * 2 * shape.kv_heads * shape.head_dim) as u64 * u64::from(config.block_tokens) * 2;
-    let free = context.free_bytes()?.saturating_sub(config.reserve_bytes);
-    let asked = if config.kv_bytes == 0 { free } else { config.kv_bytes };
+    let free = context.free_bytes()?;
+    let asked = match config.kv_bytes {
+        0 => share(
+            free.saturating_sub(config.reserve_bytes),
+            free_before.saturating_sub(free),
+            config.followers,
+        ),
+        bytes => bytes,
+    };
     let mut pages = (asked / page_bytes).min(u64::from(u32::MAX - 1)).max(1);
     loop {
         match DeviceMemory::new(context, (pages * page_bytes) as usize) {
@@ -613,6 +624,12 @@ fn allocate_pages(
             Err(failure) => return Err(Stop::of("KV pages")(failure)),
         }
     }
+}
+
+/// An even part of what is free for pages, where each of the followers takes as much beside its pages as this one did.
+pub(super) fn share(free: u64, taken: u64, followers: u32) -> u64 {
+    let followers = u64::from(followers);
+    free.saturating_sub(taken.saturating_mul(followers)) / (followers + 1)
 }
 
 /// Why an executor did not start.

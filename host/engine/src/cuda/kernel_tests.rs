@@ -2,6 +2,7 @@
 
 mod attend;
 mod experts;
+mod gemm;
 mod pointwise;
 mod sample;
 

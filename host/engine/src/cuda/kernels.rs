@@ -55,7 +55,8 @@ kernels! {
     AttendPrefill128 = "attend_prefill_128",
     AttendPrefill256 = "attend_prefill_256",
     AttendCombine = "attend_combine",
-    GemmWgmma = "gemm_wgmma",
+    GemmWgmma128 = "gemm_wgmma_128",
+    GemmWgmma256 = "gemm_wgmma_256",
 }
 
 impl Kernel {
@@ -66,6 +67,7 @@ impl Kernel {
             Self::AttendDecode128 => 80 << 10,
             Self::AttendPrefill64 | Self::Skinny64 | Self::Gemm64 | Self::Gemm128 => 48 << 10,
             Self::AttendDecode256 | Self::AttendPrefill128 | Self::AttendPrefill256 => 96 << 10,
+            Self::GemmWgmma128 | Self::GemmWgmma256 => 193 << 10,
             _ => 0,
         }
     }

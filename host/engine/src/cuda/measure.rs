@@ -12,8 +12,8 @@ use super::stream::Stream;
 use super::testing::on_device;
 use crate::clock::Stopwatch;
 use crate::{
-    CudaConfig, CudaExec, Executor, Fence, Model, ModelConfig, ModelFiles, Rope, RopeScaling, Row, SampleSpec,
-    SamplingParams, Saved, StepPlan, Xfer, drawn,
+    CudaConfig, CudaExec, Executor, Fence, Model, ModelConfig, ModelFiles, Rope, RopeScaling, Row,
+    SampleSpec, SamplingParams, Saved, StepPlan, Xfer, drawn,
 };
 
 const TURNS: usize = 5;
@@ -321,11 +321,19 @@ fn start() {
         let ticket = plan(&mut exec, &[1, 2, 3, 4, 5, 6, 7, 8], (1, 8), 0);
         exec.poll(ticket, true).unwrap();
         let all = watch.elapsed().as_secs_f64();
-        println!("read and packed {loaded:.2} s, copied and recorded {:.2} s, first token {:.3} s", ready - loaded, all - ready);
+        println!(
+            "read and packed {loaded:.2} s, copied and recorded {:.2} s, first token {:.3} s",
+            ready - loaded,
+            all - ready
+        );
         took.push(all);
     }
     let took = median(took);
-    row(&format!("8B: start to first token ({})", context.name()), format!("{took:.2} s"), Some((8.0 / took, 1.0)));
+    row(
+        &format!("8B: start to first token ({})", context.name()),
+        format!("{took:.2} s"),
+        Some((8.0 / took, 1.0)),
+    );
 }
 
 /// Writes weights that are all the same small numbers.
@@ -353,10 +361,14 @@ fn write_model(folder: &std::path::Path, config: &ModelConfig) {
             tensors.push((format!("model.layers.{layer}.{part}.weight"), shape));
         }
     }
-    let values: Vec<u8> = (0..vocab * hidden).flat_map(|i| (0x3c00u16 | (i * 31 % 64) as u16).to_le_bytes()).collect();
+    let values: Vec<u8> =
+        (0..vocab * hidden).flat_map(|i| (0x3c00u16 | (i * 31 % 64) as u16).to_le_bytes()).collect();
     let view = |(name, shape): (String, Vec<usize>)| {
         let bytes = shape.iter().product::<usize>() * 2;
-        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape, &values[..bytes]).unwrap())
+        (
+            name,
+            safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape, &values[..bytes]).unwrap(),
+        )
     };
     let file = folder.join("model.safetensors");
     safetensors::serialize_to_file(tensors.into_iter().map(view), None, &file).unwrap();

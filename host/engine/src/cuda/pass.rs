@@ -274,7 +274,8 @@ impl Pass<'_> {
             spare: 0,
         };
         let all_heads = config.heads + 2 * config.kv_heads;
-        let parts = if cover.tokens < ROPE_WIDE_MIN { all_heads.div_ceil(TOKEN_THREADS as usize / 32) } else { 1 };
+        let parts =
+            if cover.tokens < ROPE_WIDE_MIN { all_heads.div_ceil(TOKEN_THREADS as usize / 32) } else { 1 };
         let blocks = [cover.tokens as u32, parts as u32, 1];
         self.launch(Kernel::RopeKv, Grid { blocks, threads: TOKEN_THREADS, shared_bytes: 0 }, &rope)?;
         self.attend(cover, layer, (kv, page_stride))?;

@@ -3,16 +3,17 @@
 //! | rows | kernel |
 //! |---|---|
 //! | up to 64 | `skinny`: weights are read once, straight into registers; inputs are cut in parts where there are few outputs |
-//! | more | cuBLASLt where it was found; else `gemm_wgmma` on compute capability 9.0, else tiles of 128 or 64 rows |
+//! | more | cuBLASLt where it was found; else tiles of 128 rows: on compute capability 9.0 by warpgroups, and in parts as above |
 //! | of experts | tiles of 64 rows, those of an expert gathered by its list |
 
 use std::sync::Arc;
 
-use super::args::{GateArgs, GemmArgs, GemmMode, Ptr};
+use super::args::{GateArgs, GemmArgs, GemmMode, Ptr, WgmmaArgs};
 use super::blas::Blas;
 use super::driver::{Context, Failure};
-use super::kernels::{Grid, Kernel};
+use super::kernels::{Grid, Kernel, Kernels};
 use super::pass::Pass;
+use super::tensor_map;
 use super::weights::Matrix;
 
 /// A gate, and the bias before it.
@@ -27,6 +28,8 @@ pub(crate) struct Gating {
 pub(crate) struct Products {
     multiprocessors: usize,
     blas: Option<Blas>,
+    /// Whether the device has products of warpgroups.
+    warpgroups: bool,
 }
 
 /// A kernel for few rows, as its source says.
@@ -46,14 +49,40 @@ const SKINNY: [Skinny; 3] = [
 ];
 const SKINNY_ROWS_MAX: usize = 64;
 
+/// A tile of warpgroups, as their source says.
+struct WideTile {
+    kernel: Kernel,
+    outputs: usize,
+    /// What one takes beside the other; half would be what its products are.
+    time: usize,
+}
+
+const WIDE_TILES: [WideTile; 2] = [
+    WideTile { kernel: Kernel::GemmWgmma128, outputs: 128, time: 11 },
+    WideTile { kernel: Kernel::GemmWgmma256, outputs: 256, time: 20 },
+];
+const WIDE_TILE_ROWS: usize = 128;
+const WIDE_TILE_THREADS: u32 = 384;
+
+impl WideTile {
+    /// Tiles of a product.
+    fn count(&self, m: usize, n: usize) -> usize {
+        m.div_ceil(WIDE_TILE_ROWS) * n.div_ceil(self.outputs)
+    }
+}
+
 /// The kernel for so few rows, if they are few.
 fn skinny(m: usize) -> Option<&'static Skinny> {
     SKINNY.iter().find(|skinny| m <= skinny.rows)
 }
 
 impl Products {
-    pub(crate) fn new(context: &Arc<Context>) -> Self {
-        Self { multiprocessors: context.device.multiprocessors as usize, blas: Blas::open(context) }
+    pub(crate) fn new(context: &Arc<Context>, kernels: &Kernels) -> Self {
+        Self {
+            multiprocessors: context.device.multiprocessors as usize,
+            blas: Blas::open(context),
+            warpgroups: WIDE_TILES.iter().all(|wide| kernels.has(wide.kernel)),
+        }
     }
 
     /// Whether cuBLASLt computes products of many rows.
@@ -137,10 +166,15 @@ impl Products {
 
     /// Parts in which a product is computed.
     fn parts(&self, m: usize, (n, k): (usize, usize)) -> usize {
-        let Some(Skinny { outputs, threads, .. }) = skinny(m) else { return 1 };
         // Enough blocks for every multiprocessor, as long as a part is worth its own result.
-        let blocks = self.multiprocessors * THREADS_WANTED / *threads as usize;
-        (blocks / n.div_ceil(*outputs)).clamp(1, (k / PART_INPUTS_MIN).clamp(1, PARTS_MAX))
+        let (blocks, tiles) = match skinny(m) {
+            Some(Skinny { outputs, threads, .. }) => {
+                (self.multiprocessors * THREADS_WANTED / *threads as usize, n.div_ceil(*outputs))
+            }
+            None if self.warpgroups && !self.has_blas() => (self.multiprocessors, WIDE_TILES[0].count(m, n)),
+            None => return 1,
+        };
+        (blocks / tiles).clamp(1, (k / PART_INPUTS_MIN).clamp(1, PARTS_MAX))
     }
 
     fn launch(&self, pass: &Pass<'_>, args: &GemmArgs) -> Result<(), Failure> {
@@ -151,8 +185,29 @@ impl Products {
         if args.mode == GemmMode::Store as u32 && self.by_blas(pass, args)? {
             return Ok(());
         }
+        if self.warpgroups {
+            return self.by_warpgroups(pass, args);
+        }
         let kernel = Kernel::Gemm128;
         pass.kernels.launch(pass.stream, kernel, tiles(kernel, args, 1), args)
+    }
+
+    /// Has warpgroups compute a product, in the tiles that take less time.
+    fn by_warpgroups(&self, pass: &Pass<'_>, args: &GemmArgs) -> Result<(), Failure> {
+        let [m, n, k] = [args.m, args.n, args.k].map(|size| size as usize);
+        let blocks = |wide: &WideTile| wide.count(m, n) * args.splits as usize;
+        let time = |wide: &&WideTile| blocks(wide).div_ceil(self.multiprocessors) * wide.time;
+        let wide = WIDE_TILES.iter().min_by_key(time).expect("there are two");
+        let blocks = blocks(wide).min(self.multiprocessors);
+        let shared_bytes = wide.kernel.shared_bytes();
+        let grid = Grid { shared_bytes, ..Grid::row(blocks, WIDE_TILE_THREADS) };
+        let args = WgmmaArgs {
+            a_map: tensor_map::matrix(args.a, m, k)?,
+            w_map: tensor_map::matrix(args.w, n, k)?,
+            gemm: *args,
+            spare: [0; 10],
+        };
+        pass.kernels.launch(pass.stream, wide.kernel, grid, &args)
     }
 
     /// Has cuBLASLt store a product, if it does.
@@ -165,7 +220,7 @@ impl Products {
 
     /// Rows of all parts together, of a product of at most so many rows with an [n, k] matrix.
     pub(crate) fn parts_rows_max(&self, rows_max: usize, shape: (usize, usize)) -> usize {
-        (1..=rows_max.min(SKINNY_ROWS_MAX)).map(|m| m * self.parts(m, shape)).max().unwrap_or(0).max(rows_max)
+        (1..=rows_max).map(|m| m * self.parts(m, shape)).max().unwrap_or(0)
     }
 }
 

@@ -10,7 +10,7 @@ use cudarc::driver::sys::{
 use super::args::{Ptr, TensorMap};
 use super::driver::{Failure, driver};
 
-/// Values of k and rows of a box, as `gemm_wgmma` takes them; the first is what the 128-byte swizzle spans.
+/// Values of k and rows of a box, as `gemm_wgmma_128` takes them; the first is what the 128-byte swizzle spans.
 const BOX: [u32; 2] = [64, 128];
 
 /// A view of a bf16 matrix [rows, k]; what a box has beyond it is zero.

@@ -357,3 +357,16 @@ fn memory_for_kv_shrinks_to_what_the_device_gives() {
     let kv = exec.caps().kv;
     assert!(u64::from(kv.pages) * kv.page_bytes > 1 << 30, "{kv:?}");
 }
+
+#[test]
+fn executors_that_share_a_device_find_room_for_as_many_pages() {
+    let (weights, mut free, mut shares) = (10, 100, Vec::new());
+    for followers in (0..3).rev() {
+        free -= weights;
+        let pages = super::exec::share(free, weights, followers);
+        free -= pages;
+        shares.push(pages);
+    }
+    assert_eq!((shares.as_slice(), free), ([23, 23, 24].as_slice(), 0));
+    assert_eq!(super::exec::share(5, 10, 1), 0, "the last finds none for its weights");
+}

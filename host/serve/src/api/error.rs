@@ -45,7 +45,7 @@ fn class(refusal: &Refusal) -> (StatusCode, &'static str, Option<&'static str>) 
             let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::FORBIDDEN);
             (status, kind, Some("refused_by_middleware"))
         }
-        Refusal::Draining | Refusal::Policy(_) => {
+        Refusal::Draining | Refusal::NoWorker | Refusal::Policy(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable"))
         }
         Refusal::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
@@ -61,6 +61,7 @@ fn anthropic_class(refusal: &Refusal) -> (StatusCode, &'static str) {
         | Refusal::WaitedTooLong { .. }
         | Refusal::DoorFull { .. }
         | Refusal::Draining
+        | Refusal::NoWorker
         | Refusal::Policy(_) => {
             (StatusCode::from_u16(OVERLOADED).unwrap_or(StatusCode::SERVICE_UNAVAILABLE), "overloaded_error")
         }
@@ -189,6 +190,7 @@ mod tests {
         check(&Refusal::Overloaded { running: 1, retry_after_s: 1 }, (529, "overloaded_error"));
         check(&Refusal::DoorFull { waiting: 1, retry_after_s: 1 }, (529, "overloaded_error"));
         check(&Refusal::Draining, (529, "overloaded_error"));
+        check(&Refusal::NoWorker, (529, "overloaded_error"));
     }
 
     #[test]

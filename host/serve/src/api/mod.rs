@@ -121,11 +121,12 @@ fn ends_a_name(rest: &str) -> bool {
     rest.is_empty() || rest.starts_with('/')
 }
 
-/// Whether new requests would be taken: the model is loaded before we listen, so only a drain says no.
+/// Whether new requests would be answered: not while the host stops, or all devices are lost.
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    match app.draining() {
-        false => "ready\n".into_response(),
-        true => (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response(),
+    match (app.draining(), app.can_answer()) {
+        (false, true) => "ready\n".into_response(),
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response(),
+        (_, false) => (StatusCode::SERVICE_UNAVAILABLE, "no worker can compute\n").into_response(),
     }
 }
 

@@ -1,4 +1,5 @@
-//! The command line: `serve`, `demo`, `config`, `key`, `plugin`, `rollout`, `generations`, `kv`, `record`, `replay`.
+//! The command line: `serve`, `demo`, `devices`, `config`, `key`, `plugin`, `rollout`, `generations`, `kv`, `record`,
+//! `replay`.
 //!
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
@@ -38,6 +39,8 @@ enum Command {
     Serve(ServeArgs),
     /// Serve the embedded model, run a short agent session against it, and go on serving.
     Demo(ServeArgs),
+    /// Show the GPUs of this machine, or say why none can be used.
+    Devices,
     /// Check, explain or import a configuration; print the reference one or its schema.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -117,6 +120,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => run::serve(&args),
         Command::Demo(args) => demo::demo(&args),
+        Command::Devices => {
+            run::devices();
+            Ok(())
+        }
         Command::Config(command) => config::config(command),
         Command::Key(command) => key::key(command),
         Command::Plugin(args) => run::block_on(operate::plugin(args))?,

@@ -1,4 +1,4 @@
-//! `pointsman serve`: start, wait for a signal, drain.
+//! `pointsman serve`: start, wait for a signal, drain. `pointsman devices`: what could compute.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::ServeArgs;
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{Config, cuda_name};
 use crate::server::Server;
 use crate::{reload, telemetry};
 
@@ -34,11 +34,32 @@ pub(super) fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         let signals = Signals::handled()?;
         let app = &server.app;
         println!("model   {} ({} tokens of context)", app.model.name, app.context_max);
+        for worker in &app.workers {
+            println!("worker  {} on {}", worker.name, worker.device);
+        }
         let scheme = |certificate: bool| if certificate { "https" } else { "http" };
         println!("api     {}://{}/v1", scheme(app.certificates.api.is_some()), server.api);
         println!("admin   {}://{}/admin/v1", scheme(app.certificates.admin.is_some()), server.admin);
         until_stopped(server, signals).await
     })?
+}
+
+/// Prints the GPUs of this machine, or why none can be used.
+pub(super) fn devices() {
+    match engine::cuda_devices() {
+        Ok(devices) => devices.iter().for_each(|device| {
+            println!(
+                "{:<8} {}, compute capability {}.{}, {:.1} GiB, {} multiprocessors",
+                cuda_name(device.index),
+                device.name,
+                device.compute.0,
+                device.compute.1,
+                device.memory_bytes as f64 / f64::from(1 << 30),
+                device.multiprocessors,
+            );
+        }),
+        Err(error) => println!("{error}"),
+    }
 }
 
 /// The signals that mean something here, handled from its making on.

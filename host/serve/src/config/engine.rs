@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::model;
 use crate::prompt::Family;
 
+use super::device::Device;
 use super::error::{ConfigError, at_least, at_most, bad};
 use super::kv::MEMORY_MIB_MAX;
 
@@ -112,8 +113,10 @@ impl From<OutputFormat> for String {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Engine {
-    /// The device of every worker.
+    /// What computes: the device of every worker, or several that they take turns over.
     pub device: Device,
+    /// Whether the host refuses to start without the devices that are asked for; else the CPU computes.
+    pub device_required: bool,
     /// Workers in this process, each with its own KV and step loop.
     pub workers: usize,
     /// What each of them does; empty where all of them prefill and decode.
@@ -130,6 +133,7 @@ impl Default for Engine {
     fn default() -> Self {
         Self {
             device: Device::Cpu,
+            device_required: false,
             workers: 2,
             roles: Vec::new(),
             threads_per_worker: 0,
@@ -137,16 +141,6 @@ impl Default for Engine {
             sim: Sim::default(),
         }
     }
-}
-
-/// A kind of device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Device {
-    /// This machine's cores.
-    Cpu,
-    /// No computation: a cost model and made-up tokens, for tests of everything else.
-    Sim,
 }
 
 /// What a worker does.
@@ -204,6 +198,8 @@ pub struct Sim {
     pub prefill_us_per_token: f64,
     /// Cost of a decode row.
     pub decode_us_per_row: f64,
+    /// Steps after which the device is lost, and again after as many; 0 never.
+    pub lost_after_steps: u64,
 }
 
 /// What is kept of prompts.
@@ -326,6 +322,14 @@ impl Engine {
             return Err(bad("engine.workers", format!("must be at most {WORKERS_MAX}, is {}", self.workers)));
         }
         self.check_roles()?;
+        let devices = self.device.cuda().len();
+        if devices > self.workers {
+            let workers = self.workers;
+            let problem = format!(
+                "names {devices} devices for {workers} workers, so that some would be idle; set `engine.workers` to {devices}"
+            );
+            return Err(bad("engine.device", problem));
+        }
         for (key, us) in [
             ("step_us", self.sim.step_us),
             ("prefill_us_per_token", self.sim.prefill_us_per_token),
@@ -378,6 +382,15 @@ mod tests {
         ] {
             assert_eq!(Config::parse(text).expect_err(text).to_string(), message);
         }
+    }
+
+    #[test]
+    fn no_device_is_idle() {
+        let three = "[engine]\ndevice = [\"cuda:0\", \"cuda:1\", \"cuda:2\"]";
+        let error = Config::parse(three).expect_err(three).to_string();
+        assert!(error.contains("`engine.device` names 3 devices for 2 workers"), "{error}");
+        assert!(error.contains("set `engine.workers` to 3"), "{error}");
+        Config::parse(&format!("{three}\nworkers = 3")).expect("one for each");
     }
 
     #[test]

@@ -18,8 +18,12 @@ pub(super) const MEMORY_MIB_MAX: u64 = 16 << 20;
 pub struct Kv {
     /// Tokens of a block.
     pub block_tokens: u32,
-    /// Memory for blocks, for each worker; taken from the machine as it is used.
+    /// Memory for blocks, for each worker on the CPU; taken from the machine as it is used.
     pub memory_mib_per_worker: u64,
+    /// Memory for blocks, for each worker on a CUDA device; 0 takes what is free there.
+    pub gpu_memory_mib_per_worker: u64,
+    /// Memory of a CUDA device that is left free then.
+    pub gpu_reserve_mib: u64,
     /// Share of the pages that may be kept by ttl at once.
     pub pinned_share_max: f64,
     /// Share of the pages that may be kept by ttl for one tenant.
@@ -94,6 +98,8 @@ impl Default for Kv {
         Self {
             block_tokens: 16,
             memory_mib_per_worker: 1024,
+            gpu_memory_mib_per_worker: 0,
+            gpu_reserve_mib: 1024,
             pinned_share_max: 0.5,
             tenant_share_max: 1.0,
             ttl_seconds_max: 3600,
@@ -151,13 +157,16 @@ impl Kv {
             let problem = format!("must be at most {TTL_SECONDS_MAX}, is {}", self.ttl_seconds_max);
             return Err(bad("kv.ttl_seconds_max", problem));
         }
-        self.check_tiers()
+        self.check_memory()
     }
 
-    fn check_tiers(&self) -> Result<(), ConfigError> {
-        for (key, mib) in
-            [("host.memory_mib", self.host.memory_mib), ("disk.size_mib_max", self.disk.size_mib_max)]
-        {
+    fn check_memory(&self) -> Result<(), ConfigError> {
+        for (key, mib) in [
+            ("gpu_memory_mib_per_worker", self.gpu_memory_mib_per_worker),
+            ("gpu_reserve_mib", self.gpu_reserve_mib),
+            ("host.memory_mib", self.host.memory_mib),
+            ("disk.size_mib_max", self.disk.size_mib_max),
+        ] {
             if mib > MEMORY_MIB_MAX {
                 return Err(bad(format!("kv.{key}"), format!("must be at most {MEMORY_MIB_MAX}, is {mib}")));
             }

@@ -8,6 +8,7 @@ mod auth;
 mod call;
 mod chain;
 mod checkpoints;
+mod device;
 mod engine;
 mod error;
 pub mod explain;
@@ -34,9 +35,8 @@ pub use auth::{ApiKey, Auth, Tenants};
 pub use call::{HintSources, Limits, Middleware, Telemetry};
 pub use chain::{Chain, DEFAULT as DEFAULT_CHAIN, NamedChain, RequestSlots, Scorer};
 pub use checkpoints::Checkpoints;
-pub use engine::{
-    Adapter, Device, DraftModel, Engine, Model, OutputFormat, Prompts, Role, Schedule, Sim, Weights,
-};
+pub use device::{Device, cuda_name};
+pub use engine::{Adapter, DraftModel, Engine, Model, OutputFormat, Prompts, Role, Schedule, Sim, Weights};
 pub use error::ConfigError;
 pub use kv::{DiskKv, HostKv, Kv, RemoteKv, Write};
 pub use listen::{ANY_ORIGIN, Admin, Listen};

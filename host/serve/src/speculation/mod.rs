@@ -47,11 +47,14 @@ pub enum Cancelled {
     NextTurn,
     /// The session, or what follows it, cannot be rendered or does not fit.
     Unrenderable,
+    /// The worker's executor was lost.
+    Lost,
 }
 
 impl Cancelled {
     /// Every reason.
-    pub const ALL: [Self; 5] = [Self::Load, Self::Full, Self::Pages, Self::NextTurn, Self::Unrenderable];
+    pub const ALL: [Self; 6] =
+        [Self::Load, Self::Full, Self::Pages, Self::NextTurn, Self::Unrenderable, Self::Lost];
 
     /// Its word, as in metrics.
     pub fn as_str(self) -> &'static str {
@@ -61,6 +64,7 @@ impl Cancelled {
             Self::Pages => "pages",
             Self::NextTurn => "next_turn",
             Self::Unrenderable => "unrenderable",
+            Self::Lost => "lost",
         }
     }
 }
@@ -242,6 +246,9 @@ impl Next {
         if app.workers[worker].load.read().queue_len > 0.0 {
             // Rendering, too, would take time from those who wait.
             return speculation.counts.cancel(Cancelled::Load);
+        }
+        if !app.workers[worker].load.is_healthy() {
+            return speculation.counts.cancel(Cancelled::Lost);
         }
         // Without a session nobody comes for it by name; it has a place of its own until it is forgotten.
         let session = if self.hints.session == 0 { app.ctx.seed() } else { self.hints.session };

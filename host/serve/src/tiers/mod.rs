@@ -19,7 +19,7 @@ use std::time::Duration;
 use kv::cost::CostModel;
 use kv::disk::DiskTier;
 use kv::remote::Remote;
-use kv::{Block, BlockName, HostTier, Put, Retained, Retention, Slot, SlotMut};
+use kv::{Arena, Block, BlockName, HostTier, Put, Retained, Retention, Slot, SlotMut};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
@@ -100,6 +100,11 @@ impl Tiers {
     /// How many leading blocks of these lie in memory of the host.
     pub fn in_host(&self, names: &[BlockName]) -> usize {
         self.host.resident_prefix(names)
+    }
+
+    /// The memory that all slots lie in.
+    pub fn arena(&self) -> &Arena {
+        self.host.arena()
     }
 
     /// A slot to save a block to.

@@ -11,6 +11,7 @@ mod model;
 mod odds;
 mod track;
 
+pub use model::step_tokens_max as draft_step_tokens_max;
 pub(super) use model::{Asked, DraftModel, Room};
 
 use crate::prompt::Tokens;

@@ -4,10 +4,12 @@
 //! **Invariant:** only the worker's thread touches its executor and its pool; everybody else sees numbers.
 
 mod drafter;
+mod executors;
 mod handoff;
 pub mod inspect;
 mod memory;
 mod order;
+mod peers;
 mod retainer;
 mod sequence;
 mod step;
@@ -17,13 +19,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use engine::Executor;
 use kv::{BlockPool, PrefixIndex};
 use parking_lot::Mutex;
 use policy::Generations;
 
-pub use drafter::DraftSource;
+pub use drafter::{DraftSource, draft_step_tokens_max};
+pub use executors::{Executors, Make};
 pub use handoff::{Giver, Handoff, Handoffs, Taker, handoff};
+use peers::Peer;
+pub use peers::Peers;
 pub(crate) use sequence::NO_SALT;
 pub use sequence::{Event, Finish, SequenceHints, Start};
 use step::StepLoop;
@@ -41,10 +45,12 @@ pub struct Parts {
     pub name: String,
     /// What it does.
     pub role: Role,
-    /// The device.
-    pub executor: Box<dyn Executor>,
-    /// What computes the draft model, if there is one.
-    pub draft: Option<Box<dyn Executor>>,
+    /// What computes.
+    pub executors: Executors,
+    /// Makes others, once those are lost.
+    pub make: Make,
+    /// Who goes on with its sequences then.
+    pub peers: Arc<Peers>,
     /// Who has which block.
     pub prefixes: Arc<PrefixIndex>,
     /// Asked for the order of waiting sequences.
@@ -67,6 +73,8 @@ pub struct Parts {
 enum Message {
     /// A sequence comes in.
     Start(Box<Start>),
+    /// A sequence comes from a worker that cannot go on with it.
+    TakeOver(Box<sequence::Sequence>),
     /// Something that it waits for has happened.
     Wake,
     /// An operator asks.
@@ -86,6 +94,8 @@ pub struct Worker {
     pub id: u64,
     /// What it does.
     pub role: Role,
+    /// What computes for it.
+    pub device: Arc<str>,
     /// What it published last.
     pub load: Arc<Load>,
     sender: Sender,
@@ -135,8 +145,14 @@ pub struct Load {
     pub ttft_us_ewma: AtomicU64,
     /// Smoothed time between tokens, in microseconds.
     pub itl_us_ewma: AtomicU64,
-    /// Whether the last step failed.
+    /// Whether its executor is lost, and no other one is there yet.
     pub unhealthy: AtomicBool,
+    /// Executors that were lost.
+    pub executor_failures: AtomicU64,
+    /// Executors that took the place of one that was lost.
+    pub executor_restarts: AtomicU64,
+    /// Sequences that another worker goes on with.
+    pub sequences_moved: AtomicU64,
 }
 
 /// Guesses of one source.
@@ -171,6 +187,11 @@ impl Load {
         &self.drafts[source as usize]
     }
 
+    /// Whether the worker can compute.
+    pub fn is_healthy(&self) -> bool {
+        !self.unhealthy.load(Ordering::Relaxed)
+    }
+
     /// The load now.
     pub fn read(&self) -> Reading {
         let count = |cell: &AtomicU32| cell.load(Ordering::Relaxed);
@@ -190,20 +211,29 @@ impl Load {
 impl Worker {
     /// Starts the worker's thread.
     pub fn start(parts: Parts) -> std::io::Result<Self> {
-        let caps = parts.executor.caps();
+        let caps = parts.executors.served.caps();
+        let device: Arc<str> = caps.name.as_str().into();
         let load = Arc::new(Load::default());
         load.pages.store(caps.kv.pages, Ordering::Relaxed);
+        let kv_mib = (u64::from(caps.kv.pages) * caps.kv.page_bytes) >> 20;
+        tracing::info!(worker = %parts.name, %device, role = ?parts.role, pages = caps.kv.pages, kv_mib, "worker started");
         let pool = BlockPool::new(caps.kv.pages, caps.kv.block_tokens)
             .with_keep_bounds(retainer::keep_bounds(&parts.kv, caps.kv.pages));
         let (sender, received) = mpsc::channel();
         let sender = Arc::new(Mutex::new(Some(sender)));
         let (index, name, role) = (parts.index, parts.name.clone(), parts.role);
+        parts.peers.join(Peer { index, role, load: Arc::clone(&load), sender: Arc::clone(&sender) });
         let step_loop = StepLoop::new(parts, pool, Arc::clone(&load), (Arc::clone(&sender), received));
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || step_loop.run())?;
+        let ends = Ends(Arc::clone(&load));
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
+            let _ends = ends;
+            step_loop.run();
+        })?;
         Ok(Self {
             index,
             id: name_id(&name),
             role,
+            device,
             name: name.into(),
             load,
             sender,
@@ -237,6 +267,15 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Whatever ends a worker's thread, nobody is sent there any more.
+struct Ends(Arc<Load>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.unhealthy.store(true, Ordering::Relaxed);
     }
 }
 

@@ -114,8 +114,10 @@ pub enum Event {
         /// Prompt tokens that did not have to be computed.
         cached_tokens: u32,
     },
-    /// The executor failed.
+    /// It cannot go on.
     Failed(String),
+    /// No worker is left that could go on with it.
+    Stranded,
 }
 
 /// Why a sequence ended.
@@ -199,6 +201,8 @@ pub(super) struct Sequence {
     pub(super) chunk_tokens: Option<u32>,
     /// How often a plan made it give its pages back.
     pub(super) preemptions_planned: u32,
+    /// How often its worker's executor was lost while it ran.
+    losses: u32,
     /// Tokens drawn and not sent yet.
     outbox: Vec<Sampled>,
     /// When tokens were sent last.
@@ -243,6 +247,7 @@ impl Sequence {
             cached_tokens: None,
             chunk_tokens: None,
             preemptions_planned: 0,
+            losses: 0,
             outbox: Vec::new(),
             sent: None,
             names,
@@ -427,6 +432,14 @@ impl Sequence {
         self.lent = 0;
         self.computed = 0;
         self.sealed = 0;
+    }
+
+    /// Notes that the executor was lost that computed it; what it tried is void. False once that was too often.
+    pub(super) fn outlives_loss(&mut self, losses_max: u32) -> bool {
+        self.drafts.clear();
+        self.flush();
+        self.losses += 1;
+        self.losses <= losses_max
     }
 
     /// Notes that `count` more tokens have KV, and names the blocks that this completed.

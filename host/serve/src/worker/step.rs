@@ -7,6 +7,7 @@ mod ahead;
 mod compute;
 mod drafting;
 mod moving;
+mod outage;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,12 +15,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-#[cfg(test)]
 use engine::EngineError;
 use kv::BlockPool;
 use policy::Frame;
 
 use self::moving::Mover;
+use self::outage::{Outage, Renewed};
 use super::drafter::DraftModel;
 use super::handoff::Handoff;
 use super::inspect::Question;
@@ -50,6 +51,11 @@ pub(super) struct StepLoop {
     retainer: Retainer,
     mover: Option<Mover>,
     draft_model: Option<DraftModel>,
+    /// Why the executor can compute nothing more; seen to before the turn ends.
+    lost: Option<EngineError>,
+    /// Since when there is no executor.
+    outage: Option<Outage>,
+    renewed: Option<Renewed>,
     /// Whether `waiting` or `running` has other members than at the last schedule decision.
     changed: bool,
     block_tokens: usize,
@@ -67,12 +73,12 @@ impl StepLoop {
         let order = Order::new(parts.index, name_id(&parts.name));
         let named = (parts.index, name_id(&parts.name));
         let retainer = Retainer::new(named, &parts.kv, pool.stats().pages);
-        let shape = parts.executor.caps().kv;
+        let shape = parts.executors.served.caps().kv;
         let tiers = parts.tiers.as_ref();
         let keeps = parts.kv.has_tiers();
         let mover = tiers.map(|tiers| Mover::new(Arc::clone(tiers), (shape.block_bytes, shape.pages), keeps));
         let block_tokens = shape.block_tokens as usize;
-        let draft = parts.draft.take();
+        let draft = parts.executors.draft.take();
         let draft_model = draft.map(|draft| DraftModel::new(draft, Arc::clone(&load), parts.ctx.clone()));
         Self {
             parts,
@@ -82,6 +88,9 @@ impl StepLoop {
             sender,
             mover,
             draft_model,
+            lost: None,
+            outage: None,
+            renewed: None,
             waiting: Vec::new(),
             running: Vec::new(),
             ahead: VecDeque::new(),
@@ -96,6 +105,7 @@ impl StepLoop {
 
     /// Runs until every sender is gone and every sequence has left.
     pub(super) fn run(mut self) {
+        self.pin();
         while self.turn() {}
     }
 
@@ -103,6 +113,11 @@ impl StepLoop {
     fn turn(&mut self) -> bool {
         if !self.receive() {
             return false;
+        }
+        if self.outage.is_some() {
+            self.recover();
+            self.publish();
+            return true;
         }
         self.review_cache();
         self.drop_cancelled();
@@ -116,7 +131,12 @@ impl StepLoop {
             self.draft(&rows);
             self.step(&rows);
         }
-        self.move_some(busy);
+        if self.lost.is_none() {
+            self.move_some(busy);
+        }
+        if let Some(error) = self.lost.take() {
+            self.lose(&error);
+        }
         self.forget_drafts();
         self.publish();
         true
@@ -124,17 +144,19 @@ impl StepLoop {
 
     /// Takes what has come in; sleeps when there is nothing to do. False at the end.
     fn receive(&mut self) -> bool {
-        if self.is_idle() {
-            let stalled = self.mover.as_mut().is_some_and(Mover::take_stalled) || !self.running.is_empty();
-            let received = match stalled {
-                true => self
-                    .received
-                    .recv_timeout(STALLED)
-                    .map_err(|error| error == RecvTimeoutError::Disconnected),
-                false => self.received.recv().map_err(|_| true),
+        if let Some(rest) = self.rest() {
+            let received = match rest {
+                Some(time) => {
+                    self.received.recv_timeout(time).map_err(|e| e == RecvTimeoutError::Disconnected)
+                }
+                None => self.received.recv().map_err(|_| true),
             };
             match received {
                 Ok(message) => self.take(message),
+                Err(true) if self.outage.is_some() => {
+                    self.give_up_waiting();
+                    return false;
+                }
                 // Whatever was fetched is there by then.
                 Err(ended) => return !ended || !self.waiting.is_empty() || !self.running.is_empty(),
             }
@@ -143,6 +165,18 @@ impl StepLoop {
             self.take(message);
         }
         true
+    }
+
+    /// How long there is nothing to do: `Some(None)` until somebody comes.
+    fn rest(&mut self) -> Option<Option<Duration>> {
+        if let Some(outage) = &self.outage {
+            return Some(Some(outage.rest(self.parts.ctx.now(), !self.waiting.is_empty())));
+        }
+        if !self.is_idle() {
+            return None;
+        }
+        let stalled = self.mover.as_mut().is_some_and(Mover::take_stalled) || !self.running.is_empty();
+        Some(stalled.then_some(STALLED))
     }
 
     /// Whether there is nothing to do until somebody comes in or something is there.
@@ -157,6 +191,7 @@ impl StepLoop {
     fn take(&mut self, message: Message) {
         match message {
             Message::Start(start) => self.enqueue(*start),
+            Message::TakeOver(s) => self.take_over(*s),
             // Somebody may be started who could not be when the last plan was made.
             Message::Wake => self.changed = true,
             Message::Ask(question) => self.answer(question),
@@ -192,7 +227,7 @@ impl StepLoop {
         let handoff = start.handoff.take();
         self.load.in_transit.fetch_sub(1, Ordering::Relaxed);
         self.load.in_transit_tokens.fetch_sub(start.tokens.len() as u64, Ordering::Relaxed);
-        let fingerprint = self.parts.executor.caps().fingerprint_of(start.adapter);
+        let fingerprint = self.parts.executors.served.caps().fingerprint_of(start.adapter);
         let mut s = Sequence::new(start, fingerprint, self.block_tokens);
         if !s.output.is_empty() && goes_no_further(&mut s) {
             return;
@@ -385,7 +420,7 @@ impl StepLoop {
     fn prepare_draws(&mut self, rows: &mut Vec<usize>) {
         let begun = self.parts.ctx.now();
         let first = self.load.steps.load(Ordering::Relaxed) as usize;
-        let vocab = self.parts.executor.caps().vocab;
+        let vocab = self.parts.executors.served.caps().vocab;
         let mut failed = Vec::new();
         for turn in 0..rows.len() {
             let i = (first + turn) % rows.len();

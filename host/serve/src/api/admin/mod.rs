@@ -77,6 +77,10 @@ async fn workers(State(app): State<Arc<App>>) -> Response {
             json!({
                 "name": &*w.name,
                 "role": w.role,
+                "device": &*w.device,
+                "healthy": w.load.is_healthy(),
+                "executor_failures": w.load.executor_failures.load(Relaxed),
+                "executor_restarts": w.load.executor_restarts.load(Relaxed),
                 "waiting": w.load.waiting.load(Relaxed),
                 "running": w.load.running.load(Relaxed),
                 "pages": w.load.pages.load(Relaxed),

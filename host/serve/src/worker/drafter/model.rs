@@ -34,6 +34,11 @@ const RETRIED_BEHIND_MAX: usize = 4 * CATCH_UP_TOKENS_MAX;
 /// When no further masks are computed before a step. Chosen: as for other guesses.
 const MASKS_MAX: Duration = Duration::from_millis(1);
 
+/// Most tokens of a step of the draft model with so many rows: some catch up, and the others are a few behind.
+pub fn step_tokens_max(rows: u32) -> u32 {
+    CATCH_UP_TOKENS_MAX as u32 + rows.saturating_mul(BEHIND_MAX as u32)
+}
+
 /// The draft model of a worker.
 pub(in crate::worker) struct DraftModel {
     executor: Box<dyn Executor>,

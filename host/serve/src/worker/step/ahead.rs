@@ -22,7 +22,7 @@ impl StepLoop {
 
     /// Takes a prompt in, unless there is nothing to do for it, or too much already.
     pub(super) fn enqueue_ahead(&mut self, start: Start) {
-        let fingerprint = self.parts.executor.caps().fingerprint_of(start.adapter);
+        let fingerprint = self.parts.executors.served.caps().fingerprint_of(start.adapter);
         let mut s = Sequence::new(start, fingerprint, self.block_tokens);
         let counts = &self.parts.speculation;
         let in_flight = self.ahead.len() + self.running.len() - self.needed();

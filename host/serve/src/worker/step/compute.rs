@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use engine::{EngineError, Row, Sampled, StepPlan};
 
 use super::super::drafter::{DraftModel, DraftSource};
+use super::super::executors::is_fatal;
 use super::super::sequence::{Event, Finish, Sequence};
 use super::super::{Load, smooth};
 use super::StepLoop;
@@ -18,13 +19,10 @@ impl StepLoop {
     /// Computes one step and hands out what it drew.
     pub(super) fn step(&mut self, rows: &[usize]) {
         match self.execute(rows) {
-            Ok(sampled) => {
-                self.load.unhealthy.store(false, Ordering::Relaxed);
-                self.apply(rows, sampled);
-            }
+            Ok(sampled) => self.apply(rows, sampled),
+            Err(error) if is_fatal(&error) => self.lost = Some(error),
             Err(error) => {
-                tracing::error!(worker = %self.parts.name, %error, "step failed");
-                self.load.unhealthy.store(true, Ordering::Relaxed);
+                tracing::error!(worker = %self.parts.name, %error, "step refused");
                 for mut s in self.running.drain(..) {
                     s.release(&mut self.pool);
                     let _ = s.start.events.try_send(Event::Failed(error.to_string()));
@@ -61,8 +59,8 @@ impl StepLoop {
             });
         }
         let plan = StepPlan { rows: &plan_rows, tokens: &tokens, pages: &pages, samples: &samples };
-        let ticket = self.parts.executor.submit(&plan)?;
-        let out = self.parts.executor.poll(ticket, true)?;
+        let ticket = self.parts.executors.served.submit(&plan)?;
+        let out = self.parts.executors.served.poll(ticket, true)?;
         let out = out.ok_or_else(|| EngineError::Plan("a blocking poll gave no result".into()))?;
         self.load.step_tokens.fetch_add(tokens.len() as u64, Ordering::Relaxed);
         if let Some(mover) = &self.mover {

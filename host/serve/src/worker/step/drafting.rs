@@ -23,7 +23,7 @@ impl StepLoop {
         let taken: usize = rows.iter().sum();
         let step_max = schedule.draft_step_tokens_max.min(schedule.step_tokens_max) as usize;
         let mut room = step_max.saturating_sub(taken);
-        let vocab = self.parts.executor.caps().vocab;
+        let vocab = self.parts.executors.served.caps().vocab;
         let in_time = || self.parts.ctx.now().saturating_sub(begun) <= DRAFTING_MAX;
         // Another one is the first at each step: there may not be room for all.
         let first = self.load.steps.load(Ordering::Relaxed) as usize;
@@ -68,7 +68,7 @@ impl StepLoop {
         }
         let left = (schedule.step_tokens_max as usize).saturating_sub(rows.iter().sum());
         let drawing = rows.iter().filter(|new| **new > 0).count();
-        let vocab = self.parts.executor.caps().vocab;
+        let vocab = self.parts.executors.served.caps().vocab;
         let room = Room { guesses: room, tokens: left, rows: drawing, vocab };
         if let Err(error) = model.guess(&mut asked, room) {
             tracing::error!(worker = %self.parts.name, %error, "draft model failed and is not asked again");

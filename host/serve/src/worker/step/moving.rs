@@ -18,6 +18,7 @@ use kv::{Block, BlockName, PageIdx, Retention, Slot, SlotMut};
 use super::{Message, StepLoop};
 use crate::config::{Role, Write};
 use crate::tiers::{Ask, Tiers};
+use crate::worker::executors::is_fatal;
 use crate::worker::handoff::{Giver, Taker};
 use crate::worker::sequence::{Awaited, Sequence};
 
@@ -134,6 +135,11 @@ impl Mover {
     /// Whether something waits until slots are free; from here on it is tried again.
     pub(super) fn take_stalled(&mut self) -> bool {
         std::mem::take(&mut self.stalled)
+    }
+
+    /// Gives up what was to be saved: it is gone.
+    pub(super) fn forget_unsaved(&mut self) {
+        self.unsaved.clear();
     }
 
     /// Has the blocks of a sequence saved that has turned them over.
@@ -257,7 +263,7 @@ impl StepLoop {
         if blocks == 0 {
             return 0;
         }
-        match transfer(&mut *self.parts.executor, moves) {
+        match transfer(&mut *self.parts.executors.served, moves) {
             Ok(_) => {
                 mover.tiers.counts().loaded.fetch_add(blocks as u64, Ordering::Relaxed);
                 for (s, count) in self.running.iter_mut().zip(counts) {
@@ -268,6 +274,9 @@ impl StepLoop {
                 tracing::warn!(worker = %self.parts.name, %error, "blocks were not loaded");
                 // Their pages are there: what should have come is computed.
                 self.running.iter_mut().for_each(|s| s.loads.clear());
+                if is_fatal(&error) {
+                    self.lost = Some(error);
+                }
             }
         }
         blocks
@@ -384,8 +393,11 @@ impl StepLoop {
                 ((block, retention), Xfer::Save { from: page, to: slot })
             })
             .unzip();
-        let moved = transfer(&mut *self.parts.executor, moves).unwrap_or_else(|error| {
+        let moved = transfer(&mut *self.parts.executors.served, moves).unwrap_or_else(|error| {
             tracing::warn!(worker = %self.parts.name, %error, "blocks were not saved");
+            if is_fatal(&error) {
+                self.lost = Some(error);
+            }
             Moved::default()
         });
         let slots: Vec<Slot> = moved.saved.into_iter().map(|saved| saved.slot).collect();

@@ -3,6 +3,7 @@
 mod ahead;
 mod drafts;
 mod handoff;
+mod outage;
 mod pressure;
 mod sampling;
 
@@ -26,7 +27,7 @@ use crate::config::Schedule;
 use crate::ctx::{Ctx, mix};
 use crate::prompt::Constraint;
 use crate::tiers::Tiers;
-use crate::worker::SequenceHints;
+use crate::worker::{Executors, SequenceHints};
 
 const BLOCK_TOKENS: u32 = 4;
 /// Far more turns than anything here needs: who reaches it goes in circles.
@@ -120,8 +121,9 @@ fn bench_with(
         index: 0,
         name: "worker-0".to_owned(),
         role: crate::config::Role::Both,
-        executor: Box::new(Noting(device, Arc::clone(&steps))),
-        draft,
+        executors: Executors { served: Box::new(Noting(device, Arc::clone(&steps))), draft },
+        make: Box::new(|| Err(EngineError::Device("there is no other one".to_owned()))),
+        peers: Arc::default(),
         prefixes: Arc::new(PrefixIndex::new(1)),
         generations: Arc::clone(&GENERATIONS),
         kv: crate::config::Kv::default(),
@@ -142,13 +144,13 @@ fn bench_with(
 
 /// Memory of the host for workers like this one.
 fn memory_of_host(bench: &Bench) -> Arc<Tiers> {
-    let caps = bench.step_loop.parts.executor.caps();
+    let caps = bench.step_loop.parts.executors.served.caps();
     Arc::new(Tiers::open(&crate::config::Kv::default(), caps, &bench.ctx).expect("memory of the host"))
 }
 
 /// Has the worker move blocks to memory of the host, and from there.
 fn join_tiers(bench: &mut Bench, tiers: Arc<Tiers>) {
-    let shape = bench.step_loop.parts.executor.caps().kv;
+    let shape = bench.step_loop.parts.executors.served.caps().kv;
     bench.step_loop.mover = Some(Mover::new(tiers, (shape.block_bytes, shape.pages), true));
     *bench.step_loop.sender.lock() = Some(bench.starts.clone());
 }
@@ -188,7 +190,7 @@ impl Bench {
         change: impl FnOnce(&mut Start),
     ) -> mpsc::Receiver<Event> {
         let (events, received) = mpsc::channel(output as usize + 1);
-        let fingerprint = self.step_loop.parts.executor.caps().fingerprint_of(self.adapter);
+        let fingerprint = self.step_loop.parts.executors.served.caps().fingerprint_of(self.adapter);
         let blocks = kv::BlockName::names(fingerprint, super::super::NO_SALT, &tokens, BLOCK_TOKENS as usize);
         self.step_loop.load.in_transit.fetch_add(1, Relaxed);
         self.step_loop.load.in_transit_tokens.fetch_add(tokens.len() as u64, Relaxed);
@@ -246,6 +248,7 @@ fn said(events: &mut mpsc::Receiver<Event>) -> Vec<u32> {
                 return tokens;
             }
             Event::Failed(why) => panic!("{why}"),
+            Event::Stranded => panic!("no worker was left"),
         }
     }
 }

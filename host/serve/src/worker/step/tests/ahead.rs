@@ -147,6 +147,6 @@ fn whoever_asked_for_it_may_leave() {
     let mut answer = bench.start(2, 2, 8, 1);
     bench.finish();
     said(&mut answer);
-    assert_eq!(Cancelled::ALL.map(|why| bench.cancelled(why)), [0; 5]);
+    assert_eq!(Cancelled::ALL.map(|why| bench.cancelled(why)), [0; Cancelled::ALL.len()]);
     assert_eq!(bench.step_loop.pool.stats().pinned, 0);
 }

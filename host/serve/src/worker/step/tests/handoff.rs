@@ -63,7 +63,7 @@ impl Bench {
         handed.into_iter().for_each(|message| self.starts.send(message).expect("the loop listens"));
     }
 
-    fn turn_if_awake(&mut self) {
+    pub(super) fn turn_if_awake(&mut self) {
         let handed: Vec<Message> = self.step_loop.received.try_iter().collect();
         let asleep = handed.is_empty() && self.step_loop.is_idle();
         handed.into_iter().for_each(|message| self.starts.send(message).expect("the loop listens"));
@@ -107,6 +107,18 @@ fn a_worker_that_cannot_hold_a_prompt_leaves_it_to_the_other() {
     pair.finish();
     assert_eq!(said(&mut answer), alone(1, 50, 6));
     assert_eq!(pair.counted()[..2], [1, 1]);
+}
+
+#[test]
+fn a_worker_whose_device_is_lost_leaves_the_rest_of_a_prompt_to_the_other() {
+    for calls in [0, 1, 5, 9] {
+        let mut pair = Pair::new(64, 64);
+        pair.prefill.lose_after(calls);
+        let [mut answer, _computing] = pair.start((1, 1), 50, 6);
+        pair.finish();
+        assert_eq!(said(&mut answer), alone(1, 50, 6));
+        assert_eq!(pair.counted()[..2], [1, 1], "{calls} calls");
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn told(events: &mut mpsc::Receiver<Event>) -> (Vec<u32>, u32) {
         match event {
             Event::Tokens { sampled, .. } => tokens.extend(sampled.iter().map(|s| s.token)),
             Event::Finished { cached_tokens, .. } => cached = cached_tokens,
-            Event::Started { .. } | Event::Failed(_) => {}
+            Event::Started { .. } | Event::Failed(_) | Event::Stranded => {}
         }
     }
     (tokens, cached)

@@ -1,0 +1,156 @@
+//! Devices: which one computes, what happens where it is not there, and what becomes of answers when it is lost.
+
+use std::io::Read;
+use std::process::{Command, Output};
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde_json::{Value, json};
+use serve::client::Client;
+
+use crate::process::{command, serve_as, serving, signal};
+use crate::support::{Host, PATIENCE, user, with_model};
+
+/// `pointsman` on a machine whose GPUs, if it has any, are hidden from it.
+fn without_devices(mut command: Command) -> Command {
+    command.env("CUDA_VISIBLE_DEVICES", "");
+    command
+}
+
+/// A file with a configuration, and the folder that it lies in.
+fn file(toml: &str) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let path = folder.path().join("pointsman.toml");
+    std::fs::write(&path, toml).expect("it can be written");
+    let path = path.to_str().expect("the path is UTF-8").to_owned();
+    (folder, path)
+}
+
+fn run(args: &[&str]) -> Output {
+    without_devices(command(args)).output().expect("the process starts")
+}
+
+/// A host in a process of its own, as it is asked a question: what it answers, its workers, and its log.
+async fn asked(toml: &str) -> (Value, Value, String) {
+    let (_folder, path) = file(toml);
+    let mut served = serve_as(without_devices(serving(&["--config", &path])));
+    let body = with_model(json!({ "messages": user("hello"), "temperature": 0.0 }));
+    let api = Client::new(format!("http://{}", served.api));
+    let reply = tokio::time::timeout(PATIENCE, api.post("/v1/chat/completions", &body)).await;
+    let reply = reply.expect("an answer comes").expect("the connection holds");
+    assert_eq!(reply.status, 200, "{}", reply.json);
+    let admin = Client::new(format!("http://{}", served.admin));
+    let workers = admin.get("/admin/v1/workers").await.expect("the admin API answers").json;
+    signal(&served.child, "-TERM");
+    assert!(served.child.wait().expect("it ends").success());
+    let mut log = String::new();
+    served.child.stderr.take().expect("it is piped").read_to_string(&mut log).expect("a log is text");
+    (reply.json, workers["workers"].clone(), log)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_gpu_the_cpu_computes_and_the_log_says_why() {
+    for device in ["\"cuda\"", "[\"cuda:0\", \"cuda:1\"]"] {
+        let (answer, workers, log) = asked(&format!("[engine]\ndevice = {device}\n")).await;
+        assert_eq!(answer["choices"][0]["message"]["content"], "Hello! How can I help?", "{answer}");
+        for worker in workers.as_array().expect("a list") {
+            assert!(worker["device"].as_str().is_some_and(|name| name.starts_with("cpu")), "{worker}");
+            assert_eq!(worker["healthy"], true);
+        }
+        let told: Vec<&str> = log.lines().filter(|line| line.contains("CPU computes instead")).collect();
+        assert!(told.len() == 1 && told[0].contains("WARN") && told[0].contains("error="), "{log}");
+        assert!(!log.contains("panicked"), "{log}");
+    }
+}
+
+#[test]
+fn a_gpu_that_is_required_and_not_there_stops_the_start() {
+    let (_folder, path) = file("[engine]\ndevice = \"cuda:3\"\ndevice_required = true\n");
+    let output = run(&["serve", "--config", &path]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    for word in ["`engine.device`", "`engine.device_required`"] {
+        assert!(said.contains(word), "`{word}` is missing in {said}");
+    }
+    assert!(!said.contains("panicked") || said.contains("assertion"), "{said}");
+}
+
+#[test]
+fn devices_are_listed_or_it_is_said_why_there_are_none() {
+    let output = run(&["devices"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains("no CUDA device"), "{said}");
+}
+
+/// Answers to some requests that come at once, and their texts in order.
+async fn answers(host: &Host, requests: usize) -> Vec<Value> {
+    let ask = |number: usize| {
+        host.chat(json!({
+            "messages": user(&format!("{number} silver river stone ").repeat(20)),
+            "max_tokens": 60,
+            "temperature": if number % 2 == 0 { 0.0 } else { 0.8 },
+            "seed": number,
+            "n": 1 + number % 2,
+        }))
+    };
+    let replies = futures_util::future::join_all((0..requests).map(ask)).await;
+    replies
+        .into_iter()
+        .map(|reply| {
+            assert_eq!(reply.status, 200, "{}", reply.json);
+            let texts = reply.json["choices"].as_array().cloned().unwrap_or_default();
+            texts.iter().map(|choice| choice["message"]["content"].clone()).collect()
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_the_same_whatever_devices_are_lost() {
+    let toml = |more: &str| format!("[engine]\ndevice = \"sim\"\n{more}\n");
+    let steady = Host::start(&toml("")).await;
+    let expected = answers(&steady, 12).await;
+    steady.stop().await;
+    for more in ["", "roles = [\"prefill\", \"decode\"]\n", "workers = 1\n"] {
+        let host = Host::start(&toml(&format!("{more}[engine.sim]\nlost_after_steps = 150"))).await;
+        for _ in 0..2 {
+            assert_eq!(answers(&host, 12).await, expected, "{more}");
+        }
+        let failures = host.metric("pointsman_executor_failures_total").await;
+        assert!(failures > 0, "{more}");
+        // One that was lost with nobody there is replaced in a moment.
+        host.until("all executors are replaced", || async {
+            host.metric("pointsman_executor_restarts_total").await
+                == host.metric("pointsman_executor_failures_total").await
+        })
+        .await;
+        assert_eq!(host.metric("pointsman_worker_healthy").await as usize, host.server.app.workers.len());
+        host.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_sent_to_a_worker_without_device() {
+    let host = Host::simulated("").await;
+    let workers = &host.server.app.workers;
+    workers[0].load.unhealthy.store(true, Relaxed);
+    for number in 0..6 {
+        let body = json!({ "messages": user(&format!("{number}")), "max_tokens": 2 });
+        let reply = host.chat_with(&[], body).await;
+        assert_eq!((reply.status(), reply.header("x-pointsman-worker")), ("200", "worker-1"));
+    }
+    workers[1].load.unhealthy.store(true, Relaxed);
+    let refused = host.chat_with(&[], json!({ "messages": user("x") })).await;
+    assert_eq!((refused.status(), refused.header("retry-after")), ("503", "5"), "{}", refused.json);
+    assert_eq!(refused.json["error"]["code"], "unavailable", "{}", refused.json);
+    let message = refused.json["error"]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("devices failed"), "{message}");
+    let body = json!({ "messages": user("x"), "max_tokens": 2 });
+    let refused = host.post_with("/v1/messages", &[("anthropic-version", "2023-06-01")], body).await;
+    assert_eq!((refused.status(), &refused.json["error"]["type"]), ("529", &json!("overloaded_error")));
+    let ready = host.raw(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("no worker can compute"), "{ready}");
+    workers.iter().for_each(|worker| worker.load.unhealthy.store(false, Relaxed));
+    assert_eq!(host.chat(json!({ "messages": user("x"), "max_tokens": 2 })).await.status, 200);
+    assert_eq!(host.server.app.requests_running(), 0);
+    host.stop().await;
+}
