@@ -1,5 +1,7 @@
 //! A host in this process on ports of its own, and ways to talk to it as clients do.
 
+pub(crate) mod standin;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

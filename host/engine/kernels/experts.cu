@@ -97,7 +97,8 @@ __device__ __forceinline__ void score_tiles(const RouteArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) score(const __grid_constant__ RouteArgs args) {
+// One block at least: the compiler otherwise keeps to registers for three, which are too few for the widest tile.
+extern "C" __global__ void __launch_bounds__(256, 1) score(const __grid_constant__ RouteArgs args) {
     if (args.cap == 1) {
         score_tiles<1, 1>(args);
     } else if (args.cap < SCORE_WIDE_MIN) {

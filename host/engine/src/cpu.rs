@@ -138,6 +138,7 @@ impl CpuExec {
                 kv: shape_kv,
                 context_max,
                 vocab: shape.vocab as u32,
+                overlaps: false,
                 fingerprint: model.fingerprint,
                 adapters: model.adapters.iter().map(|adapter| adapter.fingerprint).collect(),
             },

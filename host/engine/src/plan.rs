@@ -66,6 +66,8 @@ pub struct Caps {
     pub context_max: u32,
     /// Number of token ids.
     pub vocab: u32,
+    /// Whether a step may well be submitted before the one before it was polled: it computes beside its caller.
+    pub overlaps: bool,
     /// What its KV bytes depend on besides tokens.
     pub fingerprint: Fingerprint,
     /// The same for rows of each adapter; [`AdapterId`] is the place here.

@@ -48,6 +48,8 @@ pub struct SimConfig {
     pub adapters: u32,
     /// Steps after which the device is lost; 0 never.
     pub lost_after_steps: u64,
+    /// Whether it says that steps may be submitted ahead.
+    pub overlaps: bool,
     /// Whether the cost is waited for.
     pub pace: Pace,
 }
@@ -67,6 +69,7 @@ impl Default for SimConfig {
             transfer_us_per_block: 0.0,
             adapters: 0,
             lost_after_steps: 0,
+            overlaps: false,
             pace: Pace::Virtual,
         }
     }
@@ -137,6 +140,7 @@ impl SimExec {
                 },
                 context_max: config.context_max,
                 vocab,
+                overlaps: config.overlaps,
                 fingerprint: Fingerprint(mix(u64::from(vocab))),
                 adapters: (1..=config.adapters)
                     .map(|one| Fingerprint(mix(mix(u64::from(vocab)) ^ u64::from(one))))

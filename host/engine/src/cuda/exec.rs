@@ -88,6 +88,8 @@ pub struct CudaExec {
     last_samples: usize,
     last_by_host: Vec<usize>,
     sampler: Sampler,
+    /// Since the last step was found done.
+    last_done: Option<Stopwatch>,
     sizes: Sizes,
     pinnings: Vec<Pinning>,
     // In the order in which they are dropped: what runs, then what it reads.
@@ -211,6 +213,7 @@ impl CudaExec {
             kv: shape,
             context_max: if config.context_max == 0 { limit } else { config.context_max.min(limit) },
             vocab: model.config.vocab as u32,
+            overlaps: true,
             fingerprint: model.fingerprint,
             adapters: Vec::new(),
         };
@@ -234,6 +237,7 @@ impl CudaExec {
             last_samples: 0,
             last_by_host: Vec::new(),
             sampler: Sampler::default(),
+            last_done: None,
             sizes,
             pinnings: Vec::new(),
             graphs: Vec::new(),
@@ -445,7 +449,10 @@ impl Executor for CudaExec {
             sampled[draw.sample] = draw.draw(&mut self.sampler);
         }
         self.free.push(step.exchange);
-        Ok(Some(StepOut { sampled, took: step.watch.elapsed() }))
+        // Until the one before it was done it only waited.
+        let took = step.watch.elapsed();
+        let since = self.last_done.replace(Stopwatch::start()).map_or(took, |last| last.elapsed());
+        Ok(Some(StepOut { sampled, took: took.min(since) }))
     }
 
     fn transfer(&mut self, moves: Vec<Xfer>, after: Fence) -> Result<Fence, EngineError> {

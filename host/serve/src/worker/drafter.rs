@@ -96,6 +96,16 @@ impl Drafter {
         }
     }
 
+    /// Whether it will not guess for the next token.
+    pub(super) fn pauses(&self) -> bool {
+        self.pause > 0
+    }
+
+    /// Lets the next token pass without a guess.
+    pub(super) fn pass(&mut self) {
+        self.pause = self.pause.saturating_sub(1);
+    }
+
     /// Learns how many of the guesses were right.
     pub(super) fn tried(&mut self, guesses: usize, right: usize) {
         match right {

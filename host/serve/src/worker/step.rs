@@ -8,6 +8,7 @@ mod compute;
 mod drafting;
 mod moving;
 mod outage;
+mod overlap;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use policy::Frame;
 
 use self::moving::Mover;
 use self::outage::{Outage, Renewed};
+use self::overlap::Flying;
 use super::drafter::DraftModel;
 use super::handoff::Handoff;
 use super::inspect::Question;
@@ -51,6 +53,8 @@ pub(super) struct StepLoop {
     retainer: Retainer,
     mover: Option<Mover>,
     draft_model: Option<DraftModel>,
+    /// The step that was submitted ahead.
+    flying: Option<Flying>,
     /// Why the executor can compute nothing more; seen to before the turn ends.
     lost: Option<EngineError>,
     /// Since when there is no executor.
@@ -88,6 +92,7 @@ impl StepLoop {
             sender,
             mover,
             draft_model,
+            flying: None,
             lost: None,
             outage: None,
             renewed: None,
@@ -123,14 +128,7 @@ impl StepLoop {
         self.drop_cancelled();
         self.yield_ahead();
         self.plan();
-        let mut rows = self.admit();
-        self.prepare_draws(&mut rows);
-        let busy = rows.iter().any(|new| *new > 0);
-        if busy {
-            self.flush_before_prefill(&rows);
-            self.draft(&rows);
-            self.step(&rows);
-        }
+        let busy = self.land() || self.next_step();
         if self.lost.is_none() {
             self.move_some(busy);
         }
@@ -140,6 +138,19 @@ impl StepLoop {
         self.forget_drafts();
         self.publish();
         true
+    }
+
+    /// Plans a step and computes it. False when there is nothing to compute.
+    fn next_step(&mut self) -> bool {
+        let mut rows = self.admit();
+        self.prepare_draws(&mut rows);
+        let busy = rows.iter().any(|new| *new > 0);
+        if busy {
+            self.flush_before_prefill(&rows);
+            self.draft(&rows);
+            self.step(&rows);
+        }
+        busy
     }
 
     /// Takes what has come in; sleeps when there is nothing to do. False at the end.
@@ -182,7 +193,8 @@ impl StepLoop {
     /// Whether there is nothing to do until somebody comes in or something is there.
     fn is_idle(&self) -> bool {
         let waits_for_slot = |s: &Sequence| s.stalled.is_some() && s.left() == 0;
-        self.running.iter().all(waits_for_slot)
+        self.flying.is_none()
+            && self.running.iter().all(waits_for_slot)
             && self.ahead.is_empty()
             && self.waiting.iter().all(Sequence::is_fetching)
             && !self.mover.as_ref().is_some_and(Mover::is_busy)

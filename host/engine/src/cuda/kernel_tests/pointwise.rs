@@ -527,7 +527,7 @@ fn planted_bugs_are_found() {
             "branches_are_summed_normed_and_added",
             &[
                 ("row.cuh", "    // A sum before this one may still be read.\n    __syncthreads();\n", ""),
-                ("row.cuh", "4 * quad >= width ? splat(0.0f) : HELD", "false ? splat(0.0f) : HELD"),
+                ("row.cuh", "4 * quad < norm.width ? row.at(", "true ? row.at("),
             ],
         ),
         (

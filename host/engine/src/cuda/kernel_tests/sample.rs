@@ -370,6 +370,25 @@ fn a_cut_by_mass_keeps_to_the_cut_by_count() {
     assert!(draw(&harness, &cases).iter().all(|drawn| [0, 40].contains(&drawn.token)));
 }
 
+/// Of tokens that are a little less likely each, a random number near 1 draws the last that a cut keeps.
+#[test]
+fn cuts_end_at_the_token_of_the_processor() {
+    let Some(harness) = Harness::open() else { return };
+    let nearly_one = |seed: &u64| uniform_bits(*seed, 1) >> 43 == (1 << 10) - 1;
+    let seed = (0..).find(nearly_one).expect("one in a thousand is");
+    let random = &mut Random::new(3);
+    let cases: Vec<_> = (0..16)
+        .map(|index| {
+            let step = 0.002 * random.float().abs();
+            let logits = (0..300).map(|token| -step * token as f32).collect();
+            let top_k = if index % 4 == 0 { random.within(50..300) as u32 } else { 0 };
+            let top_p = random.float().abs();
+            Case::plain(logits, SamplingParams { top_k, top_p, seed, ..SamplingParams::default() })
+        })
+        .collect();
+    check(&harness, &cases);
+}
+
 /// Beside one another, so that each starts where another's changes end.
 #[test]
 fn a_draw_does_not_depend_on_the_rows_beside_it() {
@@ -391,7 +410,6 @@ fn planted_bugs_are_found() {
         (
             "draws_are_those_of_the_processor",
             &[
-                ("sample.cu", "    high += before + low < before;\n", ""),
                 (
                     "sample.cu",
                     "logits[edit.token] = logit - edit.penalty;",
@@ -416,6 +434,10 @@ fn planted_bugs_are_found() {
                 ("row.cuh", "value += lane_id() >= lanes ? before : T(0);", "value += before;"),
                 ("row.cuh", "    __syncthreads();\n    if (lane_id() == 31) {", "    if (lane_id() == 31) {"),
             ],
+        ),
+        (
+            "cuts_end_at_the_token_of_the_processor",
+            &[("sample.cu", "    high += before + low < before;\n", "")],
         ),
         (
             "a_cut_by_mass_keeps_to_the_cut_by_count",

@@ -8,6 +8,9 @@ use super::super::drafter::DraftSource;
 use super::Sequence;
 use crate::prompt::Constraint;
 
+/// Most alternatives that any device reports by itself; more are the host's work, which has to come first.
+const BLIND_LOGPROBS_MAX: u32 = 32;
+
 impl Sequence {
     /// How many of `count` next tokens may be guessed.
     pub(in crate::worker) fn drafts_max(&self, count: usize) -> usize {
@@ -42,6 +45,27 @@ impl Sequence {
             }
         }
         self.drafts = drafts;
+    }
+
+    /// Whether its token after the next can be asked for before the next is known: how it is drawn depends on the seed
+    /// and on logits alone, and nobody would guess it.
+    pub(in crate::worker) fn goes_on_blindly(&self, drafts_max: usize) -> bool {
+        let sampling = &self.start.sampling;
+        let plain = sampling.repetition_penalty == 1.0
+            && sampling.presence_penalty == 0.0
+            && sampling.frequency_penalty == 0.0
+            && sampling.logprobs.is_none_or(|count| count <= BLIND_LOGPROBS_MAX);
+        let unguessed = drafts_max == 0 || !self.drafts_wanted || self.drafter.pauses();
+        plain
+            && unguessed
+            && self.start.constraint.is_none()
+            && !self.is_prompt_only()
+            && self.giver.is_none()
+    }
+
+    /// Lets its next token pass without a guess.
+    pub(in crate::worker) fn pass_draft(&mut self) {
+        self.drafter.pass();
     }
 
     /// Prepares for drafts that come one by one from a model. False where none may be tried.

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::Ordering;
 
-use engine::{EngineError, Row, Sampled, StepPlan};
+use engine::{EngineError, Row, Sampled, StepPlan, Ticket};
 
 use super::super::drafter::{DraftModel, DraftSource};
 use super::super::executors::is_fatal;
@@ -18,11 +18,18 @@ use crate::prompt::Next;
 impl StepLoop {
     /// Computes one step and hands out what it drew.
     pub(super) fn step(&mut self, rows: &[usize]) {
-        match self.execute(rows) {
+        let sampled = self.execute(rows);
+        self.settle_step(rows, sampled);
+    }
+
+    /// Hands out what a step drew, or sees to why it did not.
+    pub(super) fn settle_step(&mut self, rows: &[usize], sampled: Result<Vec<Sampled>, EngineError>) {
+        match sampled {
             Ok(sampled) => self.apply(rows, sampled),
             Err(error) if is_fatal(&error) => self.lost = Some(error),
             Err(error) => {
                 tracing::error!(worker = %self.parts.name, %error, "step refused");
+                self.forget_flying();
                 for mut s in self.running.drain(..) {
                     s.release(&mut self.pool);
                     let _ = s.start.events.try_send(Event::Failed(error.to_string()));
@@ -60,17 +67,24 @@ impl StepLoop {
         }
         let plan = StepPlan { rows: &plan_rows, tokens: &tokens, pages: &pages, samples: &samples };
         let ticket = self.parts.executors.served.submit(&plan)?;
+        self.flying = self.follow(rows)?;
+        self.poll_step(ticket, &plan_rows)
+    }
+
+    /// Waits for a step, and notes what it cost.
+    pub(super) fn poll_step(&mut self, ticket: Ticket, rows: &[Row]) -> Result<Vec<Sampled>, EngineError> {
         let out = self.parts.executors.served.poll(ticket, true)?;
         let out = out.ok_or_else(|| EngineError::Plan("a blocking poll gave no result".into()))?;
-        self.load.step_tokens.fetch_add(tokens.len() as u64, Ordering::Relaxed);
+        let tokens = rows.last().map_or(0, |row| row.tokens.end);
+        self.load.step_tokens.fetch_add(tokens.into(), Ordering::Relaxed);
         if let Some(mover) = &self.mover {
-            mover.computed(&plan_rows, out.took);
+            mover.computed(rows, out.took);
         }
-        let decodes = plan_rows.iter().all(|row| row.samples.len() == row.tokens.len());
+        let decodes = rows.iter().all(|row| row.samples.len() == row.tokens.len());
         if let Some(model) = self.draft_model.as_mut().filter(|_| decodes) {
-            model.served_took(tokens.len(), out.took);
+            model.served_took(tokens as usize, out.took);
         }
-        tracing::trace!(worker = %self.parts.name, rows = plan_rows.len(), tokens = tokens.len(), took = ?out.took, "step");
+        tracing::trace!(worker = %self.parts.name, rows = rows.len(), tokens, took = ?out.took, "step");
         Ok(out.sampled)
     }
 

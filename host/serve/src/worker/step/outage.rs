@@ -94,6 +94,7 @@ impl StepLoop {
         // What it holds of the device has to be free before its successor is made.
         self.parts.executors.served = Box::new(Gone::new(caps, error.to_string()));
         self.draft_model = None;
+        self.flying = None;
         self.cancel_ahead(Cancelled::Lost);
         let mut stranded = Vec::new();
         for mut s in self.running.drain(..) {
