@@ -334,12 +334,6 @@ EXPORT bool standin_set(const char* name, long long value) {
     return true;
 }
 
-// What was said last about what went wrong; empty at first. Valid until the next call that says something.
-EXPORT const char* standin_message() {
-    std::lock_guard<std::mutex> guard(standin::lock);
-    return standin::last_message.c_str();
-}
-
 // The size of a kernel's struct; 0 for a name that is none.
 EXPORT size_t emu_argument_bytes(const char* name) {
     for (const standin::Kernel& kernel : standin::kernels()) {

@@ -175,10 +175,8 @@ inline Settings settings;
 inline Context contexts[DEVICES_MAX];
 inline std::map<pthread_t, Context*> current_contexts;
 inline std::map<std::string, std::vector<PlannedFault>> planned;
-inline std::string last_message;
 
 inline void say(const std::string& message) {
-    last_message = message;
     fprintf(stderr, "stand-in: %s\n", message.c_str());
 }
 

@@ -4,7 +4,7 @@
 //! Needs a C++ compiler: `$CXX`, or `c++`. Without one tests that need it are left out, except in continuous integration.
 #![allow(unsafe_code, reason = "the stand-in's interface is C")]
 
-use std::ffi::{CStr, CString, c_char, c_int, c_longlong};
+use std::ffi::{CString, c_char, c_int, c_longlong};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -63,14 +63,6 @@ pub(crate) fn set(name: &str, value: i64) {
         symbol::<unsafe extern "C" fn(*const c_char, c_longlong) -> bool>("standin_set")(text.as_ptr(), value)
     };
     assert!(known, "{name}");
-}
-
-/// What went wrong last, in words.
-pub(crate) fn message() -> String {
-    // SAFETY: the function has this type; the text stays until the next one.
-    let text =
-        unsafe { CStr::from_ptr(symbol::<unsafe extern "C" fn() -> *const c_char>("standin_message")()) };
-    text.to_string_lossy().into_owned()
 }
 
 /// The size of a kernel's struct; None for a kernel that is not there.
