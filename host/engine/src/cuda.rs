@@ -23,6 +23,7 @@ mod mover;
 mod pass;
 mod pinning;
 mod products;
+mod setup;
 mod stream;
 mod tensor_map;
 mod weights;

@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "the library's interface is C")]
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub(crate) struct Blas {
     handle: sys::cublasLtHandle_t,
     workspace: DeviceMemory,
     /// By (m, n, k); none where the library has nothing.
-    plans: RefCell<HashMap<[usize; 3], Option<Plan>>>,
+    plans: RefCell<BTreeMap<[usize; 3], Option<Plan>>>,
 }
 
 // SAFETY: one owner uses it at a time, and the library ties a handle to no thread.

@@ -125,9 +125,12 @@ fn committed_images_belong_to_the_sources() {
     );
 }
 
+/// A version of the compiler, and what it makes for every architecture.
+type All = ((u32, u32), Vec<(&'static str, Compiled)>);
+
 /// The compiler that the environment names, and what it makes for every architecture; once a process.
-fn compiled() -> &'static ((u32, u32), Vec<(&'static str, Compiled)>) {
-    static COMPILED: OnceLock<((u32, u32), Vec<(&'static str, Compiled)>)> = OnceLock::new();
+fn compiled() -> &'static All {
+    static COMPILED: OnceLock<All> = OnceLock::new();
     COMPILED.get_or_init(|| {
         let folder =
             std::env::var_os("POINTSMAN_NVRTC").expect("POINTSMAN_NVRTC names the folder of libnvrtc");

@@ -10,7 +10,7 @@
 //! were started before it; slots are held until their copy is done.
 #![allow(unsafe_code, reason = "copies run beside the host")]
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kv::{PageIdx, Slot, SlotMut};
@@ -31,7 +31,7 @@ pub(crate) struct Mover {
     block_tokens: u32,
     moving: Settling<Moving>,
     /// The last copy that touches a page, by page; only those that may still run.
-    touched: HashMap<u32, Touch>,
+    touched: BTreeMap<u32, Touch>,
     /// Events to be used again.
     spare: Vec<Event>,
     /// Recorded on the compute stream when a transfer begins.
@@ -64,7 +64,7 @@ impl Mover {
             block_bytes: shape.block_bytes as usize,
             block_tokens: shape.block_tokens,
             moving: Settling::new(),
-            touched: HashMap::new(),
+            touched: BTreeMap::new(),
             spare: Vec::new(),
             computed: Event::new(context)?,
         })

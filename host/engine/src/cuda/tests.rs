@@ -170,7 +170,7 @@ fn batches_graphs_and_mixed_steps_give_what_the_cpu_gives() {
         let params = report_some();
         let pages: Vec<Vec<u32>> = (0..6).map(|row| (row * 8..row * 8 + 8).rev().collect()).collect();
         let texts: Vec<Vec<u32>> = (0..6).map(|row| text(row, 20 + 11 * row as usize)).collect();
-        let mut lengths = vec![0; 6];
+        let mut lengths = [0; 6];
         // (row, new tokens) of each step: a prompt alone, prompts beside decoding rows, then batches of one to six rows.
         let steps: [&[(usize, usize)]; 9] = [
             &[(0, 12)],
@@ -363,10 +363,10 @@ fn executors_that_share_a_device_find_room_for_as_many_pages() {
     let (weights, mut free, mut shares) = (10, 100, Vec::new());
     for followers in (0..3).rev() {
         free -= weights;
-        let pages = super::exec::share(free, weights, followers);
+        let pages = super::setup::share(free, weights, followers);
         free -= pages;
         shares.push(pages);
     }
     assert_eq!((shares.as_slice(), free), ([23, 23, 24].as_slice(), 0));
-    assert_eq!(super::exec::share(5, 10, 1), 0, "the last finds none for its weights");
+    assert_eq!(super::setup::share(5, 10, 1), 0, "the last finds none for its weights");
 }

@@ -3,14 +3,16 @@
 //! What a kernel may not read is NaN; what it does not write keeps the bits that it had.
 
 use super::super::args::{
-    AddNormArgs, AnglesArgs, CopyArgs, EmbedArgs, GateArgs, NormArgs, Plain, Ptr, RopeKvArgs, TOKEN_DRAWN,
-    UnpackArgs,
+    AddNormArgs, AnglesArgs, CopyArgs, EmbedArgs, GateArgs, NormArgs, Plain, Ptr, RopeKvArgs, UnpackArgs,
 };
 use super::super::kernels::{Grid, Kernel};
 use super::super::memory::DeviceMemory;
 use super::super::testing::{Harness, NONE, Random, StepInputs, wide};
 use super::{Bug, check_bugs};
 use crate::pack::{narrow, widen};
+
+/// As `kernels/args.cuh` has it.
+const TOKEN_DRAWN: u32 = 1 << 31;
 
 const ROUNDS: u64 = 12;
 /// Half a unit of bf16, and what f32 sums of some values up to 10 may be off before.
@@ -290,6 +292,11 @@ impl Heads {
         }
     }
 
+    /// Values of a page in one layer.
+    fn page_values(&self) -> usize {
+        2 * self.kv_heads * self.block_tokens * self.head_dim
+    }
+
     fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
@@ -332,13 +339,8 @@ fn queries_keys_and_values_are_normed_turned_and_stored() {
         let positions: Vec<u32> = (0..tokens).map(|_| random.within(0..1000) as u32).collect();
         let pages: Vec<u32> =
             (0..tokens as u32).map(|page| if random.within(0..5) > 0 { page } else { PAGE_NONE }).collect();
-        let plane = kv_heads * block_tokens * head_dim;
-        let page_stride = LAYERS * 2 * plane;
-        let mut inputs = StepInputs::default();
-        inputs.header.tokens = tokens as u32;
-        inputs.header.positions_at = inputs.put(&positions);
-        inputs.header.token_pages_at = inputs.put(&pages);
-        let step = inputs.upload(harness);
+        let (plane, page_stride) = (kv_heads * block_tokens * head_dim, LAYERS * shape.page_values());
+        let step = stored_inputs(&positions, &pages).upload(harness);
         let (qkv_there, angles_there) = (harness.upload(&qkv), harness.upload(&angles));
         let bias_there = maybe(harness, bias.as_deref());
         let norms_there = norms.as_ref().map(|norms| norms.each_ref().map(|norm| harness.upload(norm)));
@@ -371,12 +373,8 @@ fn queries_keys_and_values_are_normed_turned_and_stored() {
         let (got_q, got_kv) = (harness.download::<u16>(&q), harness.download::<u16>(&kv));
         let mut expected_kv = vec![None; cap * page_stride];
         for token in 0..cap {
-            let mut row = vec![0.0; width];
-            for part in 0..parts {
-                let part = &qkv[(part * cap + token) * stride..][..width];
-                row.iter_mut().zip(part).for_each(|(sum, part)| *sum += f64::from(*part));
-            }
-            row.iter_mut().zip(bias.iter().flatten()).for_each(|(sum, bias)| *sum += f64::from(*bias));
+            let parts = (0..parts).map(|part| &qkv[(part * cap + token) * stride..][..width]);
+            let mut row = sums(width, parts.chain(bias.as_deref()));
             shape.turned(&mut row, norms.as_ref(), &angles[token * head_dim..][..head_dim], eps);
             let page = pages.get(token).copied().filter(|page| *page != PAGE_NONE);
             let (queries, rest) = row.split_at_mut(heads * head_dim);
@@ -394,13 +392,36 @@ fn queries_keys_and_values_are_normed_turned_and_stored() {
                 expected_kv[at..at + head_dim].iter_mut().zip(head).for_each(|(to, from)| *to = Some(*from));
             }
         }
-        for (place, (got, expected)) in got_kv.iter().zip(&expected_kv).enumerate() {
-            match expected {
-                Some(expected) => assert_each(&format!("kv {place}"), &[wide(*got)], &[*expected], BF16),
-                None => assert_eq!(*got, u16::MAX, "kv {place} was written"),
-            }
-        }
+        assert_stored(&got_kv, &expected_kv);
     });
+}
+
+/// Sums of vectors, value by value.
+fn sums<'a>(width: usize, vectors: impl Iterator<Item = &'a [f32]>) -> Vec<f64> {
+    let mut sums = vec![0.0; width];
+    for vector in vectors {
+        sums.iter_mut().zip(vector).for_each(|(sum, value)| *sum += f64::from(*value));
+    }
+    sums
+}
+
+/// Panics unless what is expected was written, and nothing else.
+fn assert_stored(got: &[u16], expected: &[Option<f64>]) {
+    for (place, (got, expected)) in got.iter().zip(expected).enumerate() {
+        match expected {
+            Some(expected) => assert_each(&format!("kv {place}"), &[wide(*got)], &[*expected], BF16),
+            None => assert_eq!(*got, u16::MAX, "kv {place} was written"),
+        }
+    }
+}
+
+/// Positions and pages of a step's tokens.
+fn stored_inputs(positions: &[u32], pages: &[u32]) -> StepInputs {
+    let mut inputs = StepInputs::default();
+    inputs.header.tokens = positions.len() as u32;
+    inputs.header.positions_at = inputs.put(positions);
+    inputs.header.token_pages_at = inputs.put(pages);
+    inputs
 }
 
 #[test]
