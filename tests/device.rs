@@ -112,19 +112,39 @@ async fn a_gpu_answers_as_the_cpu_does() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gpu_that_is_lost_while_it_answers_changes_no_answer() {
-    // The calls are those of the prompt, of a step that draws, and of one that is waited for; 719 stays until the context is gone.
-    for fault in ["kernel sample:1:719", "cuGraphLaunch:4:719", "cuEventSynchronize:3:719"] {
+    // With the prompt, with a later token, with both, and once more when it is to be restarted. 719 stays until the context
+    // is gone.
+    for (faults, losses, attempts_in_vain) in [
+        ("kernel sample:1:719", 1, 0),
+        ("cuGraphLaunch:4:719", 1, 0),
+        ("kernel sample:1:719,cuGraphLaunch:4:719", 2, 0),
+        ("kernel sample:1:719,cuModuleLoadData:2:209", 1, 1),
+    ] {
         let toml = "[engine]\ndevice = \"cuda\"\nworkers = 1\n";
-        let Some((answer, workers, log)) = asked_on_standin(toml, &[("STANDIN_FAIL", fault)]).await else {
+        let Some((answer, workers, log)) = asked_on_standin(toml, &[("STANDIN_FAIL", faults)]).await else {
             return;
         };
-        assert_eq!(answer["choices"][0]["message"]["content"], HELLO, "{fault}: {answer}\n{log}");
+        assert_eq!(answer["choices"][0]["message"]["content"], HELLO, "{faults}: {answer}\n{log}");
         let worker = &workers[0];
         let counts = ["executor_failures", "executor_restarts"].map(|count| worker[count].as_u64());
-        assert_eq!((counts, &worker["healthy"]), ([Some(1); 2], &json!(true)), "{fault}: {log}");
-        let told: Vec<&str> = log.lines().filter(|line| line.contains("executor failed")).collect();
-        assert!(told.len() == 1 && told[0].contains("cuda:0") && told[0].contains("LAUNCH_FAILED"), "{log}");
+        assert_eq!((counts, &worker["healthy"]), ([Some(losses); 2], &json!(true)), "{faults}: {log}");
+        let told = |words: &str| log.lines().filter(|line| line.contains(words)).collect::<Vec<_>>();
+        let failed = told("executor failed");
+        assert_eq!(failed.len() as u64, losses, "{faults}: {log}");
+        assert!(failed[0].contains("cuda:0") && failed[0].contains("LAUNCH_FAILED"), "{log}");
+        assert_eq!(told("no executor could be made").len(), attempts_in_vain, "{faults}: {log}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_gpu_goes_on_where_one_was_lost() {
+    let toml = "[engine]\ndevice = [\"cuda:0\", \"cuda:1\"]\nworkers = 2\n";
+    let settings = [("STANDIN_DEVICES", "2"), ("STANDIN_FAIL", "cuGraphLaunch:4:719")];
+    let Some((answer, workers, log)) = asked_on_standin(toml, &settings).await else { return };
+    assert_eq!(answer["choices"][0]["message"]["content"], HELLO, "{answer}\n{log}");
+    let sum = |count: &str| workers.as_array().into_iter().flatten().filter_map(|w| w[count].as_u64()).sum();
+    let counts: [u64; 3] = ["executor_failures", "executor_restarts", "sequences_moved"].map(sum);
+    assert_eq!(counts, [1, 1, 1], "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

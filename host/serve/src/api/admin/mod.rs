@@ -81,6 +81,7 @@ async fn workers(State(app): State<Arc<App>>) -> Response {
                 "healthy": w.load.is_healthy(),
                 "executor_failures": w.load.executor_failures.load(Relaxed),
                 "executor_restarts": w.load.executor_restarts.load(Relaxed),
+                "sequences_moved": w.load.sequences_moved.load(Relaxed),
                 "waiting": w.load.waiting.load(Relaxed),
                 "running": w.load.running.load(Relaxed),
                 "pages": w.load.pages.load(Relaxed),

@@ -59,12 +59,13 @@ fn device(pages: u32) -> SimConfig {
 }
 
 /// A worker whose executors live so long, and which has a draft model or none. It gets another one after each.
-fn mortal(pages: u32, lives: &[u64], drafts: bool) -> Bench {
+fn mortal(device: &SimConfig, lives: &[u64], drafts: bool) -> Bench {
+    let device = device.clone();
     let lives: Lives = Arc::new(Mutex::new(lives.iter().copied().collect()));
     let made = move || {
         let calls_left = lives.lock().pop_front();
-        let served = Box::new(Mortal { device: sim(&device(pages)), calls_left });
-        Executors { served, draft: drafts.then(|| sim(&device(pages))) }
+        let served = Box::new(Mortal { device: sim(&device), calls_left });
+        Executors { served, draft: drafts.then(|| sim(&device)) }
     };
     let Executors { served, draft } = made();
     let mut bench = bench_with(served, draft, schedule(16, 4, 30_000), None);
@@ -145,8 +146,10 @@ fn finish_all(benches: &mut [&mut Bench]) {
 #[test]
 fn answers_go_on_where_they_were() {
     let roots = [0, 1, 2, 3, 4];
-    for (drafts, lives) in [(false, [0, 7, 40]), (true, [1, 12, 33])] {
-        let mut bench = mortal(64, &lives, drafts);
+    for (overlaps, drafts, lives) in
+        [(false, false, [0, 7, 40]), (false, true, [1, 12, 33]), (true, false, [0, 21, 38])]
+    {
+        let mut bench = mortal(&SimConfig { overlaps, ..device(64) }, &lives, drafts);
         let mut events = start_all(&mut bench, &roots);
         bench.finish();
         let answers: Vec<_> = events.iter_mut().map(said).collect();
@@ -161,7 +164,7 @@ fn answers_go_on_where_they_were() {
 #[test]
 fn another_worker_goes_on_with_what_ran_and_what_waited() {
     let roots = [0, 1, 2, 3, 4, 5];
-    let (mut lost, mut well) = (mortal(64, &[9], false), mortal(64, &[], false));
+    let (mut lost, mut well) = (mortal(&device(64), &[9], false), mortal(&device(64), &[], false));
     lost.fail_to_restart();
     acquaint(&mut [&mut lost, &mut well]);
     let mut events = start_all(&mut lost, &roots);
@@ -179,7 +182,7 @@ fn another_worker_goes_on_with_what_ran_and_what_waited() {
 
 #[test]
 fn a_worker_that_only_computes_prompts_takes_nobody_over() {
-    let (mut lost, mut prefill) = (mortal(64, &[3], false), mortal(64, &[], false));
+    let (mut lost, mut prefill) = (mortal(&device(64), &[3], false), mortal(&device(64), &[], false));
     prefill.step_loop.parts.role = Role::Prefill;
     acquaint(&mut [&mut lost, &mut prefill]);
     let mut events = lost.start(1, 0, 20, 30);
@@ -190,7 +193,7 @@ fn a_worker_that_only_computes_prompts_takes_nobody_over() {
 
 #[test]
 fn who_waits_for_longer_than_a_restart_may_take_is_told() {
-    let mut bench = mortal(64, &[3], false);
+    let mut bench = mortal(&device(64), &[3], false);
     bench.fail_to_restart();
     let mut events = bench.start(1, 0, 20, 30);
     while bench.step_loop.outage.is_none() {
@@ -208,7 +211,7 @@ fn who_waits_for_longer_than_a_restart_may_take_is_told() {
 
 #[test]
 fn a_worker_that_stops_waits_for_no_executor() {
-    let mut bench = mortal(64, &[3], false);
+    let mut bench = mortal(&device(64), &[3], false);
     bench.fail_to_restart();
     let mut events = bench.start(1, 0, 20, 30);
     while bench.step_loop.outage.is_none() {
@@ -222,7 +225,7 @@ fn a_worker_that_stops_waits_for_no_executor() {
 
 #[test]
 fn a_sequence_that_breaks_one_executor_after_the_other_is_given_up() {
-    let mut bench = mortal(64, &[4; 4], false);
+    let mut bench = mortal(&device(64), &[4; 4], false);
     let mut events = bench.start(1, 0, 20, 30);
     bench.finish();
     let last = std::iter::from_fn(|| events.try_recv().ok()).last();
@@ -235,7 +238,7 @@ fn a_sequence_that_breaks_one_executor_after_the_other_is_given_up() {
 #[test]
 fn what_a_lost_executor_held_is_found_in_memory_of_the_host_alone() {
     let cached = |tiered: bool| {
-        let mut bench = mortal(64, &[30], false);
+        let mut bench = mortal(&device(64), &[30], false);
         if tiered {
             let tiers = memory_of_host(&bench);
             join_tiers(&mut bench, tiers);
@@ -303,9 +306,10 @@ proptest! {
         wanted in prop::collection::vec(wanted(), 1..10),
         lives in (prop::collection::vec(0u64..40, 0..2), prop::collection::vec(0u64..40, 0..2)),
         pages in 13u32..24,
-        (tiered, drafts) in any::<(bool, bool)>(),
+        (tiered, drafts, overlaps) in any::<(bool, bool, bool)>(),
     ) {
-        let mut workers = [mortal(pages, &lives.0, drafts), mortal(pages, &lives.1, drafts)];
+        let sized = SimConfig { overlaps, ..device(pages) };
+        let mut workers = [mortal(&sized, &lives.0, drafts), mortal(&sized, &lives.1, drafts)];
         if tiered {
             let tiers = memory_of_host(&workers[0]);
             workers.iter_mut().for_each(|worker| join_tiers(worker, Arc::clone(&tiers)));
