@@ -17,6 +17,7 @@ use super::memory::DeviceMemory;
 use super::products::{Gating, Products};
 use super::stream::Stream;
 use super::weights::{DeviceLayer, DeviceWeights, INPUTS};
+use crate::Experts;
 use crate::family::Activation;
 use crate::model::Model;
 
@@ -381,6 +382,50 @@ impl Pass<'_> {
         let (Some(shape), Some(own)) = (config.experts, &buffers.experts) else {
             unreachable!("a router comes with experts")
         };
+        self.route(cover, layer, (router, router_bias), (&shape, own))?;
+        let gating = Gating { bias: ptr(layer.gate_up_bias.as_ref()), gate: gate(self.model.activation) };
+        let stride = self.weights.embed.k as u32;
+        let bounds = own.bounds.ptr();
+        let inward = GemmArgs { a: buffers.a.ptr(), rows: own.rows.ptr(), bounds, ..GemmArgs::default() };
+        let out = (buffers.gated.ptr(), layer.down.k);
+        self.products.grouped(
+            self,
+            (inward, cover.tokens, shape.count),
+            &layer.gate_up,
+            (Some(gating), out),
+        )?;
+        let outward = GemmArgs { a: buffers.gated.ptr(), bounds, ..GemmArgs::default() };
+        let out = (buffers.branch.ptr(), layer.down.n);
+        self.products.grouped(self, (outward, cover.tokens, shape.count), &layer.down, (None, out))?;
+        let add = AddExpertsArgs {
+            step: self.step(),
+            x: buffers.x.ptr(),
+            down: buffers.branch.ptr(),
+            bias: ptr(layer.down_bias.as_ref()),
+            chosen: own.chosen.ptr(),
+            places: own.places.ptr(),
+            shares: own.shares.ptr(),
+            weight: ptr(next.and_then(|next| next.norm_in.as_ref())),
+            out: buffers.a.ptr(),
+            active: shape.active as u32,
+            width: config.hidden as u32,
+            x_stride: stride,
+            out_stride: stride,
+            bias_stride: layer.down.n as u32,
+            eps: config.norm_eps,
+        };
+        self.launch(Kernel::AddExperts, self.norm_grid(cover.tokens), &add)
+    }
+
+    /// Has every token choose its experts, and sorts tokens by them.
+    fn route(
+        &self,
+        cover: &Cover,
+        layer: &DeviceLayer,
+        (router, router_bias): (&DeviceMemory, Option<&DeviceMemory>),
+        (shape, own): (&Experts, &ExpertBuffers),
+    ) -> Result<(), Failure> {
+        let (config, buffers) = (&self.model.config, self.buffers);
         let (stride, active) = (self.weights.embed.k as u32, shape.active as u32);
         let route = RouteArgs {
             step: self.step(),
@@ -413,38 +458,7 @@ impl Pass<'_> {
             experts: shape.count as u32,
             active,
         };
-        self.launch(Kernel::SortExperts, Grid::row(1, ONE_BLOCK_THREADS), &sort)?;
-        let gating = Gating { bias: ptr(layer.gate_up_bias.as_ref()), gate: gate(self.model.activation) };
-        let bounds = own.bounds.ptr();
-        let inward = GemmArgs { a: buffers.a.ptr(), rows: own.rows.ptr(), bounds, ..GemmArgs::default() };
-        let out = (buffers.gated.ptr(), layer.down.k);
-        self.products.grouped(
-            self,
-            (inward, cover.tokens, shape.count),
-            &layer.gate_up,
-            (Some(gating), out),
-        )?;
-        let outward = GemmArgs { a: buffers.gated.ptr(), bounds, ..GemmArgs::default() };
-        let out = (buffers.branch.ptr(), layer.down.n);
-        self.products.grouped(self, (outward, cover.tokens, shape.count), &layer.down, (None, out))?;
-        let add = AddExpertsArgs {
-            step: self.step(),
-            x: buffers.x.ptr(),
-            down: buffers.branch.ptr(),
-            bias: ptr(layer.down_bias.as_ref()),
-            chosen: own.chosen.ptr(),
-            places: own.places.ptr(),
-            shares: own.shares.ptr(),
-            weight: ptr(next.and_then(|next| next.norm_in.as_ref())),
-            out: buffers.a.ptr(),
-            active,
-            width: config.hidden as u32,
-            x_stride: stride,
-            out_stride: stride,
-            bias_stride: layer.down.n as u32,
-            eps: config.norm_eps,
-        };
-        self.launch(Kernel::AddExperts, self.norm_grid(cover.tokens), &add)
+        self.launch(Kernel::SortExperts, Grid::row(1, ONE_BLOCK_THREADS), &sort)
     }
 
     /// Logits of a chunk's samples.

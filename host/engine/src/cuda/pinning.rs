@@ -37,8 +37,10 @@ impl Pinning {
 impl Drop for Pinning {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
+        let Some(thread) = self.thread.take() else { return };
+        thread.thread().unpark();
         // A panic of the thread left memory that is slower to copy, and nothing else.
-        let _ = self.thread.take().map(JoinHandle::join);
+        let _ = thread.join();
     }
 }
 

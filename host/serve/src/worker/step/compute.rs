@@ -67,8 +67,11 @@ impl StepLoop {
         }
         let plan = StepPlan { rows: &plan_rows, tokens: &tokens, pages: &pages, samples: &samples };
         let ticket = self.parts.executors.served.submit(&plan)?;
-        self.flying = self.follow(rows)?;
-        self.poll_step(ticket, &plan_rows)
+        let followed = self.follow(rows);
+        // Read in any case: the executor holds a step until then.
+        let sampled = self.poll_step(ticket, &plan_rows)?;
+        self.flying = followed?;
+        Ok(sampled)
     }
 
     /// Waits for a step, and notes what it cost.

@@ -113,8 +113,10 @@ impl StepLoop {
     fn read(&mut self, flying: &Flying, rows: &[usize]) -> Result<Vec<engine::Sampled>, EngineError> {
         // Whoever left still has its sample: places are those of that step.
         let stayed = self.running.iter().zip(rows).filter(|(_, new)| **new > 0).count();
-        self.flying = if stayed == flying.members.len() { self.follow(rows)? } else { None };
+        let followed = if stayed == flying.members.len() { self.follow(rows) } else { Ok(None) };
+        // Read in any case: the executor holds a step until then.
         let sampled = self.poll_step(flying.ticket, &flying.rows)?;
+        self.flying = followed?;
         let is_there = |id: &u64| self.running.iter().any(|s| s.start.id == *id);
         Ok(flying
             .members
