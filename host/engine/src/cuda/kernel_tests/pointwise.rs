@@ -378,9 +378,7 @@ fn queries_keys_and_values_are_normed_turned_and_stored() {
             shape.turned(&mut row, norms.as_ref(), &angles[token * head_dim..][..head_dim], eps);
             let page = pages.get(token).copied().filter(|page| *page != PAGE_NONE);
             let (queries, rest) = row.split_at_mut(heads * head_dim);
-            if page.is_none() {
-                queries.fill(0.0);
-            }
+            queries.iter_mut().filter(|_| page.is_none()).for_each(|query| *query = 0.0);
             let got = wide_all(&got_q[token * queries.len()..][..queries.len()]);
             assert_each("queries", &got, queries, BF16);
             let Some(page) = page else { continue };
