@@ -143,8 +143,9 @@ async fn another_gpu_goes_on_where_one_was_lost() {
     let Some((answer, workers, log)) = asked_on_standin(toml, &settings).await else { return };
     assert_eq!(answer["choices"][0]["message"]["content"], HELLO, "{answer}\n{log}");
     let sum = |count: &str| workers.as_array().into_iter().flatten().filter_map(|w| w[count].as_u64()).sum();
-    let counts: [u64; 3] = ["executor_failures", "executor_restarts", "sequences_moved"].map(sum);
-    assert_eq!(counts, [1, 1, 1], "{log}");
+    // Whether the lost one is back by then is a matter of time.
+    let counts: [u64; 2] = ["executor_failures", "sequences_moved"].map(sum);
+    assert_eq!(counts, [1, 1], "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,7 +49,7 @@ const BUDGETS: [Budget; 28] = [
     Budget { kernel: "pick_norm", threads: 512, blocks: 2 },
     Budget { kernel: "rope_kv", threads: 256, blocks: 4 },
     Budget { kernel: "gate", threads: 256, blocks: 6 },
-    Budget { kernel: "score", threads: 256, blocks: 2 },
+    Budget { kernel: "score", threads: 256, blocks: 1 },
     Budget { kernel: "route", threads: 128, blocks: 8 },
     Budget { kernel: "sort_experts", threads: 1_024, blocks: 1 },
     Budget { kernel: "add_experts", threads: 512, blocks: 2 },
