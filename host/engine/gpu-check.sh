@@ -33,7 +33,6 @@ else
 fi
 LINES_SHOWN=60
 run speeds "$program" --ignored --nocapture --test-threads 1 --exact cuda::measure::speeds
-run products "$program" --ignored --nocapture --test-threads 1 --exact cuda::measure::products
 run start "$program" --ignored --nocapture --test-threads 1 --exact cuda::measure::start
 if python3 -c 'import torch' 2>/dev/null; then
     run torch python3 host/engine/peer_torch.py

@@ -292,17 +292,6 @@ fn speeds() {
     measure_model("8B shape", shape_8b(), (&floors, [0.7, 0.7]));
 }
 
-/// Products of our own kernels beside cuBLASLt, for the shapes of an 8B model.
-#[test]
-#[ignore = "measures; on a device, alone, with --release"]
-fn products() {
-    let Some(context) = context() else { return println!("not measured: POINTSMAN_GPU is not set") };
-    super::products::measure(&context, &|what, ours, theirs, bar| {
-        let value = format!("{ours:.1} us, {theirs:.1} us");
-        row(what, value, Some((theirs / ours, bar)));
-    });
-}
-
 /// Start to first token of an 8B model whose file is in the page cache.
 #[test]
 #[ignore = "measures; on a device, alone, with --release, and 16 GB of a folder for temporary files"]
