@@ -418,7 +418,6 @@ fn planted_bugs_are_found() {
                 ("sample.cu", "        edits[i].bias = raw;\n", ""),
                 ("sample.cu", "vocab ? bits : bits & ((1u << (vocab - first)) - 1)", "vocab ? bits : bits"),
                 ("sample.cu", "weight >= least ?", "weight > least ?"),
-                ("sample.cu", "if (!tokens.allows(token)) {", "if (false) {"),
                 ("sample.cu", "!found && limit <= 1ull << 32;", "!found && limit <= nearest;"),
                 (
                     "sample.cu",
@@ -434,6 +433,10 @@ fn planted_bugs_are_found() {
                 ("row.cuh", "value += lane_id() >= lanes ? before : T(0);", "value += before;"),
                 ("row.cuh", "    __syncthreads();\n    if (lane_id() == 31) {", "    if (lane_id() == 31) {"),
             ],
+        ),
+        (
+            "broken_logits_draw_what_the_processor_draws",
+            &[("sample.cu", "if (!tokens.allows(token)) {", "if (false) {")],
         ),
         (
             "cuts_end_at_the_token_of_the_processor",
