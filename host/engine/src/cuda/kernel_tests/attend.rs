@@ -487,7 +487,7 @@ const BUGS_OF_WINDOWS: &[Bug] = &[
     ("attend_prefill.cu", "position[e / 2] - key < window", "position[e / 2] - key <= window"),
     // A tile that is not masked.
     ("attend_prefill.cu", "|| first_key < masked_until;", ";"),
-    ("attend_prefill.cu", "first_key + KEYS > masked_from ||", "first_key + KEYS > masked_from + 1 ||"),
+    ("attend_prefill.cu", "first_key + KEYS > masked_from ||", "first_key + KEYS > masked_from + 16 ||"),
     // Pages behind the window are read.
     (
         "attend_prefill.cu",
