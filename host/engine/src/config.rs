@@ -177,6 +177,17 @@ impl ModelConfig {
         ((attention + ffn) * self.layers + self.hidden * self.vocab) as u64
     }
 
+    /// Bytes of a KV page of so many tokens: keys and values of all layers, in bf16.
+    pub fn page_bytes(&self, block_tokens: u32) -> u64 {
+        (self.layers * 2 * self.kv_heads * self.head_dim * 2) as u64 * u64::from(block_tokens)
+    }
+
+    /// Most tokens of a sequence where so many are asked for; 0 asks for all that the model was made for.
+    pub(crate) fn context_within(&self, asked: u32) -> u32 {
+        let limit = self.context_max as u32;
+        if asked == 0 { limit } else { asked.min(limit) }
+    }
+
     /// Checks what the arithmetic needs; the text says what is wrong.
     pub(crate) fn check(&self) -> Result<(), String> {
         let sizes =

@@ -121,10 +121,6 @@ impl CpuExec {
             bytes: 0,
             source,
         })?;
-        let context_max = match config.context_max {
-            0 => shape.context_max as u32,
-            asked => asked.min(shape.context_max as u32),
-        };
         let page_bytes = page as u64 * 2;
         let shape_kv = KvShape {
             pages: config.pages,
@@ -136,7 +132,7 @@ impl CpuExec {
             caps: Caps {
                 name: kernels.name.to_owned(),
                 kv: shape_kv,
-                context_max,
+                context_max: shape.context_within(config.context_max),
                 vocab: shape.vocab as u32,
                 overlaps: false,
                 fingerprint: model.fingerprint,

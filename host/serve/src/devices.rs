@@ -203,7 +203,7 @@ impl Source {
             n => n,
         };
         let block_tokens = self.kv.block_tokens;
-        let pages = (kv_mib << 20) / page_bytes(model, block_tokens);
+        let pages = (kv_mib << 20) / model.config.page_bytes(block_tokens);
         let cpu = CpuConfig {
             threads,
             pages: u32::try_from(pages).unwrap_or(u32::MAX).max(1),
@@ -312,12 +312,6 @@ fn sim_config(config: &Config, model: &ServedModel) -> SimConfig {
         pace: Pace::Real,
         ..SimConfig::default()
     }
-}
-
-/// Bytes of one KV page: keys and values of all layers, in bf16.
-fn page_bytes(model: &Model, block_tokens: u32) -> u64 {
-    let shape = &model.config;
-    (shape.layers * 2 * shape.kv_heads * shape.head_dim * 2) as u64 * u64::from(block_tokens)
 }
 
 #[cfg(test)]

@@ -161,7 +161,7 @@ impl CudaExec {
     ///
     /// Cost: reads the weights once and copies them; records a graph for each of up to 13 batch sizes.
     /// Errors: [`EngineError::Device`] when the device cannot be used; [`EngineError::Config`] for a model or sizes that
-    /// it does not compute; [`EngineError::Memory`] when weights, activations and one page of KV do not fit;
+    /// it does not compute; [`EngineError::DeviceMemory`] when weights, activations and one page of KV do not fit;
     /// [`EngineError::Lost`] when it fails.
     pub fn new(model: &Arc<Model>, config: CudaConfig) -> Result<Self, EngineError> {
         check_model(model, &config)?;
@@ -198,11 +198,10 @@ impl CudaExec {
         let free = (0..RUNNING_MAX).map(|_| exchange()).collect::<Result<_, _>>()?;
         let (pages, shape) = allocate_pages(context, model, (config, free_before))?;
         stream.synchronize()?;
-        let limit = model.config.context_max as u32;
         let caps = Caps {
             name: context.name(),
             kv: shape,
-            context_max: if config.context_max == 0 { limit } else { config.context_max.min(limit) },
+            context_max: model.config.context_within(config.context_max),
             vocab: model.config.vocab as u32,
             overlaps: true,
             fingerprint: model.fingerprint,
@@ -372,9 +371,8 @@ impl Core {
 
     /// A row of logits, waited for.
     fn logits(&self, row: usize) -> Result<Vec<f32>, Failure> {
-        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
         let mut logits = vec![0.0f32; self.model.config.vocab];
-        let from = self.buffers.logits.ptr().at(row * head.n * 4);
+        let from = self.buffers.logits.ptr().at(row * self.weights.output().n * 4);
         // SAFETY: a row has at least as many values, and the copy is waited for.
         unsafe { self.stream.download(from, logits.as_mut_ptr().cast(), logits.len() * 4)? };
         self.stream.synchronize()?;

@@ -11,11 +11,12 @@ use super::standin;
 /// In a file below `kernels`, what is there once, and what it becomes.
 type Bug = (&'static str, &'static str, &'static str);
 
-/// Every bug makes a test fail, named as `cargo test` names it.
-fn check_bugs(test: &str, bugs: &[Bug]) {
-    for bug in bugs {
+/// Every bug makes the test fail that it stands beside; tests by their names in a module below this one.
+fn check_bugs(module: &str, bugs: &[(&str, &[Bug])]) {
+    for (test, bug) in bugs.iter().flat_map(|(test, bugs)| bugs.iter().map(move |bug| (test, bug))) {
+        let test = format!("cuda::kernel_tests::{module}::{test}");
         let Some(library) = standin::build_with(&[*bug]) else { return };
-        let output = standin::run_test(test, &library, &[]);
+        let output = standin::run_test(&test, &library, &[]);
         let (file, from, to) = bug;
         assert!(!output.status.success(), "{test} does not find `{to}` for `{from}` in {file}");
         // Not because there was nothing to run.

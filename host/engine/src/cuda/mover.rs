@@ -199,15 +199,17 @@ impl Mover {
 
     /// Forgets the copies that are done, so that nobody asks for them again.
     fn forget_done(&mut self) -> Result<(), Failure> {
-        let mut failed = None;
-        self.touched.retain(|_, touch| match touch.end.passed() {
-            Ok(passed) => !passed,
-            Err(failure) => {
-                failed = Some(failure);
-                true
+        // Many pages wait for one event: the driver is asked once for each.
+        let mut events: Vec<(Arc<Event>, bool)> = Vec::new();
+        for Touch { end, .. } in self.touched.values() {
+            if !events.iter().any(|(event, _)| Arc::ptr_eq(event, end)) {
+                events.push((Arc::clone(end), end.passed()?));
             }
-        });
-        failed.map_or(Ok(()), Err)
+        }
+        let passed =
+            |end: &Arc<Event>| events.iter().any(|(event, passed)| *passed && Arc::ptr_eq(event, end));
+        self.touched.retain(|_, touch| !passed(&touch.end));
+        Ok(())
     }
 
     /// Settles a fence; none when it still runs and is not to be waited for.

@@ -131,7 +131,7 @@ impl Buffers {
             angles: of(model.ropes.len() * sizes.tokens * config.head_dim * 4)?,
             partials: of(sizes.attention_parts * config.heads * (config.head_dim + 2) * 4)?,
             head_in: of(sizes.chunk_samples * x_stride * 2)?,
-            logits: of(sizes.chunk_samples * weights.head.as_ref().unwrap_or(&weights.embed).n * 4)?,
+            logits: of(sizes.chunk_samples * weights.output().n * 4)?,
             reports: of(sizes.samples * size_of::<Drawn>())?,
             drawn: of(sizes.samples * 4)?,
             experts: experts.transpose()?,
@@ -476,8 +476,12 @@ impl Pass<'_> {
             eps: config.norm_eps,
         };
         self.launch(Kernel::PickNorm, self.norm_grid(samples), &args)?;
-        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embed);
-        self.products.store_whole(self, (buffers.head_in.ptr(), samples), head, buffers.logits.ptr())
+        self.products.store_whole(
+            self,
+            (buffers.head_in.ptr(), samples),
+            self.weights.output(),
+            buffers.logits.ptr(),
+        )
     }
 
     fn sample(&self, step_at: usize, first: usize, samples: usize) -> Result<(), Failure> {
@@ -488,7 +492,7 @@ impl Pass<'_> {
             out: buffers.reports.ptr().at(first * size_of::<Drawn>()),
             drawn: buffers.drawn.ptr().at(first * 4),
             vocab: self.model.config.vocab as u32,
-            stride: self.weights.head.as_ref().unwrap_or(&self.weights.embed).n as u32,
+            stride: self.weights.output().n as u32,
         };
         self.launch(Kernel::Sample, Grid::row(samples, ONE_BLOCK_THREADS), &args)
     }

@@ -73,7 +73,7 @@ pub(super) fn sizes(model: &Model, config: &CudaConfig) -> (Sizes, BufferSizes) 
     let largest = buckets(config.step_rows_max as usize).last().copied().unwrap_or(1);
     let tokens = (config.step_tokens_max as usize).max(largest).next_multiple_of(ROWS_MULTIPLE);
     let parts = PARTS_MIN.max(tokens);
-    let context = if config.context_max == 0 { shape.context_max } else { config.context_max as usize };
+    let context = shape.context_within(config.context_max) as usize;
     let tables =
         (config.step_rows_max as usize).max(largest) * context.div_ceil(config.block_tokens as usize) * 4;
     // Headers and ids, items of both kinds of attention, draws; with room to align each array.
@@ -104,9 +104,7 @@ pub(super) fn allocate_pages(
     model: &Model,
     (config, free_before): (&CudaConfig, u64),
 ) -> Result<(DeviceMemory, KvShape), Stop> {
-    let shape = &model.config;
-    let page_bytes =
-        (shape.layers * 2 * shape.kv_heads * shape.head_dim) as u64 * u64::from(config.block_tokens) * 2;
+    let page_bytes = model.config.page_bytes(config.block_tokens);
     let free = context.free_bytes()?;
     let asked = match config.kv_bytes {
         0 => share(

@@ -61,7 +61,7 @@ pub(crate) struct DeviceWeights {
     /// [vocab, hidden]
     pub(crate) embed: Matrix,
     /// None when it is `embed`.
-    pub(crate) head: Option<Matrix>,
+    head: Option<Matrix>,
     pub(crate) norm: DeviceMemory,
     pub(crate) layers: Vec<DeviceLayer>,
     /// [ropes, head_dim / 2], and a factor for each.
@@ -70,6 +70,11 @@ pub(crate) struct DeviceWeights {
 }
 
 impl DeviceWeights {
+    /// The matrix that turns the last hidden state into logits.
+    pub(crate) fn output(&self) -> &Matrix {
+        self.head.as_ref().unwrap_or(&self.embed)
+    }
+
     /// Copies a model to a device.
     ///
     /// Cost: reads the packed weights once; twice [`STAGING_BYTES`] on both sides for the time of the call.

@@ -290,7 +290,5 @@ fn planted_bugs_are_found() {
             &[("experts.cu", "    __syncthreads();\n    if (row_fits(", "    if (row_fits(")],
         ),
     ];
-    for (test, bugs) in bugs {
-        check_bugs(&format!("cuda::kernel_tests::experts::{test}"), bugs);
-    }
+    check_bugs("experts", bugs);
 }

@@ -591,7 +591,5 @@ fn planted_bugs_are_found() {
             &[("pointwise.cu", "at + 3 * stride < units", "at + 2 * stride < units")],
         ),
     ];
-    for (test, bugs) in bugs {
-        check_bugs(&format!("cuda::kernel_tests::pointwise::{test}"), bugs);
-    }
+    check_bugs("pointwise", bugs);
 }

@@ -9,7 +9,7 @@
 //! step more. A token that turns out to be the last has had a row in vain.
 //! **Invariant:** what a row in flight computes is taken or written over; it is never sealed before its token is known.
 
-use engine::{EngineError, Row, SampleSpec, StepPlan, Ticket, drawn};
+use engine::{EngineError, Row, SampleSpec, Sampled, StepPlan, Ticket, drawn};
 
 use super::super::sequence::Sequence;
 use super::{StepLoop, pages_for};
@@ -20,6 +20,22 @@ pub(super) struct Flying {
     /// Ids of its sequences, in the order of its rows.
     members: Vec<u64>,
     rows: Vec<Row>,
+}
+
+impl Flying {
+    /// Its new tokens of each of `running`, and the places of its rows whose sequences are among them. Both have their
+    /// order: nobody joins while a step is in flight.
+    fn rows_of(&self, running: &[Sequence]) -> (Vec<usize>, Vec<usize>) {
+        let (mut stayed, mut next) = (Vec::new(), 0);
+        let mut row_of = |s: &Sequence| {
+            let ahead = self.members[next..].iter().position(|id| *id == s.start.id);
+            stayed.extend(ahead.map(|ahead| next + ahead));
+            next = ahead.map_or(next, |ahead| next + ahead + 1);
+            usize::from(ahead.is_some())
+        };
+        let rows = running.iter().map(&mut row_of).collect();
+        (rows, stayed)
+    }
 }
 
 impl StepLoop {
@@ -94,9 +110,8 @@ impl StepLoop {
     /// Reads the step in flight and hands out what it drew, to those who are still there. False when there is none.
     pub(super) fn land(&mut self) -> bool {
         let Some(flying) = self.flying.take() else { return false };
-        let rows: Vec<usize> =
-            self.running.iter().map(|s| usize::from(flying.members.contains(&s.start.id))).collect();
-        let sampled = self.read(&flying, &rows);
+        let (rows, stayed) = flying.rows_of(&self.running);
+        let sampled = self.read(&flying, (&rows, &stayed));
         self.settle_step(&rows, sampled);
         true
     }
@@ -110,21 +125,19 @@ impl StepLoop {
     }
 
     /// Submits what follows, and reads a step in flight.
-    fn read(&mut self, flying: &Flying, rows: &[usize]) -> Result<Vec<engine::Sampled>, EngineError> {
+    fn read(
+        &mut self,
+        flying: &Flying,
+        (rows, stayed): (&[usize], &[usize]),
+    ) -> Result<Vec<Sampled>, EngineError> {
         // Whoever left still has its sample: places are those of that step.
-        let stayed = self.running.iter().zip(rows).filter(|(_, new)| **new > 0).count();
-        let followed = if stayed == flying.members.len() { self.follow(rows) } else { Ok(None) };
+        let followed = if stayed.len() == flying.members.len() { self.follow(rows) } else { Ok(None) };
         // Read in any case: the executor holds a step until then.
         let sampled = self.poll_step(flying.ticket, &flying.rows)?;
         self.flying = followed?;
-        let is_there = |id: &u64| self.running.iter().any(|s| s.start.id == *id);
-        Ok(flying
-            .members
-            .iter()
-            .zip(sampled)
-            .filter(|(id, _)| is_there(id))
-            .map(|(_, sampled)| sampled)
-            .collect())
+        let mut stayed = stayed.iter().peekable();
+        let of_stayed = |(place, _): &(usize, Sampled)| stayed.next_if_eq(&place).is_some();
+        Ok(sampled.into_iter().enumerate().filter(of_stayed).map(|(_, sampled)| sampled).collect())
     }
 }
 
