@@ -376,7 +376,7 @@ extern "C" __global__ void __launch_bounds__(attend::THREADS, attend::DecodeShap
 
 extern "C" __global__ void __launch_bounds__(attend::THREADS) attend_combine(const __grid_constant__ AttendArgs args) {
     const Step* step = args.step;
-    const CombineItem* items = attend::step_array<CombineItem>(step, step->combine_at[args.list]);
+    const CombineItem* items = step_array<CombineItem>(step, step->combine_at[args.list]);
     const u32 count = step->combines * args.heads;
     for (u32 i = blockIdx.x * attend::WARPS + attend::warp_index(); i < count; i += gridDim.x * attend::WARPS) {
         const CombineItem item = items[i / args.heads];

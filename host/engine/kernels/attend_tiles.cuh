@@ -27,12 +27,6 @@ __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff8
 __device__ __forceinline__ u32 warp_index() { return threadIdx.x / LANES; }
 __device__ __forceinline__ u32 lane_index() { return threadIdx.x % LANES; }
 
-// An array of a step.
-template <typename T>
-__device__ __forceinline__ const T* step_array(const Step* step, u32 at) {
-    return (const T*)((const u8*)step + at);
-}
-
 // The oldest position that a token sees.
 __device__ __forceinline__ u32 oldest_key(u32 position, u32 window) {
     return position < window ? 0 : position - window + 1;

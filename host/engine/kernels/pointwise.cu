@@ -1,6 +1,7 @@
 // Everything that takes each token by itself between products and attention, and moves of KV blocks and weights.
 // Almost all of it is bound by memory and by how long a launch takes: loads are of 16 bytes, rows are read once.
 
+#include "gate.cuh"
 #include "row.cuh"
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -349,33 +350,12 @@ extern "C" __global__ void __launch_bounds__(256) rope_kv(const __grid_constant_
 // Gates of stored products
 // ---------------------------------------------------------------------------------------------------------------
 
-// x / (1 + exp(-scale * x)).
-__device__ __forceinline__ float sigmoid_times(float x, float scale) {
-    const float log2_e = 1.44269504f;
-    return __fdividef(x, 1.0f + exp2_fast(-scale * log2_e * x));
-}
-
-// As `src/cpu/row.rs` and `src/cpu/activation.rs`, which name the sources.
-__device__ __forceinline__ float gate_and_up(float gate, float up, u32 kind) {
-    if (kind == GATE_SILU) {
-        return sigmoid_times(gate, 1.0f) * up;
-    }
-    if (kind == GATE_GELU) {
-        // (1 + tanh u) / 2 is 1 / (1 + exp(-2 u)).
-        const float twice_root_of_two_over_pi = 1.5957692f;
-        return sigmoid_times(gate, twice_root_of_two_over_pi * (1.0f + 0.044715f * gate * gate)) * up;
-    }
-    const float limit = 7.0f, alpha = 1.702f;
-    gate = fminf(gate, limit);
-    return sigmoid_times(gate, alpha) * (fminf(fmaxf(up, -limit), limit) + 1.0f);
-}
-
-__device__ __forceinline__ float4 gate_quad(float4 gate, float4 up, u32 kind) {
-    return make_float4(gate_and_up(gate.x, up.x, kind), gate_and_up(gate.y, up.y, kind),
-                       gate_and_up(gate.z, up.z, kind), gate_and_up(gate.w, up.w, kind));
+__device__ __forceinline__ float4 gate_quad(const product::Gate& gate, float4 x, float4 up) {
+    return make_float4(gate.of(x.x, up.x), gate.of(x.y, up.y), gate.of(x.z, up.z), gate.of(x.w, up.w));
 }
 
 extern "C" __global__ void __launch_bounds__(256) gate(const __grid_constant__ GateArgs args) {
+    const product::Gate kind(args.gate);
     u32 t = blockIdx.x;
     const float* row = args.gate_up + (u64)t * args.gate_up_stride;
     bf16* out = args.out + (u64)t * args.out_stride;
@@ -393,7 +373,7 @@ extern "C" __global__ void __launch_bounds__(256) gate(const __grid_constant__ G
             gate = gate + load_quad(args.bias, gate_quads, 2 * args.width);
             up = up + load_quad(args.bias, up_quads, 2 * args.width);
         }
-        store_quad(out, quad, gate_quad(gate, up, args.gate));
+        store_quad(out, quad, gate_quad(kind, gate, up));
     }
 }
 

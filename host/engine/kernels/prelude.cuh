@@ -46,3 +46,9 @@ struct __align__(64) TensorMap {
 };
 
 #include "args.cuh"
+
+// An array of a step's inputs.
+template <class T>
+__device__ __forceinline__ const T* step_array(const Step* step, u32 at) {
+    return reinterpret_cast<const T*>(reinterpret_cast<const u8*>(step) + at);
+}

@@ -10,12 +10,6 @@ __device__ __forceinline__ float f32_infinity() { return __uint_as_float(0x7f800
 __device__ __forceinline__ u32 lane_id() { return threadIdx.x % 32; }
 __device__ __forceinline__ u32 warp_id() { return threadIdx.x / 32; }
 
-// Values of an array of the step's inputs.
-template <class T>
-__device__ __forceinline__ const T* step_array(const Step* step, u32 at) {
-    return reinterpret_cast<const T*>(reinterpret_cast<const u8*>(step) + at);
-}
-
 // ---------------------------------------------------------------------------------------------------------------
 // Four columns at once
 // ---------------------------------------------------------------------------------------------------------------
