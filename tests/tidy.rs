@@ -154,11 +154,15 @@ fn dependencies_point_one_way() {
         ("host/trace", &[]),
         ("host/engine", &["kv"]),
         ("host/policy", &[]),
-        ("host/serve", &["kv", "engine", "policy", "plugin-tool"]),
+        ("host/decide", &["policy"]),
+        ("host/serve", &["kv", "engine", "policy", "decide", "trace", "sim", "load", "plugin-tool"]),
+        ("host/sim", &["kv", "policy", "decide", "trace"]),
+        ("host/load", &["trace"]),
         ("sdk/rust", &[]),
         ("sdk/tool", &[]),
     ]);
-    let ours = ["kv", "engine", "policy", "serve", "pointsman-sdk", "plugin-tool"];
+    let ours =
+        ["kv", "engine", "policy", "decide", "trace", "sim", "load", "serve", "pointsman-sdk", "plugin-tool"];
     let owners = [
         ("wasmtime", "host/policy"),
         ("wasmtime-wasi", "host/policy"),

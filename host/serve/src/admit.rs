@@ -10,7 +10,6 @@ use policy::{ADMIT_FLEET, AdmitView, Pin, Slot, Table, Verdict};
 use crate::app::App;
 use crate::door::{Count, Place};
 use crate::request::Refusal;
-use crate::row;
 use crate::telemetry::Admission;
 
 /// Chosen: a policy that defers to the present must not spin.
@@ -20,7 +19,7 @@ const RETRY_AFTER_S_MAX: u64 = 3600;
 
 /// Asks about a request until it may come in. `request` is its row, which is told how long it waited.
 pub async fn enter(app: &App, pin: &Pin, request: &mut Table) -> Result<Place, Refusal> {
-    let tenant = row::tenant(request);
+    let tenant = decide::tenant(request);
     if !pin.asks(Slot::Admit) {
         return Ok(app.door.let_in(tenant));
     }
@@ -28,7 +27,7 @@ pub async fn enter(app: &App, pin: &Pin, request: &mut Table) -> Result<Place, R
     let mut place: Option<Place> = None;
     loop {
         let waited = app.ctx.now().saturating_sub(began);
-        row::set_waited(request, waited);
+        decide::set_waited(request, waited);
         let until_ms = match ask(app, pin, request, place.is_some())? {
             Answered::ComeIn(inside) => return Ok(inside),
             Answered::Wait { until_ms } => until_ms,
@@ -51,7 +50,7 @@ enum Answered {
 
 /// Asks the chain once, and counts what it says.
 fn ask(app: &App, pin: &Pin, request: &Table, waits: bool) -> Result<Answered, Refusal> {
-    let tenant = row::tenant(request);
+    let tenant = decide::tenant(request);
     let _one_by_one = app.door.decide();
     let fleet = fleet(app, tenant, waits);
     let view = AdmitView { frame: app.frame(), request, fleet: &fleet };
@@ -115,7 +114,7 @@ fn fleet(app: &App, tenant: u64, waits: bool) -> Table {
         [&mut all, &mut own].into_iter().for_each(|count: &mut Count| count.deferred -= 1);
     }
     let loads: Vec<_> = app.workers.iter().map(|worker| worker.load.read()).collect();
-    let sum = |cell: fn(&crate::worker::Reading) -> f32| loads.iter().map(cell).sum::<f32>();
+    let sum = |cell: fn(&decide::Reading) -> f32| loads.iter().map(cell).sum::<f32>();
     let numbers = [
         all.running as f32,
         app.config.limits.requests_max as f32,
@@ -130,6 +129,6 @@ fn fleet(app: &App, tenant: u64, waits: bool) -> Table {
         sum(|load| load.kv_used) / loads.len().max(1) as f32,
     ];
     let mut fleet = Table::new(&ADMIT_FLEET, 1);
-    row::fill(&mut fleet, &numbers, &[]);
+    decide::fill_row(&mut fleet, &numbers, &[]);
     fleet
 }

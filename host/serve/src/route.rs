@@ -6,12 +6,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use decide::Candidate;
 use kv::PrefixIndex;
 use policy::{Frame, Pin, ROUTE_CANDIDATE, RouteView, Table};
 
 use crate::config::Role;
 use crate::request::{Prompt, Refusal};
-use crate::row;
 use crate::worker::Worker;
 
 /// A route decision.
@@ -71,7 +71,7 @@ pub fn choose(
     let mut prefill = None;
     if fleet.has_roles() && !lacking.is_empty() && !others.is_empty() && others != [worker] {
         let mut request = request.clone();
-        row::set_prefill_stage(&mut request, prompt.tokens.len() as u32 - overlap_tokens);
+        decide::set_prefill_stage(&mut request, prompt.tokens.len() as u32 - overlap_tokens);
         // Without an answer the prompt is computed where it is needed.
         let other = ask(&request, (&others, Some(worker))).map_or(worker, |(other, _)| other);
         prefill = (other != worker).then_some(Prefill { worker: other, blocks: lacking });
@@ -107,32 +107,21 @@ impl Fleet<'_> {
 
     /// Some of them as candidates. `decodes`: the one that answers.
     fn table(&self, rows: &[usize], decodes: Option<usize>) -> Table {
-        let mut candidates = Table::new(&ROUTE_CANDIDATE, rows.len());
-        for (row, &at) in rows.iter().enumerate() {
-            let worker = &self.workers[at];
-            let cells = candidate(worker, self.overlap[at] * self.block_tokens, decodes == Some(at));
-            for (column, cell) in cells.into_iter().enumerate() {
-                candidates.numbers_mut(column)[row] = cell;
-            }
-            candidates.ids_mut(0)[row] = worker.id;
-        }
-        candidates
+        let mut table = Table::new(&ROUTE_CANDIDATE, 0);
+        decide::candidates(&mut table, rows.iter().map(|&at| self.candidate(at, decodes == Some(at))));
+        table
     }
-}
 
-fn candidate(worker: &Worker, overlap_tokens: u32, decodes: bool) -> [f32; 11] {
-    let load = worker.load.read();
-    [
-        overlap_tokens as f32,
-        load.queue_len,
-        load.running,
-        load.queued_tokens,
-        load.active_tokens,
-        load.kv_used,
-        load.kv_free_pages,
-        f32::from(u8::from(worker.load.is_healthy())),
-        worker.load.ttft_us_ewma.load(Relaxed) as f32 / 1e3,
-        worker.load.itl_us_ewma.load(Relaxed) as f32 / 1e3,
-        f32::from(u8::from(decodes)),
-    ]
+    fn candidate(&self, at: usize, decodes: bool) -> Candidate {
+        let Worker { id, load, .. } = &self.workers[at];
+        Candidate {
+            id: *id,
+            overlap_tokens: self.overlap[at] * self.block_tokens,
+            load: load.read(),
+            is_healthy: load.is_healthy(),
+            ttft_ms: load.ttft_us_ewma.load(Relaxed) as f32 / 1e3,
+            itl_ms: load.itl_us_ewma.load(Relaxed) as f32 / 1e3,
+            decodes,
+        }
+    }
 }

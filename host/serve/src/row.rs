@@ -1,83 +1,19 @@
-//! The one row that says what a request is, to every slot that is asked about it.
-//!
-//! **Invariant:** one value for each column of the contract, in its order.
+//! A request as the one row that says to every slot what it is.
 
-use std::time::Duration;
-
-use policy::{REQUEST, Table};
+use decide::Asked;
+use policy::Table;
 
 use crate::hints::Wishes;
 use crate::request::{Prompt, Request};
 
-/// Indices in `REQUEST`; a test holds them to their names.
-const WAITED_MS: usize = 6;
-const STAGE: usize = 10;
-const UNCACHED_TOKENS: usize = 11;
-const TENANT: usize = 3;
-
 /// The row of a request that has not waited yet.
 pub fn request(request: &Request, prompt: &Prompt, wishes: &Wishes) -> Table {
-    let hints = &wishes.numbers;
-    let numbers = [
-        prompt.tokens.len() as f32,
-        prompt.blocks.len() as f32,
-        hints.expected_output_tokens as f32,
-        hints.priority,
-        hints.strict_tier as f32,
-        hints.deadline_ms as f32,
-        0.0,
-        request.output_tokens_max.unwrap_or(0) as f32,
-        f32::from(u8::from(hints.session_final)),
-        match wishes.hints.speculative_prefill {
-            Some(true) => 1.0,
-            Some(false) => -1.0,
-            None => 0.0,
-        },
-        0.0,
-        0.0,
-    ];
-    let mut row = Table::new(&REQUEST, 1);
-    fill(&mut row, &numbers, &[hints.session, hints.parent, hints.class, hints.tenant]);
-    if !wishes.attributes.is_empty() {
-        row.set_attributes(0, wishes.attributes.clone());
-    }
-    row
-}
-
-/// Notes how long the request was deferred.
-pub fn set_waited(row: &mut Table, waited: Duration) {
-    row.numbers_mut(WAITED_MS)[0] = waited.as_secs_f32() * 1e3;
-}
-
-/// Makes it the row of a decision on who computes the prompt. `uncached`: tokens that the worker that answers lacks.
-pub fn set_prefill_stage(row: &mut Table, uncached: u32) {
-    row.numbers_mut(STAGE)[0] = 1.0;
-    row.numbers_mut(UNCACHED_TOKENS)[0] = uncached as f32;
-}
-
-/// The tenant of the request.
-pub fn tenant(row: &Table) -> u64 {
-    row.ids(TENANT)[0]
-}
-
-/// Fills a table of one row.
-pub fn fill(row: &mut Table, numbers: &[f32], ids: &[u64]) {
-    let schema = row.schema();
-    assert_eq!(numbers.len(), schema.numbers.len(), "one value for each column of the contract");
-    assert_eq!(ids.len(), schema.ids.len(), "one id for each column of the contract");
-    numbers.iter().enumerate().for_each(|(column, value)| row.numbers_mut(column)[0] = *value);
-    ids.iter().enumerate().for_each(|(column, id)| row.ids_mut(column)[0] = *id);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_columns_are_where_they_are_looked_for() {
-        assert_eq!(REQUEST.number("waited_ms"), Some(WAITED_MS));
-        assert_eq!(REQUEST.number("stage"), Some(STAGE));
-        assert_eq!(REQUEST.number("uncached_tokens"), Some(UNCACHED_TOKENS));
-        assert_eq!(REQUEST.id("tenant"), Some(TENANT));
-    }
+    decide::request(&Asked {
+        prompt_tokens: prompt.tokens.len() as u32,
+        prompt_blocks: prompt.blocks.len() as u32,
+        output_tokens_max: request.output_tokens_max.unwrap_or(0),
+        speculative_prefill: wishes.hints.speculative_prefill,
+        hints: wishes.numbers,
+        attributes: wishes.attributes.clone(),
+    })
 }

@@ -8,7 +8,6 @@ mod executors;
 mod handoff;
 pub mod inspect;
 mod memory;
-mod order;
 mod peers;
 mod retainer;
 mod sequence;
@@ -19,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use decide::Reading;
 use kv::{BlockPool, PrefixIndex};
 use parking_lot::Mutex;
 use policy::Generations;
@@ -162,23 +162,6 @@ pub struct Drafts {
     pub tokens: AtomicU64,
     /// Those of them that were right.
     pub accepted: AtomicU64,
-}
-
-/// What a [`Load`] says at one moment, as columns of policies have it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Reading {
-    /// Sequences that wait, those on their way included.
-    pub queue_len: f32,
-    /// Sequences running.
-    pub running: f32,
-    /// Tokens yet to prefill, those on their way included.
-    pub queued_tokens: f32,
-    /// Tokens of running sequences.
-    pub active_tokens: f32,
-    /// Share of pages that running sequences hold.
-    pub kv_used: f32,
-    /// Pages that they do not hold.
-    pub kv_free_pages: f32,
 }
 
 impl Load {

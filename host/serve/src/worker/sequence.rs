@@ -1,12 +1,14 @@
 //! One sequence on its worker: its tokens, its pages, and how far they are computed.
 
 mod drafts;
+mod scheduled;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use decide::SequenceHints;
 use engine::{AdapterId, SampleSpec, Sampled, SamplingParams};
 use kv::checkpoint::Journal;
 use kv::{BlockName, BlockPool, Fingerprint, NameChain, PageIdx, Slot};
@@ -67,29 +69,6 @@ impl Start {
     fn wants_drafts(&self) -> bool {
         self.attributes.get(DRAFTS_ATTRIBUTE) != Some(&Value::Flag(false))
     }
-}
-
-/// Bounded hints of a sequence, as numbers.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SequenceHints {
-    /// Id of the session, or 0.
-    pub session: u64,
-    /// Id of the session or agent that started it, or 0.
-    pub parent: u64,
-    /// Whether the session ends with this request.
-    pub session_final: bool,
-    /// Id of the class, or 0.
-    pub class: u64,
-    /// Id of the tenant, or 0.
-    pub tenant: u64,
-    /// Head start in seconds.
-    pub priority: f32,
-    /// Strict tier.
-    pub strict_tier: u32,
-    /// Milliseconds from arrival, or 0 for none.
-    pub deadline_ms: u32,
-    /// Expected output tokens, or 0 for unknown.
-    pub expected_output_tokens: u32,
 }
 
 /// What becomes of a sequence, in order: its start, tokens, then one end.
@@ -308,11 +287,6 @@ impl Sequence {
             output: &self.output[..self.output.len() - untried],
             mask: self.start.constraint.as_ref().map(|constraint| constraint.mask_behind(tried)),
         }
-    }
-
-    /// Whether it waited for longer than a policy may have it wait.
-    pub(super) fn starves(&self, now: Moment, bound: Duration) -> bool {
-        now.saturating_sub(self.start.arrived) > bound
     }
 
     /// Tokens without KV. One of them is left to a decode step; more is prefill.

@@ -6,6 +6,7 @@
 mod ahead;
 mod compute;
 mod drafting;
+mod lanes;
 mod moving;
 mod outage;
 mod overlap;
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use decide::{Order, Planner, StepBudget, Terms};
 use engine::EngineError;
 use kv::BlockPool;
 use policy::Frame;
@@ -26,13 +28,11 @@ use self::overlap::Flying;
 use super::drafter::DraftModel;
 use super::handoff::Handoff;
 use super::inspect::Question;
-use super::order::{Order, Planner, Terms, Victim};
 use super::retainer::{Retainer, With};
-use super::sequence::{Event, Finish, Sequence, Start};
+use super::sequence::{Finish, Sequence, Start};
 use super::{Load, Message, Parts, Sender};
 use crate::ctx::{Ctx, Moment, name_id};
 use crate::prompt::Next;
-use crate::speculation::Cancelled;
 
 /// State of one worker's loop; it lives on that worker's thread.
 pub(super) struct StepLoop {
@@ -294,137 +294,22 @@ impl StepLoop {
 
     /// Fills a step and gets it its pages. Returns new tokens for each of `running`.
     fn admit(&mut self) -> Vec<usize> {
-        let mut rows = self.fill();
-        self.reserve(&mut rows);
+        let schedule = &self.parts.schedule;
+        let budget = StepBudget {
+            now: self.parts.ctx.now(),
+            tokens_max: schedule.step_tokens_max as usize,
+            rows_max: schedule.step_rows_max as usize,
+            starvation: self.starvation(),
+        };
+        let (mut rows, left) = decide::fill(self, &budget);
+        self.fill_ahead(&mut rows, left);
+        decide::reserve(self, &mut rows);
         if rows.iter().all(|new| *new == 0) {
             // A plan holds everybody back, or preemption left only those that it holds: the host goes on.
-            rows = self.first_anyway();
-            self.reserve(&mut rows);
+            rows = decide::first_anyway(self, &budget);
+            decide::reserve(self, &mut rows);
         }
         rows
-    }
-
-    /// Decode rows of all that run, then prefill of the running, then of the waiting.
-    fn fill(&mut self) -> Vec<usize> {
-        let now = self.parts.ctx.now();
-        let mut budget = self.parts.schedule.step_tokens_max as usize;
-        let mut rows = vec![0; self.running.len()];
-        let needed = self.needed();
-        for (row, s) in rows.iter_mut().zip(&self.running[..needed]).filter(|(_, s)| s.left() == 1) {
-            *row = s.left().min(budget);
-            budget -= *row;
-        }
-        for (row, s) in rows.iter_mut().zip(&self.running[..needed]).filter(|(_, s)| s.left() > 1) {
-            *row = s.left().min(budget).min(self.chunk_max(s, now));
-            budget -= *row;
-        }
-        while budget > 0 && self.running.len() < self.parts.schedule.step_rows_max as usize {
-            let Some(next) = self.waiting.iter().position(|s| self.chunk_max(s, now) > 0) else { break };
-            let chunk_max = self.chunk_max(&self.waiting[next], now);
-            let Some(tokens) = self.start(next, budget.min(chunk_max)) else { break };
-            budget -= tokens;
-            rows.push(tokens);
-        }
-        self.fill_ahead(&mut rows, budget);
-        rows
-    }
-
-    /// Most prompt tokens of a sequence in a step, as planned; nobody is held back for too long.
-    fn chunk_max(&self, s: &Sequence, now: Moment) -> usize {
-        match s.chunk_tokens {
-            _ if s.is_fetching() || !s.loads.is_empty() => 0,
-            None => usize::MAX,
-            Some(0) if s.starves(now, self.starvation()) => usize::MAX,
-            Some(tokens) => tokens as usize,
-        }
-    }
-
-    /// A step of the first that runs, or is next to run.
-    fn first_anyway(&mut self) -> Vec<usize> {
-        let budget = self.parts.schedule.step_tokens_max as usize;
-        if self.running.is_empty()
-            && let Some(next) = self.waiting.iter().position(|s| !s.is_fetching())
-        {
-            self.start(next, budget);
-        }
-        let mut rows = vec![0; self.running.len()];
-        let is_ready = |s: &Sequence| s.loads.is_empty() && s.left() > 0;
-        let mut ready = rows.iter_mut().zip(&self.running).filter(|(_, s)| is_ready(s));
-        if let Some((row, s)) = ready.next() {
-            *row = s.left().min(budget);
-        }
-        rows
-    }
-
-    /// Moves a waiting sequence into the batch, if its whole prompt has room. Returns its tokens in this step.
-    fn start(&mut self, at: usize, tokens_max: usize) -> Option<usize> {
-        let next = &mut self.waiting[at];
-        let counted = next.cached_tokens;
-        next.take_cached(&mut self.pool, self.block_tokens);
-        let missing = pages_for(next.len(), self.block_tokens) - next.pages.len();
-        if missing > self.pool.available() as usize && !self.running.is_empty() {
-            next.release(&mut self.pool);
-            // It did not start: what it will find in the cache is counted when it does.
-            next.cached_tokens = counted;
-            return None;
-        }
-        self.take_loads(at);
-        let next = &mut self.waiting[at];
-        let tokens = if next.loads.is_empty() { next.left().min(tokens_max) } else { 0 };
-        next.announce();
-        self.running.push(self.waiting.remove(at));
-        self.changed = true;
-        Some(tokens)
-    }
-
-    /// Gets each row its pages; when there are none left somebody gives way: whom the plan names, else the last
-    /// admitted.
-    fn reserve(&mut self, rows: &mut Vec<usize>) {
-        let mut i = 0;
-        while i < self.running.len() {
-            let s = &self.running[i];
-            let wanted = pages_for(s.computed + rows[i], self.block_tokens).saturating_sub(s.pages.len());
-            match self.pool.allocate(wanted as u32) {
-                Ok(pages) => {
-                    self.running[i].pages.extend(pages);
-                    i += 1;
-                }
-                Err(_) if self.cancel_ahead(Cancelled::Pages) => {
-                    rows.truncate(self.running.len());
-                }
-                Err(_) => {
-                    let victim = self.order.victim(&self.running);
-                    self.preempt(victim);
-                    rows.remove(victim.at);
-                    // Those after it moved up.
-                    i -= usize::from(victim.at < i);
-                }
-            }
-        }
-    }
-
-    fn preempt(&mut self, victim: Victim) {
-        let mut s = self.running.remove(victim.at);
-        s.flush();
-        let pages = self.pool.stats().pages as usize;
-        let fits = pages_for(s.len(), self.block_tokens) <= pages;
-        if fits {
-            self.swap_out(&s);
-        }
-        self.want_saved(&s);
-        s.release(&mut self.pool);
-        s.preemptions_planned += u32::from(victim.planned);
-        self.load.preemptions.fetch_add(1, Ordering::Relaxed);
-        self.changed = true;
-        if !fits {
-            // It had every page of the worker and needs more: waiting would not help it.
-            let reason = format!("the worker's {pages} KV pages cannot hold this sequence");
-            let _ = s.start.events.try_send(Event::Failed(reason));
-        } else {
-            // One that was alone comes back too: two that computed the same prefix side by side leave a block that
-            // nobody holds and that cannot go before its children; a fresh start finds it in the cache.
-            self.waiting.insert(0, s);
-        }
     }
 
     /// Has constrained rows that draw in this step know what they may draw. When that took its time, the others sit
@@ -555,10 +440,6 @@ fn goes_no_further(s: &mut Sequence) -> bool {
 
 fn frame(ctx: &Ctx) -> Frame {
     Frame { now_ms: ctx.unix_ms(), seed: ctx.seed() }
-}
-
-fn pages_for(tokens: usize, block_tokens: usize) -> usize {
-    tokens.div_ceil(block_tokens)
 }
 
 #[cfg(test)]

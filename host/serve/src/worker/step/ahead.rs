@@ -5,7 +5,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{StepLoop, pages_for};
+use decide::pages_for;
+
+use super::StepLoop;
 use crate::speculation::Cancelled;
 use crate::worker::sequence::{Finish, Sequence, Start};
 

@@ -10,7 +10,9 @@ use kv::BlockPool;
 
 use super::super::drafter::{Asked, Room};
 use super::super::sequence::Sequence;
-use super::{StepLoop, pages_for};
+use decide::pages_for;
+
+use super::StepLoop;
 
 /// When nobody is helped to guesses any more in a step. Chosen: a step of a real model takes at least five.
 const DRAFTING_MAX: Duration = Duration::from_millis(1);

@@ -9,10 +9,11 @@
 //! step more. A token that turns out to be the last has had a row in vain.
 //! **Invariant:** what a row in flight computes is taken or written over; it is never sealed before its token is known.
 
+use decide::pages_for;
 use engine::{EngineError, Row, SampleSpec, Sampled, StepPlan, Ticket, drawn};
 
 use super::super::sequence::Sequence;
-use super::{StepLoop, pages_for};
+use super::StepLoop;
 
 /// A step that was submitted ahead.
 pub(super) struct Flying {

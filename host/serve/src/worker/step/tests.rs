@@ -26,8 +26,9 @@ use super::*;
 use crate::config::Schedule;
 use crate::ctx::{Ctx, mix};
 use crate::prompt::Constraint;
+use crate::speculation::Cancelled;
 use crate::tiers::Tiers;
-use crate::worker::{Executors, SequenceHints};
+use crate::worker::{Event, Executors, SequenceHints};
 
 const BLOCK_TOKENS: u32 = 4;
 /// Far more turns than anything here needs: who reaches it goes in circles.

@@ -200,7 +200,10 @@ fn a_page_for_a_guess_is_held_for_one_step() {
     for _ in 0..10 {
         assert!(bench.step_loop.turn());
         for s in &bench.step_loop.running {
-            assert!(s.pages.len() <= pages_for(s.len(), BLOCK_TOKENS as usize), "nothing is left of a guess");
+            assert!(
+                s.pages.len() <= decide::pages_for(s.len(), BLOCK_TOKENS as usize),
+                "nothing is left of a guess"
+            );
         }
     }
     assert!(bench.is_idle() && bench.guessed().0 > 8, "more was guessed than a page holds");

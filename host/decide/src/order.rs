@@ -9,16 +9,14 @@ use policy::{
     Frame, GenerationId, Generations, SCHEDULE_BUDGET, SCHEDULE_SEQUENCE, SchedulePlan, ScheduleView, Table,
 };
 
-use super::sequence::Sequence;
-use crate::ctx::Moment;
-use crate::row;
+use crate::{Moment, Scheduled, fill_row};
 
 /// Chosen: preempting recomputes, so a sequence that gave way more often would hardly move. Beyond it the last
 /// admitted gives way, and the first admitted always comes to its end.
 const PREEMPTIONS_PLANNED_MAX: u32 = 3;
 
 /// Who plans a worker's steps.
-pub(super) trait Planner: Send + Sync {
+pub trait Planner: Send + Sync {
     /// The generation that plans now.
     fn active(&self) -> GenerationId;
 
@@ -44,7 +42,7 @@ impl Planner for Generations {
 }
 
 /// One worker's schedule decisions: scratch tables, and what of the last decision still holds.
-pub(super) struct Order {
+pub struct Order {
     worker: usize,
     worker_id: u64,
     budget: Table,
@@ -58,27 +56,33 @@ pub(super) struct Order {
 
 /// Who gives its pages back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Victim {
+pub struct Victim {
     /// Its place among those that run.
-    pub(super) at: usize,
+    pub at: usize,
     /// Whether a plan named it.
-    pub(super) planned: bool,
+    pub planned: bool,
 }
 
 /// When an order is asked for, and what the step may spend.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Terms {
-    pub(super) now: Moment,
-    pub(super) frame: Frame,
-    pub(super) tokens: u32,
-    pub(super) pages: u32,
-    pub(super) rows: u32,
+pub struct Terms {
+    /// Now.
+    pub now: Moment,
+    /// Clock and seed of the policy.
+    pub frame: Frame,
+    /// Most tokens of a step.
+    pub tokens: u32,
+    /// Pages that can be had.
+    pub pages: u32,
+    /// Sequences that the batch has room for.
+    pub rows: u32,
     /// Who waited longer goes first.
-    pub(super) starvation: Duration,
+    pub starvation: Duration,
 }
 
 impl Order {
-    pub(super) fn new(worker: usize, worker_id: u64) -> Self {
+    /// Nothing decided yet. `worker`: its place; `worker_id`: what policies know it by.
+    pub fn new(worker: usize, worker_id: u64) -> Self {
         Self {
             worker,
             worker_id,
@@ -91,14 +95,14 @@ impl Order {
     }
 
     /// Whether a plan holds that another generation made.
-    pub(super) fn is_outdated(&self, planner: &dyn Planner) -> bool {
+    pub fn is_outdated(&self, planner: &dyn Planner) -> bool {
         self.planned_by.is_some_and(|generation| generation != planner.active())
     }
 
     /// The running sequence that gives its pages back next.
-    pub(super) fn victim(&self, running: &[Sequence]) -> Victim {
-        let mut named = self.victims.iter().filter_map(|id| running.iter().position(|s| s.start.id == *id));
-        let may = |at: &usize| running[*at].preemptions_planned < PREEMPTIONS_PLANNED_MAX;
+    pub fn victim(&self, running: &[impl Scheduled]) -> Victim {
+        let mut named = self.victims.iter().filter_map(|id| running.iter().position(|s| s.id() == *id));
+        let may = |at: &usize| running[*at].preemptions_planned() < PREEMPTIONS_PLANNED_MAX;
         match named.find(may) {
             Some(at) => Victim { at, planned: true },
             None => Victim { at: running.len() - 1, planned: false },
@@ -106,13 +110,13 @@ impl Order {
     }
 
     /// Sorts `waiting`: the policy's order, and before it whoever waited too long. Notes chunks and victims.
-    pub(super) fn decide(
+    pub fn decide<S: Scheduled>(
         &mut self,
         planner: &dyn Planner,
-        (waiting, running): (&mut Vec<Sequence>, &mut [Sequence]),
+        (waiting, running): (&mut Vec<S>, &mut [S]),
         terms: &Terms,
     ) {
-        waiting.sort_by_key(|s| s.start.id);
+        waiting.sort_by_key(Scheduled::id);
         let planned_before = self.planned_by.take();
         let plans = planner.plans() && waiting.len() + running.len() > 0;
         if waiting.len() < 2 && !plans {
@@ -136,29 +140,29 @@ impl Order {
         sort(waiting, &plan.order, terms);
     }
 
-    fn show(&mut self, (waiting, running): (&[Sequence], &[Sequence]), terms: &Terms) {
+    fn show<S: Scheduled>(&mut self, (waiting, running): (&[S], &[S]), terms: &Terms) {
         fill(&mut self.waiting, waiting, terms.now);
         fill(&mut self.running, running, terms.now);
         let numbers = [terms.tokens as f32, terms.pages as f32, terms.rows as f32];
-        row::fill(&mut self.budget, &numbers, &[self.worker_id]);
+        fill_row(&mut self.budget, &numbers, &[self.worker_id]);
     }
 
     /// Keeps what of a plan holds until the next one.
-    fn note(&mut self, plan: &SchedulePlan, (waiting, running): (&mut [Sequence], &mut [Sequence])) {
+    fn note<S: Scheduled>(&mut self, plan: &SchedulePlan, (waiting, running): (&mut [S], &mut [S])) {
         self.victims.clear();
-        self.victims.extend(plan.victims.iter().map(|row| running[*row as usize].start.id));
+        self.victims.extend(plan.victims.iter().map(|row| running[*row as usize].id()));
         let mut chunks = plan.chunk_tokens.iter().copied();
-        waiting.iter_mut().chain(running).for_each(|s| s.chunk_tokens = chunks.next());
+        waiting.iter_mut().chain(running).for_each(|s| s.set_chunk_tokens(chunks.next()));
     }
 }
 
 /// Puts `waiting` in order: whoever waited too long, then the rows of `order`.
-fn sort(waiting: &mut Vec<Sequence>, order: &[u32], terms: &Terms) {
+fn sort<S: Scheduled>(waiting: &mut Vec<S>, order: &[u32], terms: &Terms) {
     let mut rank = vec![0usize; waiting.len()];
     for (place, &row) in order.iter().enumerate() {
         rank[row as usize] = place;
     }
-    let mut ranked: Vec<(bool, usize, Sequence)> = waiting
+    let mut ranked: Vec<(bool, usize, S)> = waiting
         .drain(..)
         .zip(rank)
         .enumerate()
@@ -171,19 +175,19 @@ fn sort(waiting: &mut Vec<Sequence>, order: &[u32], terms: &Terms) {
     waiting.extend(ranked.into_iter().map(|(_, _, s)| s));
 }
 
-fn fill(table: &mut Table, sequences: &[Sequence], now: Moment) {
+fn fill<S: Scheduled>(table: &mut Table, sequences: &[S], now: Moment) {
     table.reset(sequences.len());
-    let numbers: [fn(&Sequence, Moment) -> f32; 10] = [
-        |s, now| now.saturating_sub(s.start.arrived).as_secs_f32() * 1e3,
-        |s, _| if s.awaits_handoff() { 0.0 } else { s.left() as f32 },
-        |s, _| s.cached_tokens.unwrap_or(0) as f32,
-        |s, _| s.output.len() as f32,
-        |s, _| s.start.hints.expected_output_tokens as f32,
-        |s, _| s.start.hints.priority,
-        |s, _| s.start.hints.strict_tier as f32,
-        |s, _| s.start.hints.deadline_ms as f32,
-        |s, _| s.pages.len() as f32,
-        |s, _| f32::from(u8::from(s.start.hints.session_final)),
+    let numbers: [fn(&S, Moment) -> f32; 10] = [
+        |s, now| now.saturating_sub(s.arrived()).as_secs_f32() * 1e3,
+        |s, _| s.left_here() as f32,
+        |s, _| s.cached_tokens() as f32,
+        |s, _| s.output_tokens() as f32,
+        |s, _| s.hints().expected_output_tokens as f32,
+        |s, _| s.hints().priority,
+        |s, _| s.hints().strict_tier as f32,
+        |s, _| s.hints().deadline_ms as f32,
+        |s, _| s.pages() as f32,
+        |s, _| f32::from(u8::from(s.hints().session_final)),
     ];
     assert_eq!(numbers.len(), SCHEDULE_SEQUENCE.numbers.len(), "one value for each column of the contract");
     for (column, value) in numbers.iter().enumerate() {
@@ -191,16 +195,11 @@ fn fill(table: &mut Table, sequences: &[Sequence], now: Moment) {
             *cell = value(sequence, now);
         }
     }
-    for (row, sequence) in sequences.iter().enumerate().filter(|(_, s)| !s.start.attributes.is_empty()) {
-        table.set_attributes(row, sequence.start.attributes.clone());
+    for (row, sequence) in sequences.iter().enumerate().filter(|(_, s)| !s.attributes().is_empty()) {
+        table.set_attributes(row, sequence.attributes().clone());
     }
-    let ids: [fn(&Sequence) -> u64; 5] = [
-        |s| s.start.id,
-        |s| s.start.hints.session,
-        |s| s.start.hints.class,
-        |s| s.start.hints.tenant,
-        |s| s.start.hints.parent,
-    ];
+    let ids: [fn(&S) -> u64; 5] =
+        [|s| s.id(), |s| s.hints().session, |s| s.hints().class, |s| s.hints().tenant, |s| s.hints().parent];
     for (column, value) in ids.iter().enumerate() {
         for (cell, sequence) in table.ids_mut(column).iter_mut().zip(sequences) {
             *cell = value(sequence);

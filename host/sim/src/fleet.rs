@@ -1,0 +1,427 @@
+//! The fleet: events in virtual time, and who is asked what when they come.
+//!
+//! ```text
+//!   arrival ─► index ─► chain ─► worker ─► step ─► … ─► first token ─► … ─► end ─► observe, what follows
+//! ```
+//! **Invariant:** of what happens at one instant, ends of steps come first, then arrivals, then begins of steps; the same
+//! setup, workloads and chain give the same results.
+
+mod trouble;
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use decide::{Asked, Candidate, Outcome, SequenceHints, candidates};
+use kv::PrefixIndex;
+use policy::{
+    Event as Told, Generations, ObserveView, Pin, ROUTE_CANDIDATE, RouteView, Slot, Subject, Table,
+};
+use trace::Stop;
+
+use crate::names::Names;
+use crate::results::{Call, Gaps, Results, Status, WorkerResult};
+use crate::sequence::Sequence;
+use crate::setup::{Setup, SimError};
+use crate::tier::Tiers;
+use crate::time::{Ns, frame};
+use crate::worker::{Kind, News, Worker};
+use crate::workload::{Source, Workload};
+use trouble::State;
+
+/// What happens, in the order in which it happens at one instant.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Happening {
+    /// A fault begins or ends.
+    Trouble { fault: u32, begins: bool },
+    /// A step ends, unless it was cut meanwhile.
+    StepEnds { worker: u32, version: u32 },
+    /// A request comes in.
+    Arrives { call: u32 },
+    /// Blocks from a slower tier are there.
+    Wakes { worker: u32 },
+    /// A worker may begin a step.
+    StepBegins { worker: u32 },
+}
+
+/// A fleet under way.
+pub(crate) struct Fleet<'a> {
+    setup: &'a Setup,
+    workloads: &'a [Workload],
+    chain: &'a str,
+    names: Vec<Names>,
+    sources: Vec<Source>,
+    workers: Vec<Worker>,
+    states: Vec<State>,
+    /// Whether a begin of a step is due.
+    due: Vec<bool>,
+    versions: Vec<u32>,
+    index: PrefixIndex,
+    pin: Pin,
+    observes: bool,
+    heap: BinaryHeap<Reverse<(Ns, Happening)>>,
+    fixed: Vec<(Ns, u32)>,
+    next_fixed: usize,
+    calls: Vec<Call>,
+    gaps: Gaps,
+    /// Who has no worker to go to.
+    stranded: Vec<Sequence>,
+    now: Ns,
+    /// Memory that a decision uses again.
+    rows: Vec<usize>,
+    overlap: Vec<u32>,
+    candidates: Table,
+}
+
+impl<'a> Fleet<'a> {
+    pub(crate) fn new(
+        setup: &'a Setup,
+        workloads: &'a [Workload],
+        (chain, generations): (&'a str, &Arc<Generations>),
+    ) -> Result<Self, SimError> {
+        let mut names = Vec::new();
+        let (mut calls, mut sources) = (Vec::new(), Vec::new());
+        for (at, workload) in workloads.iter().enumerate() {
+            let trace = &workload.trace;
+            names.push(Names::new(trace.block_tokens, setup.block_tokens).ok_or_else(|| {
+                let right = format!(
+                    "blocks of {} tokens in `{}` can be cut or joined evenly",
+                    trace.block_tokens, trace.name
+                );
+                SimError::setting("block_tokens", setup.block_tokens, right)
+            })?);
+            sources.push(Source::new(workload, calls.len() as u32));
+            calls.extend((0..trace.requests.len() as u32).map(|request| Call::new(at as u16, request)));
+        }
+        let kind = Arc::new(Kind {
+            pages: setup.blocks,
+            block_tokens: setup.block_tokens,
+            step_tokens_max: setup.step_tokens_max,
+            step_rows_max: setup.step_rows_max,
+            starvation: setup.starvation,
+            cost: setup.cost,
+        });
+        let prefill_us = setup.cost.prefill_us[1];
+        let tiers = || Tiers::new(&setup.tiers, (setup.block_tokens, setup.token_bytes), prefill_us);
+        let workers: Vec<Worker> =
+            (0..setup.workers).map(|place| Worker::new(place, &kind, generations, tiers())).collect();
+        let pin = generations.pin(&Subject::default());
+        Ok(Self {
+            setup,
+            workloads,
+            chain,
+            names,
+            sources,
+            states: vec![State::default(); workers.len()],
+            due: vec![false; workers.len()],
+            versions: vec![0; workers.len()],
+            index: PrefixIndex::new(workers.len()),
+            observes: pin.asks(Slot::Observe),
+            pin,
+            heap: BinaryHeap::new(),
+            fixed: Vec::new(),
+            next_fixed: 0,
+            calls,
+            gaps: Gaps::default(),
+            stranded: Vec::new(),
+            now: Ns::default(),
+            rows: Vec::new(),
+            overlap: vec![0; workers.len()],
+            candidates: Table::new(&ROUTE_CANDIDATE, 0),
+            workers,
+        })
+    }
+
+    /// Runs until nothing happens any more.
+    pub(crate) fn run(mut self) -> Result<Results, SimError> {
+        self.begin();
+        while let Some((now, happening)) = self.next() {
+            self.now = now;
+            match happening {
+                Happening::Trouble { fault, begins } => self.trouble(fault as usize, begins)?,
+                Happening::StepEnds { worker, version } => {
+                    if self.versions[worker as usize] == version {
+                        self.step_ends(worker as usize);
+                    }
+                }
+                Happening::Arrives { call } => self.arrives(call)?,
+                Happening::Wakes { worker } => {
+                    let end = self.workers[worker as usize].wake(now);
+                    self.cut_or_wake(worker as usize, end);
+                }
+                Happening::StepBegins { worker } => self.step_begins(worker as usize),
+            }
+        }
+        Ok(self.results())
+    }
+
+    fn begin(&mut self) {
+        let mut due = Vec::new();
+        for (source, workload) in self.sources.iter_mut().zip(self.workloads) {
+            source.begin(workload.arrivals, &mut due);
+            self.fixed.extend(source.take_fixed());
+        }
+        self.fixed.sort_unstable();
+        self.come_in(due);
+        for (at, fault) in self.setup.faults.iter().enumerate() {
+            let (begins, ends) = (Ns::of_ms(fault.at_s * 1e3), Ns::of_ms((fault.at_s + fault.for_s) * 1e3));
+            let fault = at as u32;
+            self.heap.push(Reverse((begins, Happening::Trouble { fault, begins: true })));
+            self.heap.push(Reverse((ends, Happening::Trouble { fault, begins: false })));
+        }
+    }
+
+    /// What happens next: of times that were known before, or of those that came up.
+    fn next(&mut self) -> Option<(Ns, Happening)> {
+        let fixed =
+            self.fixed.get(self.next_fixed).map(|(at, call)| (*at, Happening::Arrives { call: *call }));
+        match (fixed, self.heap.peek()) {
+            (Some(fixed), Some(Reverse(other))) if fixed < *other => {
+                self.next_fixed += 1;
+                Some(fixed)
+            }
+            (Some(fixed), None) => {
+                self.next_fixed += 1;
+                Some(fixed)
+            }
+            _ => self.heap.pop().map(|Reverse(other)| other),
+        }
+    }
+
+    fn come_in(&mut self, due: Vec<(Ns, u32)>) {
+        for (at, call) in due {
+            self.heap.push(Reverse((at.max(self.now), Happening::Arrives { call })));
+        }
+    }
+
+    fn arrives(&mut self, call: u32) -> Result<(), SimError> {
+        let Call { workload, request, .. } = self.calls[call as usize];
+        let workload = workload as usize;
+        let trace = Arc::clone(&self.workloads[workload].trace);
+        let asked = &trace.requests[request as usize];
+        self.calls[call as usize].arrived = self.now;
+        let names = self.names[workload].of_prompt(&trace, asked);
+        let tokens = (asked.prompt_tokens, asked.output_tokens);
+        let mut s = Sequence::new(call, self.now.moment(), tokens, names);
+        s.hints = self.hints(workload, request);
+        let most = u64::from(tokens.0 + tokens.1 - 1).div_ceil(u64::from(self.setup.block_tokens));
+        if most > u64::from(self.setup.blocks) {
+            self.over(call, Status::TooLong);
+            return Ok(());
+        }
+        self.place(s)
+    }
+
+    /// What the caller says of a request.
+    fn hints(&self, workload: usize, request: u32) -> SequenceHints {
+        let Workload { trace, hints, .. } = &self.workloads[workload];
+        let asked = &trace.requests[request as usize];
+        let session = &trace.sessions[asked.session as usize];
+        let id = |session: u32| trace::mix(((workload as u64) << 32 | u64::from(session)) + 1);
+        let told = session.is_named || hints.inferred_sessions;
+        let class = match (hints.class.as_str(), session.parent) {
+            ("", _) if !told => "",
+            ("", None) => "main",
+            ("", Some(_)) => "subagent",
+            (class, _) => class,
+        };
+        SequenceHints {
+            session: if told { id(asked.session) } else { 0 },
+            parent: session.parent.map_or(0, id),
+            session_final: false,
+            class: policy::name_id(class),
+            tenant: 0,
+            priority: hints.priority,
+            strict_tier: hints.strict_tier,
+            deadline_ms: 0,
+            expected_output_tokens: if hints.expected_output { asked.output_tokens } else { 0 },
+        }
+    }
+
+    /// Has the chain choose a worker for a sequence, and sends it there.
+    fn place(&mut self, mut s: Sequence) -> Result<(), SimError> {
+        self.rows.clear();
+        self.rows.extend((0..self.workers.len()).filter(|at| self.states[*at].is_reachable()));
+        if self.rows.is_empty() {
+            self.stranded.push(s);
+            return Ok(());
+        }
+        let full = (s.prompt_tokens / self.setup.block_tokens) as usize;
+        self.index.overlap(s.prompt_names(full), &mut self.overlap);
+        let block_tokens = self.setup.block_tokens;
+        let (workers, overlap, now) = (&mut self.workers, &self.overlap, self.now);
+        let shown = self.rows.iter().map(|&at| {
+            let worker = &mut workers[at];
+            Candidate {
+                id: worker.id,
+                overlap_tokens: overlap[at] * block_tokens,
+                load: worker.read(now),
+                is_healthy: true,
+                ttft_ms: worker.ttft_ms_ewma,
+                itl_ms: worker.itl_ms_ewma,
+                decodes: false,
+            }
+        });
+        candidates(&mut self.candidates, shown);
+        let request = decide::request(&Asked {
+            prompt_tokens: s.prompt_tokens,
+            prompt_blocks: full as u32,
+            output_tokens_max: 0,
+            speculative_prefill: None,
+            hints: s.hints,
+            attributes: s.attributes.clone(),
+        });
+        let frame = frame(self.now, u64::from(s.call));
+        let view = RouteView { frame, request: &request, candidates: &self.candidates };
+        let decision = self.pin.route(&view).map_err(|rejected| SimError::Refused {
+            chain: self.chain.to_owned(),
+            reason: rejected.to_string(),
+        })?;
+        let worker = self.rows[decision.candidate];
+        s.expected_tokens = self.overlap[worker] * block_tokens;
+        self.send(s, worker);
+        Ok(())
+    }
+
+    fn send(&mut self, s: Sequence, worker: usize) {
+        self.calls[s.call as usize].worker = worker as u16;
+        let end = self.workers[worker].enqueue(s, self.now);
+        if let Some(at) = self.workers[worker].waiting.last().and_then(|s| s.fetched) {
+            self.heap.push(Reverse((Ns::of(at), Happening::Wakes { worker: worker as u32 })));
+        }
+        self.cut_or_wake(worker, end);
+    }
+
+    /// A worker's step ends sooner, or it may begin one.
+    fn cut_or_wake(&mut self, worker: usize, end: Option<Ns>) {
+        if let Some(end) = end {
+            self.step_under_way(worker, end);
+        } else if self.workers[worker].is_idle() {
+            self.may_begin(worker);
+        }
+    }
+
+    fn step_under_way(&mut self, worker: usize, end: Ns) {
+        self.versions[worker] += 1;
+        let version = self.versions[worker];
+        self.heap.push(Reverse((end, Happening::StepEnds { worker: worker as u32, version })));
+    }
+
+    fn may_begin(&mut self, worker: usize) {
+        if !std::mem::replace(&mut self.due[worker], true) {
+            self.heap.push(Reverse((self.now, Happening::StepBegins { worker: worker as u32 })));
+        }
+    }
+
+    fn step_begins(&mut self, worker: usize) {
+        self.due[worker] = false;
+        if self.states[worker].is_down() || !self.workers[worker].is_idle() {
+            return;
+        }
+        let end = self.workers[worker].begin(self.now);
+        if let Some(end) = end {
+            self.step_under_way(worker, end);
+        }
+        // Who cannot be computed at all has left without a step.
+        self.hear(worker);
+    }
+
+    fn step_ends(&mut self, worker: usize) {
+        self.workers[worker].end(self.now);
+        self.hear(worker);
+        self.may_begin(worker);
+    }
+
+    /// Takes in what a worker has to tell, if it can be reached.
+    fn hear(&mut self, worker: usize) {
+        if !self.states[worker].is_reachable() {
+            return;
+        }
+        self.index.apply(worker, self.workers[worker].drain_events());
+        for news in std::mem::take(&mut self.workers[worker].news) {
+            self.heard(worker, news);
+        }
+    }
+
+    fn heard(&mut self, worker: usize, news: News) {
+        match news {
+            News::Gaps { ns, count } => self.gaps.add(ns, count),
+            News::First { call, at, cached } => {
+                let reached = self.reached(at);
+                let known = &mut self.calls[call as usize];
+                if known.first.is_none() {
+                    known.first = Some(reached);
+                    known.cached = cached;
+                    self.observe(worker, call, Told::FirstToken, 0);
+                }
+            }
+            News::Done { sequence, at } => {
+                let (call, at) = (sequence.call, self.reached(at));
+                let known = &mut self.calls[call as usize];
+                (known.done, known.preemptions) = (at, sequence.preemptions);
+                self.observe(worker, call, Told::Finished, sequence.output);
+                self.over(call, Status::Done);
+            }
+            News::TooLong { sequence } => self.over(sequence.call, Status::TooLong),
+        }
+    }
+
+    /// When news reach the caller: at once, or when the worker can be reached again.
+    fn reached(&self, at: Ns) -> Ns {
+        at.max(self.now)
+    }
+
+    fn over(&mut self, call: u32, status: Status) {
+        self.calls[call as usize].status = status;
+        let workload = self.calls[call as usize].workload as usize;
+        let mut due = Vec::new();
+        self.sources[workload].done(call, self.now, &mut due);
+        self.come_in(due);
+    }
+
+    fn observe(&mut self, worker: usize, call: u32, event: Told, output_tokens: u32) {
+        if !self.observes {
+            return;
+        }
+        let known = &self.calls[call as usize];
+        let asked = &self.workloads[known.workload as usize].trace.requests[known.request as usize];
+        let finish = match (event, asked.stop) {
+            (Told::Finished, Stop::Tools) => 3,
+            (Told::Finished, _) => 1,
+            _ => 0,
+        };
+        let outcome = Outcome {
+            ttft_ms: known.ttft_ms().unwrap_or_default() as f32,
+            itl_ms: known.itl_ms(asked.output_tokens).unwrap_or_default() as f32,
+            prompt_tokens: asked.prompt_tokens,
+            cached_tokens: known.cached,
+            output_tokens,
+            finish,
+            worker: self.workers[worker].id,
+            sequence: u64::from(call) + 1,
+        };
+        let hints = self.hints(known.workload as usize, known.request);
+        let outcomes = decide::outcome(event, &outcome, &hints);
+        self.pin.observe(&ObserveView { frame: frame(self.now, u64::from(call)), outcomes: &outcomes });
+    }
+
+    fn results(mut self) -> Results {
+        for s in std::mem::take(&mut self.stranded) {
+            self.calls[s.call as usize].status = Status::NoWorker;
+        }
+        let worker = |worker: &Worker| WorkerResult {
+            busy_s: worker.busy_ns / 1e9,
+            steps: worker.steps,
+            preemptions: worker.preemptions,
+            evictions: worker.pool.stats().evictions,
+            fetched_tokens: worker.tiers.fetched_tokens,
+        };
+        Results {
+            chain: self.chain.to_owned(),
+            workers: self.workers.iter().map(worker).collect(),
+            end: self.now,
+            calls: self.calls,
+            gaps: self.gaps,
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Steps that draw a token for each of the same answers, and nothing else.
+
+use super::{News, Worker, smooth};
+use crate::cost::CostModel;
+use crate::time::Ns;
+use decide::{Scheduled as _, pages_for};
+
+/// A run of such steps.
+pub(super) struct Run {
+    pub(super) begun: Ns,
+    pub(super) end: Ns,
+    /// How many.
+    pub(super) steps: u32,
+    /// How many of them have been followed.
+    done: u32,
+    /// Answers, and the tokens that they held at the beginning.
+    size: (f64, f64),
+    slowness: f64,
+}
+
+impl Run {
+    /// When so many steps are over.
+    fn at(&self, cost: &CostModel, steps: u32) -> Ns {
+        self.begun.after(cost.run_ns(self.size, f64::from(steps)) * self.slowness)
+    }
+
+    /// Steps that are over by `now`.
+    fn over(&self, cost: &CostModel, now: Ns) -> u32 {
+        if now >= self.end {
+            return self.steps;
+        }
+        // Ends of steps are rounded to whole nanoseconds.
+        let within = (now.since(self.begun) + 0.5) / self.slowness;
+        cost.steps_within(self.size, within, self.steps)
+    }
+
+    /// Ends it with the step that is under way. Gives when, if that is sooner.
+    pub(super) fn cut(&mut self, cost: &CostModel, now: Ns) -> Option<Ns> {
+        let over = self.over(cost, now);
+        let is_between = over > 0 && self.at(cost, over) == now;
+        let steps = if is_between { over } else { (over + 1).min(self.steps) };
+        if steps == self.steps {
+            return None;
+        }
+        self.steps = steps;
+        self.end = self.at(cost, steps);
+        Some(self.end)
+    }
+}
+
+impl Worker {
+    /// The run that begins with these rows, if they are answers alone.
+    pub(super) fn run_of(&self, rows: &[usize], now: Ns) -> Option<Run> {
+        let draws =
+            |(s, new): (&crate::sequence::Sequence, &usize)| *new == 1 && s.output > 0 && s.left() == 1;
+        if !self.running.iter().zip(rows).all(draws) {
+            return None;
+        }
+        let steps = self.running.iter().map(|s| s.output_max - s.output).min()?;
+        // Whoever is held back by a plan may be let go in any step.
+        let is_held_back = self.waiting.iter().any(|s| s.chunk_tokens().is_some());
+        let steps = if is_held_back { 1 } else { self.steps_with_pages(steps) };
+        let context = self.running.iter().map(|s| f64::from(s.len())).sum();
+        let size = (self.running.len() as f64, context);
+        let mut run = Run { begun: now, end: now, steps, done: 0, size, slowness: self.slowness };
+        run.end = run.at(&self.kind.cost, steps);
+        Some(run)
+    }
+
+    /// Steps until pages run out; one has its pages.
+    fn steps_with_pages(&self, steps: u32) -> u32 {
+        let block_tokens = self.kind.block_tokens as usize;
+        let available = self.pool.available() as usize;
+        let wanted = |steps: u32| -> usize {
+            let pages = |s: &crate::sequence::Sequence| {
+                pages_for((s.computed + steps) as usize, block_tokens).saturating_sub(s.pages.len())
+            };
+            self.running.iter().map(pages).sum()
+        };
+        if wanted(steps) <= available {
+            return steps;
+        }
+        let (mut low, mut high) = (1, steps);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if wanted(middle) <= available { low = middle } else { high = middle - 1 }
+        }
+        low
+    }
+
+    /// Does what the steps have done that are over.
+    pub(super) fn catch_up(&mut self, now: Ns) {
+        if let super::Doing::Run(run) = &self.doing
+            && run.over(&self.kind.cost, now) > run.done
+        {
+            let super::Doing::Run(mut run) = std::mem::replace(&mut self.doing, super::Doing::Nothing) else {
+                unreachable!("it was one")
+            };
+            // Those who end do so when the run ends.
+            self.follow(&mut run, now);
+            self.reading = None;
+            self.doing = super::Doing::Run(run);
+        }
+    }
+
+    /// Draws the tokens of the steps of a run that are over and were not followed yet.
+    pub(super) fn follow(&mut self, run: &mut Run, now: Ns) {
+        let over = run.over(&self.kind.cost, now);
+        let steps = over - run.done;
+        if steps == 0 {
+            return;
+        }
+        let cost = &self.kind.cost;
+        let (first, last) = (run.at(cost, run.done + 1), run.at(cost, over));
+        run.done = over;
+        let mut last_gap = 0.0;
+        for s in &mut self.running {
+            let wanted = pages_for((s.computed + steps) as usize, self.kind.block_tokens as usize);
+            let pages = self.pool.allocate(wanted.saturating_sub(s.pages.len()) as u32);
+            s.pages.extend(pages.expect("a run is no longer than pages allow"));
+            s.output += steps;
+            s.advance(steps, &mut self.pool);
+            let ns = first.since(Ns::of(s.drew));
+            self.news.push(News::Gaps { ns, count: 1 });
+            last_gap = ns;
+            s.drew = last.moment();
+        }
+        if steps > 1 {
+            last_gap = last.since(first) / f64::from(steps - 1);
+            let count = u64::from(steps - 1) * self.running.len() as u64;
+            self.news.push(News::Gaps { ns: last_gap, count });
+        }
+        smooth(&mut self.itl_ms_ewma, (last_gap / 1e6) as f32);
+    }
+}
