@@ -6,7 +6,7 @@
 use pointsman_sdk::{Columns, Policy, Random, Route, RouteDecision, RouteView, export};
 use serde::Deserialize;
 
-/// Settings. Names and defaults are the original's, apart from `block_tokens`.
+/// Settings. Names and defaults are the original's, apart from `block_tokens` and `overlap_active_share`.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -16,6 +16,8 @@ pub struct Config {
     pub overlap_score_credit: f64,
     /// How quickly that credit fades with the backlog of a worker above the least; 0 lets it stay.
     pub overlap_score_credit_decay: f64,
+    /// Share of the overlap, from 0 to 1, that running sequences are taken to hold already.
+    pub overlap_active_share: f64,
     /// What a block to compute weighs beside a block held.
     pub prefill_load_scale: f64,
     /// Blocks that a sequence costs beside what it holds.
@@ -30,6 +32,7 @@ impl Default for Config {
             block_tokens: 16.0,
             overlap_score_credit: 1.0,
             overlap_score_credit_decay: 0.0,
+            overlap_active_share: 0.0,
             prefill_load_scale: 1.0,
             decode_active_request_weight: 0.0,
             router_temperature: 0.0,
@@ -47,6 +50,9 @@ impl Policy for DynamoCost {
     fn new(config: Config) -> Result<Self, String> {
         if !(1.0..=4096.0).contains(&config.block_tokens) {
             return Err("block_tokens lies between 1 and 4,096".to_owned());
+        }
+        if !(0.0..=1.0).contains(&config.overlap_active_share) {
+            return Err("overlap_active_share lies between 0 and 1".to_owned());
         }
         let numbers = [
             ("overlap_score_credit", config.overlap_score_credit),
@@ -67,19 +73,22 @@ impl DynamoCost {
     fn costs(&self, view: &RouteView<'_>) -> Vec<f64> {
         let prompt = f64::from(view.request.value("prompt_tokens"));
         let Config { block_tokens, prefill_load_scale, decode_active_request_weight, .. } = self.0;
+        let active_share = self.0.overlap_active_share;
         let column = |name| view.candidates.column(name);
         let (overlap, queued) = (column("overlap_tokens"), column("queued_tokens"));
-        let (active, running) = (column("active_tokens"), column("running"));
-        let waiting = column("queue_len");
+        let (waiting, running) = (column("queue_len"), column("running"));
+        let (active, used, free) = (column("active_tokens"), column("kv_used"), column("kv_free_pages"));
         let least_queued = queued.iter().copied().fold(f32::INFINITY, f32::min);
         let cost = |row: usize| {
             let [overlap, queued, active] = [overlap, queued, active].map(|column| f64::from(column[row]));
             let credit = self.credit(prompt, queued - f64::from(least_queued)) * overlap;
             let prefill = ((queued + prompt - credit) / block_tokens).max(0.0);
-            // The original books blocks when it sends a prompt. Sequences that wait are not in `active_tokens`: what
-            // they have yet to compute stands for their blocks.
+            // The original books blocks when it sends a prompt. Sequences that wait hold no pages here: what they have
+            // yet to compute stands for their blocks.
             let booked = if waiting[row] > 0.0 { queued } else { 0.0 };
-            let decode = (active + booked + prompt) / block_tokens;
+            let held = held_blocks(used[row], free[row]).unwrap_or(active / block_tokens);
+            let shared = (active_share * overlap / block_tokens).min(held);
+            let decode = held + (booked + prompt) / block_tokens - shared;
             let requests = f64::from(running[row] + waiting[row]);
             prefill_load_scale * prefill + decode + decode_active_request_weight * requests
         };
@@ -97,8 +106,15 @@ impl DynamoCost {
 
 impl Route for DynamoCost {
     const REQUEST: Columns = Columns::numbers(&["prompt_tokens"]);
-    const CANDIDATE: Columns =
-        Columns::numbers(&["overlap_tokens", "queued_tokens", "active_tokens", "running", "queue_len"]);
+    const CANDIDATE: Columns = Columns::numbers(&[
+        "overlap_tokens",
+        "queued_tokens",
+        "queue_len",
+        "running",
+        "active_tokens",
+        "kv_used",
+        "kv_free_pages",
+    ]);
 
     fn decide(&mut self, view: &RouteView<'_>) -> Option<RouteDecision> {
         let costs = self.costs(view);
@@ -110,6 +126,13 @@ impl Route for DynamoCost {
         let reason = Some(format!("cost {:.1} blocks", costs[row]));
         Some(RouteDecision { candidate: row as u32, reason })
     }
+}
+
+/// Blocks that running sequences hold, one that they share counted once, from the share of pages that they are and the
+/// number of the others. `None` where there are no others, or nothing is said of pages.
+fn held_blocks(used: f32, free: f32) -> Option<f64> {
+    let (used, free) = (f64::from(used), f64::from(free));
+    (0.0 < used && used < 1.0).then(|| free * used / (1.0 - used))
 }
 
 /// The row of the least cost, one of equals at random.
@@ -186,6 +209,27 @@ mod tests {
     }
 
     #[test]
+    fn a_block_that_sequences_share_is_held_once() {
+        // Of 400 pages a quarter is held, whatever the sum of what the sequences hold.
+        let shared = case(&[0.0]).candidates("active_tokens", &[8000.0]);
+        let shared = shared.candidates("kv_used", &[0.25]).candidates("kv_free_pages", &[300.0]);
+        check_cost("{}", shared.clone(), "cost 300.0 blocks");
+        // Without a free page their number cannot be told.
+        let full = shared.candidates("kv_used", &[1.0]).candidates("kv_free_pages", &[0.0]);
+        check_cost("{}", full, "cost 700.0 blocks");
+    }
+
+    #[test]
+    fn overlap_that_runs_adds_no_blocks_where_it_is_taken_to() {
+        // 50 blocks to compute, 80 held, and 100 of the prompt, of which 50 may be among those held.
+        let sibling = case(&[800.0]).candidates("active_tokens", &[1280.0]);
+        check_cost("{}", sibling.clone(), "cost 230.0 blocks");
+        check_cost(r#"{"overlap_active_share": 1}"#, sibling, "cost 180.0 blocks");
+        // Nothing runs, so nothing is held.
+        check_cost(r#"{"overlap_active_share": 1}"#, case(&[800.0]), "cost 150.0 blocks");
+    }
+
+    #[test]
     fn sequences_cost_only_if_asked() {
         let many = case(&[0.0]).candidates("running", &[3.0]).candidates("queue_len", &[2.0]);
         check_cost("{}", many.clone(), "cost 200.0 blocks");
@@ -250,6 +294,7 @@ mod tests {
     fn settings_out_of_range_are_refused() {
         for (config, field) in [
             (r#"{"block_tokens": 0}"#, "block_tokens"),
+            (r#"{"overlap_active_share": 2}"#, "overlap_active_share"),
             (r#"{"router_temperature": -1}"#, "router_temperature"),
             (r#"{"host_cache_hit_weight": 0.75}"#, "host_cache_hit_weight"),
         ] {

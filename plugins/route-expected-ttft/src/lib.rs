@@ -28,10 +28,6 @@ pub struct Config {
     pub answer_weight: f32,
     /// Tokens of an answer, where hints say nothing.
     pub output_tokens: f32,
-    /// Milliseconds that a sequence runs, in which a worker gives back all that it holds.
-    pub turn_ms: f32,
-    /// Tokens of a page.
-    pub block_tokens: f32,
     /// Milliseconds that a first token may come later for the sake of a warm cache.
     pub slack_ms: f32,
 }
@@ -44,11 +40,9 @@ impl Default for Config {
             step_us: 5_000.0,
             step_tokens: 8_192.0,
             decode_ns_per_token: 50.0,
-            answer_weight: 0.1,
+            answer_weight: 0.2,
             output_tokens: 256.0,
-            turn_ms: 5_000.0,
-            block_tokens: 16.0,
-            slack_ms: 50.0,
+            slack_ms: 100.0,
         }
     }
 }
@@ -61,19 +55,17 @@ impl Policy for ExpectedTtft {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        let positive = [
+        let numbers = [
             ("prefill_us_per_token", config.prefill_us_per_token, 0.001),
             ("step_tokens", config.step_tokens, 1.0),
-            ("block_tokens", config.block_tokens, 1.0),
             ("attention_ns_per_pair", config.attention_ns_per_pair, 0.0),
             ("step_us", config.step_us, 0.0),
             ("decode_ns_per_token", config.decode_ns_per_token, 0.0),
             ("answer_weight", config.answer_weight, 0.0),
             ("output_tokens", config.output_tokens, 0.0),
-            ("turn_ms", config.turn_ms, 0.0),
             ("slack_ms", config.slack_ms, 0.0),
         ];
-        match positive.iter().find(|(_, value, least)| !(*least..=1e6).contains(value)) {
+        match numbers.iter().find(|(_, value, least)| !(*least..=1e6).contains(value)) {
             Some((name, _, least)) => Err(format!("{name} lies between {least} and 1,000,000")),
             None => Ok(Self(config)),
         }
@@ -94,7 +86,6 @@ struct Found {
     queued_tokens: f32,
     active_tokens: f32,
     running: f32,
-    kv_free_pages: f32,
 }
 
 impl ExpectedTtft {
@@ -111,26 +102,14 @@ impl ExpectedTtft {
             found.running * c.prefill_us_per_token + found.active_tokens * c.decode_ns_per_token / 1e3;
         let steps = (tokens / c.step_tokens).max(1.0);
         let answer_us = c.answer_weight * wanted.output_tokens * decode_us;
-        (compute_us + steps * (c.step_us + decode_us) + answer_us) / 1e3 + self.room_ms(wanted, found)
-    }
-
-    /// Milliseconds until there is room for the prompt and for those that wait already: running sequences give back
-    /// what they hold within a turn.
-    fn room_ms(&self, wanted: Wanted, found: Found) -> f32 {
-        let needed = wanted.prompt_tokens + found.queued_tokens;
-        let lacking = needed - found.kv_free_pages * self.0.block_tokens;
-        match lacking > 0.0 && found.active_tokens > 0.0 {
-            true => self.0.turn_ms * lacking / found.active_tokens,
-            // Nobody would make room by waiting.
-            false => 0.0,
-        }
+        (compute_us + steps * (c.step_us + decode_us) + answer_us) / 1e3
     }
 }
 
 impl Score for ExpectedTtft {
     const REQUEST: Columns = Columns::numbers(&["prompt_tokens", "expected_output_tokens"]);
     const CANDIDATE: Columns =
-        Columns::numbers(&["overlap_tokens", "queued_tokens", "active_tokens", "running", "kv_free_pages"]);
+        Columns::numbers(&["overlap_tokens", "queued_tokens", "active_tokens", "running"]);
 
     /// 1 for the best within the slack of the earliest first token, a little less for others there, and
     /// the less the later beyond it.
@@ -142,13 +121,12 @@ impl Score for ExpectedTtft {
         let wanted = Wanted { prompt_tokens: view.request.value("prompt_tokens"), output_tokens };
         let column = |name| view.candidates.column(name);
         let (overlap, active) = (column("overlap_tokens"), column("active_tokens"));
-        let (queued, running, pages) = (column("queued_tokens"), column("running"), column("kv_free_pages"));
+        let (queued, running) = (column("queued_tokens"), column("running"));
         let found = |row: usize| Found {
             overlap_tokens: overlap[row],
             queued_tokens: queued[row],
             active_tokens: active[row],
             running: running[row],
-            kv_free_pages: pages[row],
         };
         let times: Vec<f32> = (0..overlap.len()).map(|row| self.time_ms(wanted, found(row))).collect();
         let bound = times.iter().copied().fold(f32::INFINITY, f32::min) + self.0.slack_ms;
@@ -171,11 +149,10 @@ mod tests {
     use super::*;
     use pointsman_sdk::testing::{RouteCase, laws, policy, try_policy};
 
-    /// A request of 10,000 tokens, and workers with an overlap each and room for it.
+    /// A request of 10,000 tokens, and workers with an overlap each.
     fn case(overlaps: &[f32]) -> RouteCase {
         let case = RouteCase::new(overlaps.len()).request("prompt_tokens", 10_000.0);
-        let case = case.candidates("overlap_tokens", overlaps);
-        case.candidates("kv_free_pages", &vec![20_000.0; overlaps.len()])
+        case.candidates("overlap_tokens", overlaps)
     }
 
     fn scores(config: &str, case: &RouteCase) -> Vec<f32> {
@@ -192,13 +169,7 @@ mod tests {
         policy::<ExpectedTtft>(config).time_ms(wanted, found)
     }
 
-    const IDLE: Found = Found {
-        overlap_tokens: 0.0,
-        queued_tokens: 0.0,
-        active_tokens: 0.0,
-        running: 0.0,
-        kv_free_pages: 1e6,
-    };
+    const IDLE: Found = Found { overlap_tokens: 0.0, queued_tokens: 0.0, active_tokens: 0.0, running: 0.0 };
     const WANTED: Wanted = Wanted { prompt_tokens: 8_000.0, output_tokens: 100.0 };
 
     #[test]
@@ -214,21 +185,10 @@ mod tests {
 
     #[test]
     fn those_that_run_slow_a_step_down_and_the_answer_with_it() {
-        // A step is longer by 10 * 0.04 + 20,000 * 0.00005 ms, ten tokens of the answer count.
+        // A step is longer by 10 * 0.04 + 20,000 * 0.00005 ms, twenty tokens of the answer count.
         let busy = Found { running: 10.0, active_tokens: 20_000.0, ..IDLE };
-        check_near(&[time_ms("{}", WANTED, busy)], &[357.0 + 11.0 * 1.4]);
+        check_near(&[time_ms("{}", WANTED, busy)], &[357.0 + 21.0 * 1.4]);
         check_near(&[time_ms(r#"{"answer_weight": 0}"#, WANTED, busy)], &[357.0 + 1.4]);
-    }
-
-    #[test]
-    fn a_worker_without_room_makes_it_at_the_rate_of_its_turns() {
-        // 2,000 tokens are lacking of the 20,000 that come back within five seconds.
-        let full = Found { active_tokens: 20_000.0, kv_free_pages: 375.0, ..IDLE };
-        let beyond =
-            time_ms("{}", WANTED, full) - time_ms("{}", WANTED, Found { kv_free_pages: 500.0, ..full });
-        check_near(&[beyond], &[500.0]);
-        // Nobody runs: waiting makes no room.
-        check_near(&[time_ms("{}", WANTED, Found { kv_free_pages: 0.0, ..IDLE })], &[357.0]);
     }
 
     #[test]
@@ -248,7 +208,7 @@ mod tests {
     #[test]
     fn a_warm_worker_wins_on_an_idle_fleet() {
         let scores = scores("{}", &case(&[0.0, 9_000.0, 0.0]));
-        assert!(scores[1] == 1.0 && scores[0] < 0.3 && scores[0] == scores[2], "{scores:?}");
+        assert!(scores[1] == 1.0 && scores[0] < 0.4 && scores[0] == scores[2], "{scores:?}");
     }
 
     #[test]
@@ -331,7 +291,7 @@ mod tests {
     #[test]
     fn it_keeps_the_laws_of_its_slot() {
         laws::score::<ExpectedTtft>("{}");
-        laws::score::<ExpectedTtft>(r#"{"slack_ms": 0, "step_us": 0, "turn_ms": 0, "answer_weight": 1}"#);
+        laws::score::<ExpectedTtft>(r#"{"slack_ms": 0, "step_us": 0, "answer_weight": 1}"#);
         laws::score::<ExpectedTtft>(r#"{"prefill_us_per_token": 0.001, "attention_ns_per_pair": 0}"#);
     }
 }
