@@ -4,12 +4,17 @@
 //! Called by `pointsman simulate` and by benchmarks.
 //! **Invariant:** no clock is read; the same setup, workloads and chain give the same results, to the bit.
 
+mod baseline;
+mod compare;
 mod cost;
 mod fault;
 mod fleet;
 mod names;
+mod plot;
 mod results;
+mod scenario;
 mod sequence;
+mod series;
 mod setup;
 mod tier;
 mod time;
@@ -20,9 +25,14 @@ use std::sync::Arc;
 
 use policy::{ChainSpec, Generations, Metering, Runtime, RuntimeConfig};
 
+pub use baseline::{BASELINES, chain as baseline};
+pub use compare::{Comparison, Difference, compare};
 pub use cost::{Batch, CostModel, Device, ModelShape};
 pub use fault::{Fault, FaultKind};
+pub use plot::plot;
 pub use results::{Results, Status, Summary, Times, WorkerResult};
+pub use scenario::{AgentsSetting, ArrivalsKind, PromptsSetting, Scenario, TierSetting, WorkloadSetting};
+pub use series::Bin;
 pub use setup::{Setup, SimError, WORKERS_MAX};
 pub use tier::TierKind;
 pub use workload::{Arrivals, CallerHints, Workload};

@@ -1,5 +1,5 @@
 //! The command line: `serve`, `demo`, `devices`, `config`, `key`, `plugin`, `rollout`, `generations`, `kv`, `record`,
-//! `replay`.
+//! `replay`, `simulate`.
 //!
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
@@ -14,6 +14,7 @@ mod operate;
 mod record;
 mod rollout;
 mod run;
+mod simulate;
 mod supply;
 
 use std::ffi::OsString;
@@ -59,6 +60,8 @@ enum Command {
     Record(record::RecordArgs),
     /// Make the decisions of a log again, by the recorded chains or by others, and compare.
     Replay(record::ReplayArgs),
+    /// Have a fleet that is not there work through a trace, by one chain of policies or by several.
+    Simulate(simulate::SimulateArgs),
 }
 
 #[derive(Debug, Args)]
@@ -132,5 +135,6 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Kv(args) => run::block_on(kv::kv(args))?,
         Command::Record(args) => run::block_on(record::record(args))?,
         Command::Replay(args) => record::replay(&args),
+        Command::Simulate(args) => simulate::simulate(&args),
     }
 }
