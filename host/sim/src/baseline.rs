@@ -26,7 +26,12 @@ pub fn chain(name: &str) -> Result<ChainSpec, SimError> {
     match name {
         "default" => return Ok(default_chain()),
         "builtin" => {}
-        "expected-ttft" => spec = scored("route-expected-ttft", Value::Null),
+        "expected-ttft" => {
+            spec = scored("route-expected-ttft", Value::Null);
+            // Less than what the first token's time says of any two workers, but for those that it calls equal.
+            let session = add(&mut spec, "route-session-affinity", Value::Null);
+            spec.score.push((session, 0.05));
+        }
         "least-load" => spec = scored("route-least-load", Value::Null),
         "round-robin" => spec.pick = Some(add(&mut spec, "route-round-robin", Value::Null)),
         "random" => spec.pick = Some(add(&mut spec, "route-two-choices", json!({ "choices": 1 }))),
