@@ -7,6 +7,7 @@ mod adapters;
 mod admission;
 mod attributes;
 mod bad_input;
+mod bench_load;
 mod chat;
 mod clients;
 mod completions;

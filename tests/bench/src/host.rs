@@ -64,14 +64,14 @@ impl Host {
         Ok(Self { child, api, admin })
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// CPU time that the host has used so far, all threads.
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // Fields after the command's name, which may contain spaces; 14 and 15 of all are user and system time.
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        // Linux counts in hundredths of a second, whatever the kernel's own tick is.
-        Ok(Duration::from_millis(ticks * 10))
+        cpu(self.child.id())
     }
 
     /// The host's metrics, as Prometheus reads them.
@@ -87,6 +87,16 @@ impl Host {
     pub(crate) fn rss_mib(&self) -> anyhow::Result<f64> {
         rss_mib(self.child.id())
     }
+}
+
+/// CPU time that a process has used so far, all threads.
+pub(crate) fn cpu(process: u32) -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // Fields after the command's name, which may contain spaces; 14 and 15 of all are user and system time.
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    // Linux counts in hundredths of a second, whatever the kernel's own tick is.
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 /// Resident memory of a process in MiB.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::host::Host;
 use crate::load::{self, Seen};
+use crate::peers::{self, Peer};
 use crate::table::{Bar, head, median, quantile, row, us};
 use crate::turns;
 
@@ -26,7 +27,18 @@ struct Turn {
     total_us_p50: f64,
 }
 
+/// With `--peer NAME=URL[,PID...]`, as often as there are peers, we and they are measured in turns; without, we alone.
 pub(crate) fn run() -> anyhow::Result<()> {
+    let mut peers = Vec::new();
+    let mut args = std::env::args().skip(2);
+    while let Some(arg) = args.next() {
+        anyhow::ensure!(arg == "--peer", "`{arg}` is unknown; there is --peer NAME=URL[,PID...]");
+        peers.push(Peer::parse(&args.next().unwrap_or_default())?);
+    }
+    if peers.is_empty() { alone() } else { peers::run(peers) }
+}
+
+fn alone() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("pointsman.toml");
     std::fs::write(&path, config())?;

@@ -82,13 +82,35 @@ pub(crate) async fn whole(socket: &mut TcpStream, request: &[u8]) -> anyhow::Res
     }
 }
 
+/// When a client acknowledges what it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Acks {
+    /// As the operating system does, which waits for something to send along.
+    AsUsual,
+    /// At once.
+    AtOnce,
+}
+
 /// Sends a request and reads its stream to the end.
 pub(crate) async fn exchange(socket: &mut TcpStream, request: &[u8]) -> std::io::Result<Sample> {
+    exchange_acking(socket, request, Acks::AsUsual).await
+}
+
+/// The same, acknowledging in a way.
+pub(crate) async fn exchange_acking(
+    socket: &mut TcpStream,
+    request: &[u8],
+    acks: Acks,
+) -> std::io::Result<Sample> {
     let sent = Instant::now();
     socket.write_all(request).await?;
     let mut response = Vec::with_capacity(8 << 10);
     let mut first = None;
     loop {
+        if acks == Acks::AtOnce {
+            // Linux forgets it whenever it sends something along.
+            rustix::net::sockopt::set_tcp_quickack(&*socket, true)?;
+        }
         if socket.read_buf(&mut response).await? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }

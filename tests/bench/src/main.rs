@@ -12,6 +12,7 @@ mod http;
 mod kv;
 mod languages;
 mod load;
+mod peers;
 mod policies;
 mod prefill;
 mod retention;

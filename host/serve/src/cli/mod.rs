@@ -1,10 +1,11 @@
-//! The command line: `serve`, `demo`, `devices`, `config`, `key`, `plugin`, `rollout`, `generations`, `kv`, `record`,
-//! `replay`, `simulate`.
+//! The command line: `serve`, `demo`, `devices`, `bench`, `simulate`, `config`, `key`, `plugin`, `rollout`, `generations`,
+//! `kv`, `record`, `replay`.
 //!
 //! **Invariant:** the only module, with the demo, that prints to the terminal.
 #![allow(clippy::print_stdout, reason = "this is what the command line is for")]
 
 mod author;
+mod bench;
 mod config;
 mod demo;
 mod examine;
@@ -42,6 +43,8 @@ enum Command {
     Demo(ServeArgs),
     /// Show the GPUs of this machine, or say why none can be used.
     Devices,
+    /// Put a server of OpenAI's or Anthropic's protocol under the load of agents, and report what it does.
+    Bench(Box<load::BenchArgs>),
     /// Check, explain or import a configuration; print the reference one or its schema.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -127,6 +130,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             run::devices();
             Ok(())
         }
+        Command::Bench(args) => bench::bench(&args),
         Command::Config(command) => config::config(command),
         Command::Key(command) => key::key(command),
         Command::Plugin(args) => run::block_on(operate::plugin(args))?,
