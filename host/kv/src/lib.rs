@@ -22,7 +22,10 @@ mod retention;
 pub use arena::{Arena, SLOT_ALIGN, Slot, SlotMut};
 pub use geometry::Geometry;
 pub use host::{Block, HostEvents, HostStats, HostTier, Put};
-pub use index::{PrefixIndex, WORKERS_MAX};
+pub use index::{
+    Batch, Change, Holder, HolderTier, IndexLimits, IndexStats, Overlap, Overlaps, PrefixIndex, Receipt,
+    Snapshot, SnapshotBlock, WORKERS_MAX,
+};
 pub use name::{BlockName, Fingerprint, NameChain};
 pub use pool::{BlockPool, Evicted, KvError, KvEvent, Placed, PoolStats, Sealed};
 pub use retention::{KeepBound, KeepBounds, Retained, Retention};

@@ -9,6 +9,7 @@ mod executor;
 mod grammar;
 mod host;
 mod http;
+mod index;
 mod kv;
 mod languages;
 mod load;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         "swap" => swap::run(),
         "http" => http::run(),
         "kv" => kv::run(),
+        "index" => index::run(),
         "executor" => executor::run(),
         "drafts" => drafts::run(),
         "prefill" => prefill::run(),
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
         bare::CHILD => bare::serve(),
         _ => {
             eprintln!(
-                "usage: bench policy|swap|http|kv|retention|executor|drafts|prefill|grammar|languages|speculation"
+                "usage: bench policy|swap|http|kv|index|retention|executor|drafts|prefill|grammar|languages|speculation"
             );
             return ExitCode::from(2);
         }

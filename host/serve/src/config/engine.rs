@@ -1,7 +1,6 @@
 //! What is served and what computes it: model, device, KV memory, step loop.
 
 use engine::{ADAPTERS_MAX, WeightFormat};
-use kv::WORKERS_MAX;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +10,9 @@ use crate::prompt::Family;
 use super::device::Device;
 use super::error::{ConfigError, at_least, at_most, bad};
 use super::kv::MEMORY_MIB_MAX;
+
+/// Most workers of one process. Chosen: each is a thread with memory of its own; more belong to more processes.
+const WORKERS_MAX: usize = 64;
 
 /// What is served.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

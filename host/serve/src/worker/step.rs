@@ -384,7 +384,7 @@ impl StepLoop {
     }
 
     fn publish(&mut self) {
-        self.parts.prefixes.apply(self.parts.index, self.pool.drain_events());
+        self.parts.prefixes.follow(self.parts.index, self.pool.drain_events());
         let stats = self.pool.stats();
         let load = &self.load;
         let set =
