@@ -337,7 +337,7 @@ impl<'a> Fleet<'a> {
         if !self.states[worker].is_reachable() {
             return;
         }
-        self.index.apply(worker, self.workers[worker].drain_events());
+        self.index.follow(worker, self.workers[worker].drain_events());
         for news in std::mem::take(&mut self.workers[worker].news) {
             self.heard(worker, news);
         }
