@@ -17,7 +17,7 @@ use kv::PrefixIndex;
 use policy::{
     Event as Told, Generations, ObserveView, Pin, ROUTE_CANDIDATE, RouteView, Slot, Subject, Table,
 };
-use trace::Stop;
+use trace::{Stop, Trace};
 
 use crate::names::Names;
 use crate::results::{Call, Gaps, Results, Status, WorkerResult};
@@ -50,6 +50,8 @@ pub(crate) struct Fleet<'a> {
     workloads: &'a [Workload],
     chain: &'a str,
     names: Vec<Names>,
+    /// For each workload the next turn of each request; empty where answers do not return.
+    nexts: Vec<Vec<Option<u32>>>,
     sources: Vec<Source>,
     workers: Vec<Worker>,
     states: Vec<State>,
@@ -83,7 +85,7 @@ impl<'a> Fleet<'a> {
         let (mut calls, mut sources) = (Vec::new(), Vec::new());
         for (at, workload) in workloads.iter().enumerate() {
             let trace = &workload.trace;
-            names.push(Names::new(trace.block_tokens, setup.block_tokens).ok_or_else(|| {
+            names.push(Names::new(at as u16, trace.block_tokens, setup.block_tokens).ok_or_else(|| {
                 let right = format!(
                     "blocks of {} tokens in `{}` can be cut or joined evenly",
                     trace.block_tokens, trace.name
@@ -100,13 +102,17 @@ impl<'a> Fleet<'a> {
             step_rows_max: setup.step_rows_max,
             starvation: setup.starvation,
             cost: setup.cost,
+            walks: setup.walks,
         });
         let prefill_us = setup.cost.prefill_us[1];
         let tiers = || Tiers::new(&setup.tiers, (setup.block_tokens, setup.token_bytes), prefill_us);
         let workers: Vec<Worker> =
             (0..setup.workers).map(|place| Worker::new(place, &kind, generations, tiers())).collect();
+        let nexts =
+            |workload: &Workload| if setup.answers_return { nexts(&workload.trace) } else { Vec::new() };
         let pin = generations.pin(&Subject::default());
         Ok(Self {
+            nexts: workloads.iter().map(nexts).collect(),
             setup,
             workloads,
             chain,
@@ -200,7 +206,10 @@ impl<'a> Fleet<'a> {
         let trace = Arc::clone(&self.workloads[workload].trace);
         let asked = &trace.requests[request as usize];
         self.calls[call as usize].arrived = self.now;
-        let names = self.names[workload].of_prompt(&trace, asked);
+        let mut names = self.names[workload].of_prompt(&trace, asked);
+        if let Some(next) = self.nexts[workload].get(request as usize).copied().flatten() {
+            self.names[workload].extend(&mut names, &trace, asked, &trace.requests[next as usize]);
+        }
         let tokens = (asked.prompt_tokens, asked.output_tokens);
         let mut s = Sequence::new(call, self.now.moment(), tokens, names);
         s.hints = self.hints(workload, request);
@@ -245,6 +254,11 @@ impl<'a> Fleet<'a> {
         if self.rows.is_empty() {
             self.stranded.push(s);
             return Ok(());
+        }
+        // What their steps up to now have changed is known before anybody is asked.
+        for &at in &self.rows {
+            self.workers[at].read(self.now);
+            self.index.follow(at, self.workers[at].published_events());
         }
         let full = (s.prompt_tokens / self.setup.block_tokens) as usize;
         self.index.overlap(s.prompt_names(full), &mut self.overlap);
@@ -337,7 +351,7 @@ impl<'a> Fleet<'a> {
         if !self.states[worker].is_reachable() {
             return;
         }
-        self.index.follow(worker, self.workers[worker].drain_events());
+        self.index.follow(worker, self.workers[worker].published_events());
         for news in std::mem::take(&mut self.workers[worker].news) {
             self.heard(worker, news);
         }
@@ -424,4 +438,16 @@ impl<'a> Fleet<'a> {
             gaps: self.gaps,
         }
     }
+}
+
+/// The next turn of each request.
+fn nexts(trace: &Trace) -> Vec<Option<u32>> {
+    let mut latest: Vec<Option<u32>> = vec![None; trace.sessions.len()];
+    let mut nexts = vec![None; trace.requests.len()];
+    for (at, request) in (0..).zip(&trace.requests) {
+        if let Some(before) = latest[request.session as usize].replace(at) {
+            nexts[before as usize] = Some(at);
+        }
+    }
+    nexts
 }

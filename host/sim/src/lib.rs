@@ -56,7 +56,10 @@ impl Chain {
             instances_max: instances.max(RuntimeConfig::default().instances_max),
             ..RuntimeConfig::default()
         };
-        Ok(Self { name: name.into(), spec, runtime: Runtime::new(config)? })
+        let chain = Self { name: name.into(), spec, runtime: Runtime::new(config)? };
+        // Components are compiled here, once for all simulations.
+        chain.start(1)?;
+        Ok(chain)
     }
 
     /// Its name.
@@ -79,3 +82,6 @@ pub fn simulate(setup: &Setup, workloads: &[Workload], chain: &Chain) -> Result<
     let generations = chain.start(setup.workers)?;
     fleet::Fleet::new(setup, workloads, (&chain.name, &generations))?.run()
 }
+
+#[cfg(test)]
+mod tests;

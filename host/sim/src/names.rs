@@ -8,16 +8,18 @@ use trace::{Request, Trace, mix};
 /// How the blocks of a trace become blocks of a worker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Names {
+    /// Tells the blocks of one trace from those of another.
+    salt: u64,
     trace_tokens: u32,
     block_tokens: u32,
 }
 
 impl Names {
     /// `None` where the blocks of the trace cannot be cut into, or joined to, blocks of so many tokens.
-    pub(crate) fn new(trace_tokens: u32, block_tokens: u32) -> Option<Self> {
+    pub(crate) fn new(salt: u16, trace_tokens: u32, block_tokens: u32) -> Option<Self> {
         let fits = block_tokens > 0
             && (trace_tokens.is_multiple_of(block_tokens) || block_tokens.is_multiple_of(trace_tokens));
-        fits.then_some(Self { trace_tokens, block_tokens })
+        fits.then_some(Self { salt: u64::from(salt) << 48, trace_tokens, block_tokens })
     }
 
     /// Names of the full blocks of a prompt, with room for those of its answer.
@@ -30,23 +32,47 @@ impl Names {
         names
     }
 
+    /// Adds the names of blocks that an answer fills, as the next prompt has them; nothing where it does not go on from
+    /// this one.
+    pub(crate) fn extend(
+        &self,
+        names: &mut Vec<BlockName>,
+        trace: &Trace,
+        request: &Request,
+        next: &Request,
+    ) {
+        let (whole, numbers) = ((request.prompt_tokens / trace.block_tokens) as usize, trace.blocks(next));
+        if !numbers.starts_with(&trace.blocks(request)[..whole]) {
+            return;
+        }
+        let full = (request.prompt_tokens + request.output_tokens) / self.block_tokens;
+        for at in names.len() as u32..full {
+            let Some(name) = self.name(numbers, at) else { return };
+            names.push(name);
+        }
+    }
+
     /// The block in this place of a prompt; `None` where the trace does not say what is in it.
     pub(crate) fn name(&self, numbers: &[u32], at: u32) -> Option<BlockName> {
         let (start, end) = (at * self.block_tokens, (at + 1) * self.block_tokens);
         let number = *numbers.get((end - 1) as usize / self.trace_tokens as usize)?;
         let part = (start % self.trace_tokens) / self.block_tokens;
-        Some(name(u64::from(number) << 16 | u64::from(part)))
+        Some(name(self.salt, u64::from(number) << 16 | u64::from(part)))
     }
 }
 
 /// A block of what a request was answered, which no prompt begins with.
 pub(crate) fn of_answer(request: u64, at: usize) -> BlockName {
-    name(1 << 63 | request << 20 | at as u64)
+    name(ANSWERS, request << 20 | at as u64)
 }
 
-fn name(number: u64) -> BlockName {
+/// The salt of answers; no simulation has as many traces.
+const ANSWERS: u64 = 0xffff << 48;
+
+fn name(salt: u64, number: u64) -> BlockName {
     // Half of it is what indexes and pools hash by.
-    BlockName(u128::from(number) << 64 | u128::from(mix(number.wrapping_add(0x9e37_79b9_7f4a_7c15))))
+    let half = mix(mix(number.wrapping_add(0x9e37_79b9_7f4a_7c15)) ^ salt);
+    BlockName(u128::from(number ^ salt) << 64 | u128::from(half))
 }
 
 #[cfg(test)]
@@ -62,7 +88,7 @@ mod tests {
             builder.request(entry, contents.into_iter());
         }
         let trace = builder.finish();
-        let names = Names::new(trace.block_tokens, block_tokens).unwrap();
+        let names = Names::new(0, trace.block_tokens, block_tokens).unwrap();
         [0, 1].map(|at: usize| names.of_prompt(&trace, &trace.requests[at]))
     }
 
@@ -80,6 +106,6 @@ mod tests {
 
     #[test]
     fn blocks_that_do_not_fit_are_refused() {
-        assert!(Names::new(512, 48).is_none() && Names::new(64, 0).is_none());
+        assert!(Names::new(0, 512, 48).is_none() && Names::new(0, 64, 0).is_none());
     }
 }

@@ -272,6 +272,7 @@ impl Scenario {
             tiers: self.tiers()?,
             faults: self.fault.clone(),
             answers_return: self.answers_return,
+            walks: false,
         };
         setup.check()?;
         Ok((setup, workloads))

@@ -1,7 +1,7 @@
 //! A sequence in a simulated worker's hands: lengths in the place of tokens.
 
 use decide::{Moment, Scheduled, SequenceHints};
-use kv::{BlockName, BlockPool, PageIdx};
+use kv::{BlockName, BlockPool, PageIdx, Sealed};
 use policy::Attributes;
 
 use crate::names;
@@ -22,6 +22,8 @@ pub(crate) struct Sequence {
     /// Leading pages that are held through the one after them.
     lent: usize,
     sealed: usize,
+    /// Whether some of its blocks lie in other pages, too: what it seals next holds those.
+    pub(crate) has_copies: bool,
     /// Names of its full blocks, as far as the trace says them; those of an answer are its own.
     names: Vec<BlockName>,
     /// Leading tokens that whoever routed it believed to be there.
@@ -52,6 +54,7 @@ impl Sequence {
             pages: Vec::new(),
             lent: 0,
             sealed: 0,
+            has_copies: false,
             names,
             expected_tokens: 0,
             cached: None,
@@ -113,7 +116,8 @@ impl Sequence {
         while self.sealed < full {
             let at = self.sealed;
             let parent = at.checked_sub(1).map(|before| self.names[before]);
-            pool.seal(self.pages[at], self.names[at], parent);
+            let sealed = pool.seal(self.pages[at], self.names[at], parent);
+            self.has_copies |= sealed != Sealed::Named;
             self.sealed += 1;
         }
     }
@@ -122,7 +126,7 @@ impl Sequence {
     pub(crate) fn release(&mut self, pool: &mut BlockPool) {
         pool.release(&self.pages[self.lent..]);
         self.pages.clear();
-        (self.lent, self.computed, self.sealed) = (0, 0, 0);
+        (self.lent, self.computed, self.sealed, self.has_copies) = (0, 0, 0, false);
     }
 
     /// Gives way, by plan or for want of pages.

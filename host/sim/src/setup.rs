@@ -31,6 +31,8 @@ pub struct Setup {
     pub faults: Vec<Fault>,
     /// Whether what was answered is found in the next prompt, where the trace says that it begins with it.
     pub answers_return: bool,
+    /// Whether steps that only draw tokens are walked through one by one: slower, and the same.
+    pub walks: bool,
 }
 
 impl Default for Setup {
@@ -47,6 +49,7 @@ impl Default for Setup {
             tiers: Vec::new(),
             faults: Vec::new(),
             answers_return: false,
+            walks: false,
         }
     }
 }

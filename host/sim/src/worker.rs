@@ -29,6 +29,8 @@ pub(crate) struct Kind {
     pub(crate) step_rows_max: u32,
     pub(crate) starvation: Duration,
     pub(crate) cost: CostModel,
+    /// Whether each step is an event of its own: what runs are held to.
+    pub(crate) walks: bool,
 }
 
 /// One of them.
@@ -121,10 +123,18 @@ impl Worker {
     /// Takes a sequence in. Gives when the step under way ends, where that is sooner now.
     pub(crate) fn enqueue(&mut self, mut s: Sequence, now: Ns) -> Option<Ns> {
         self.tiers.fetch(&mut s, &self.pool, self.waiting_tokens, now);
-        self.waiting_tokens += u64::from(s.prefill_left());
+        let tokens = s.prefill_left();
+        self.waiting_tokens += u64::from(tokens);
         self.waiting.push(s);
-        self.reading = None;
         self.changed = true;
+        // Who is on the way is counted beside what the last step left.
+        match &mut self.reading {
+            Some(reading) if !matches!(self.doing, Doing::Nothing) => {
+                reading.queue_len += 1.0;
+                reading.queued_tokens += tokens as f32;
+            }
+            reading => *reading = None,
+        }
         self.cut(now)
     }
 
@@ -153,6 +163,8 @@ impl Worker {
         if !self.has_work() {
             return None;
         }
+        // What a step takes is seen when it has ended.
+        self.read(now);
         self.plan(now);
         let budget = StepBudget {
             now: now.moment(),
@@ -167,6 +179,7 @@ impl Worker {
             decide::reserve(self, &mut rows);
         }
         if rows.iter().all(|new| *new == 0) {
+            self.reading = None;
             return None;
         }
         self.steps += 1;
@@ -298,9 +311,14 @@ impl Worker {
         reading
     }
 
-    /// What changed of its cache, for the index.
-    pub(crate) fn drain_events(&mut self) -> impl ExactSizeIterator<Item = KvEvent> + '_ {
-        self.pool.drain_events()
+    /// What changed of its cache up to the end of its last step, for the index.
+    pub(crate) fn published_events(&mut self) -> Vec<KvEvent> {
+        let none_yet = match &self.doing {
+            Doing::Nothing => false,
+            Doing::Step { .. } => true,
+            Doing::Run(run) => run.is_at_first(),
+        };
+        if none_yet { Vec::new() } else { self.pool.drain_events().collect() }
     }
 
     /// Loses its device: whoever it had, without pages, and nothing in its cache.

@@ -55,7 +55,7 @@ struct Turn {
 
 /// Reads a folder, one file a conversation, in the order of their names.
 pub(crate) fn folder(path: &Path) -> Result<Trace, TraceError> {
-    let unread = |source| TraceError::Read { path: path.to_owned(), source };
+    let unread = |error| TraceError::Read { path: path.to_owned(), error };
     let mut files: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(path).map_err(unread)? {
         files.push(entry.map_err(unread)?.path());

@@ -125,7 +125,7 @@ pub fn read(path: &Path) -> Result<Trace, TraceError> {
     if path.is_dir() {
         return conversations::folder(path);
     }
-    let unread = |source| TraceError::Read { path: path.to_owned(), source };
+    let unread = |error| TraceError::Read { path: path.to_owned(), error };
     let file = std::fs::File::open(path).map_err(unread)?;
     let mut lines = BufReader::with_capacity(1 << 20, file);
     let mut first = String::new();
@@ -150,8 +150,8 @@ impl Source {
         TraceError::Line { path: self.path.clone(), line: self.line, why: why.into() }
     }
 
-    fn unread(&self, source: std::io::Error) -> TraceError {
-        TraceError::Read { path: self.path.clone(), source }
+    fn unread(&self, error: std::io::Error) -> TraceError {
+        TraceError::Read { path: self.path.clone(), error }
     }
 
     /// Its file's name.

@@ -97,7 +97,8 @@ struct Ends(FxHashMap<u64, u32>);
 
 impl Ends {
     fn session_of(&mut self, ids: &[u64], builder: &mut Builder) -> u32 {
-        let known = ids.iter().rev().find_map(|id| self.0.get(id).copied());
+        // An end is gone on from once: what many prompts begin with is a template, and makes no session of them.
+        let known = ids.iter().rev().find_map(|id| self.0.remove(id));
         let session = known.unwrap_or_else(|| builder.session(Session { parent: None, is_named: false }));
         // The last block is partial: what follows fills it, and gives it another number.
         let end = if ids.len() > 1 { ids[ids.len() - 2] } else { ids[0] };

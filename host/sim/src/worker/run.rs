@@ -19,6 +19,11 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// Whether none of its steps has been followed.
+    pub(super) fn is_at_first(&self) -> bool {
+        self.done == 0
+    }
+
     /// When so many steps are over.
     fn at(&self, cost: &CostModel, steps: u32) -> Ns {
         self.begun.after(cost.run_ns(self.size, f64::from(steps)) * self.slowness)
@@ -53,13 +58,14 @@ impl Worker {
     pub(super) fn run_of(&self, rows: &[usize], now: Ns) -> Option<Run> {
         let draws =
             |(s, new): (&crate::sequence::Sequence, &usize)| *new == 1 && s.output > 0 && s.left() == 1;
-        if !self.running.iter().zip(rows).all(draws) {
+        if self.kind.walks || !self.running.iter().zip(rows).all(draws) {
             return None;
         }
         let steps = self.running.iter().map(|s| s.output_max - s.output).min()?;
-        // Whoever is held back by a plan may be let go in any step.
-        let is_held_back = self.waiting.iter().any(|s| s.chunk_tokens().is_some());
-        let steps = if is_held_back { 1 } else { self.steps_with_pages(steps) };
+        // Whoever waits is tried in each step, and what it finds in the cache counts as used each time.
+        let has_room = self.running.len() < self.kind.step_rows_max as usize;
+        let is_tried = has_room && !self.waiting.is_empty();
+        let steps = if is_tried { 1 } else { self.steps_with_pages(steps) };
         let context = self.running.iter().map(|s| f64::from(s.len())).sum();
         let size = (self.running.len() as f64, context);
         let mut run = Run { begun: now, end: now, steps, done: 0, size, slowness: self.slowness };
@@ -70,7 +76,9 @@ impl Worker {
     /// Steps until pages run out; one has its pages.
     fn steps_with_pages(&self, steps: u32) -> u32 {
         let block_tokens = self.kind.block_tokens as usize;
-        let available = self.pool.available() as usize;
+        // What a block is copied from cannot be evicted once a block behind it is sealed.
+        let has_copies = self.running.iter().any(|s| s.has_copies);
+        let available = if has_copies { self.pool.stats().free } else { self.pool.available() } as usize;
         let wanted = |steps: u32| -> usize {
             let pages = |s: &crate::sequence::Sequence| {
                 pages_for((s.computed + steps) as usize, block_tokens).saturating_sub(s.pages.len())
