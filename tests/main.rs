@@ -30,6 +30,7 @@ mod responses;
 mod resume;
 mod retention;
 mod rollout;
+mod simulate;
 mod speculation;
 mod speculative_decoding;
 mod stores;

@@ -190,6 +190,13 @@ pub struct Summary {
 }
 
 impl Results {
+    /// Requests of a workload that were answered in the first seconds.
+    pub fn answered_within(&self, workload: usize, seconds: f64) -> u64 {
+        let end = Ns::of_ms(seconds * 1e3);
+        let of = |call: &&Call| call.workload as usize == workload && call.status == Status::Done;
+        self.calls.iter().filter(of).filter(|call| call.done <= end).count() as u64
+    }
+
     /// Of all requests, or of one workload's.
     pub fn summary(&self, workloads: &[Workload], of: Option<usize>) -> Summary {
         let asked = |call: &Call| &workloads[call.workload as usize].trace.requests[call.request as usize];

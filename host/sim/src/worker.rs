@@ -276,6 +276,7 @@ impl Worker {
             s.output += 1;
             match s.output {
                 1 => {
+                    self.changed = true;
                     let ttft = now.moment().saturating_sub(s.arrived).as_secs_f32() * 1e3;
                     smooth(&mut self.ttft_ms_ewma, ttft);
                     let cached = s.cached.unwrap_or(0);

@@ -17,6 +17,7 @@ mod peers;
 mod policies;
 mod prefill;
 mod retention;
+mod simulate;
 mod speculation;
 mod swap;
 mod table;
@@ -39,11 +40,12 @@ fn main() -> ExitCode {
         "grammar" => grammar::run(),
         "languages" => languages::run(),
         "speculation" => speculation::run(),
+        "simulate" => simulate::run(),
         host::CHILD => host::serve(),
         bare::CHILD => bare::serve(),
         _ => {
             eprintln!(
-                "usage: bench policy|swap|http|kv|index|retention|executor|drafts|prefill|grammar|languages|speculation"
+                "usage: bench policy|swap|http|kv|index|retention|executor|drafts|prefill|grammar|languages|speculation|simulate"
             );
             return ExitCode::from(2);
         }

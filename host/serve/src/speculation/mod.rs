@@ -281,6 +281,7 @@ impl Next {
             tokens: prompt.tokens,
             blocks: prompt.blocks,
             salt: prompt.salt,
+            expected_tokens: 0,
             adapter: prompt.adapter,
             constraint: None,
             sampling: self.request.sampling,

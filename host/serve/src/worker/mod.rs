@@ -226,7 +226,7 @@ impl Worker {
 
     /// Hands a sequence over; its events come through its channel. False once the worker has stopped.
     pub fn submit(&self, start: Start) -> bool {
-        let tokens = start.tokens.len() as u64;
+        let tokens = start.load_tokens();
         let sender = self.sender.lock();
         let Some(sender) = sender.as_ref() else { return false };
         if !start.ahead {

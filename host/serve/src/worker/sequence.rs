@@ -34,6 +34,8 @@ pub struct Start {
     pub blocks: Arc<[BlockName]>,
     /// What those names are salted with, and the names of blocks of the output.
     pub salt: u64,
+    /// Leading tokens that its worker was believed to have when it was chosen: until it starts, the others are its load.
+    pub expected_tokens: u32,
     /// The adapter that computes it; those names depend on it too.
     pub adapter: Option<AdapterId>,
     /// How tokens are drawn.
@@ -65,6 +67,11 @@ pub struct Start {
 }
 
 impl Start {
+    /// Prompt tokens that its worker is believed to have to compute.
+    pub(super) fn load_tokens(&self) -> u64 {
+        (self.tokens.len() as u64).saturating_sub(self.expected_tokens.into())
+    }
+
     /// Whether its next tokens may be guessed.
     fn wants_drafts(&self) -> bool {
         self.attributes.get(DRAFTS_ATTRIBUTE) != Some(&Value::Flag(false))
@@ -299,6 +306,7 @@ impl Sequence {
         match self.awaited {
             // Others compute its whole blocks.
             Some(Awaited::Handoff(_)) => 0,
+            _ if self.pages.is_empty() => self.left().saturating_sub(1 + self.start.expected_tokens as usize),
             _ => self.left().saturating_sub(1),
         }
     }

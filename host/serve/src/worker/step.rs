@@ -238,7 +238,7 @@ impl StepLoop {
         }
         let handoff = start.handoff.take();
         self.load.in_transit.fetch_sub(1, Ordering::Relaxed);
-        self.load.in_transit_tokens.fetch_sub(start.tokens.len() as u64, Ordering::Relaxed);
+        self.load.in_transit_tokens.fetch_sub(start.load_tokens(), Ordering::Relaxed);
         let fingerprint = self.parts.executors.served.caps().fingerprint_of(start.adapter);
         let mut s = Sequence::new(start, fingerprint, self.block_tokens);
         if !s.output.is_empty() && goes_no_further(&mut s) {

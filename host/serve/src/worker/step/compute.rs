@@ -119,6 +119,8 @@ impl StepLoop {
             let drafts = std::mem::take(&mut s.drafts);
             let drawn: Vec<Sampled> = sampled.by_ref().take(1 + drafts.len()).collect();
             if s.output.is_empty() {
+                // Whoever planned around its prompt plans anew.
+                self.changed = true;
                 smooth(&self.load.ttft_us_ewma, now.saturating_sub(s.start.arrived).as_micros() as u64);
             }
             let right = drafts.iter().zip(&drawn).take_while(|(draft, drawn)| **draft == drawn.token).count();

@@ -38,6 +38,8 @@ impl Lanes for StepLoop {
         let next = &mut self.waiting[at];
         let tokens = if next.loads.is_empty() { next.left().min(tokens_max) } else { 0 };
         next.announce();
+        // From here on it is known what it has.
+        next.start.expected_tokens = 0;
         self.running.push(self.waiting.remove(at));
         self.changed = true;
         Some(tokens)

@@ -99,6 +99,7 @@ impl StepLoop {
         let mut stranded = Vec::new();
         for mut s in self.running.drain(..) {
             s.release(&mut self.pool);
+            s.start.expected_tokens = 0;
             if s.outlives_loss(LOSSES_MAX) {
                 stranded.push(s);
             } else {
@@ -174,6 +175,8 @@ impl StepLoop {
     pub(super) fn take_over(&mut self, mut s: Sequence) {
         self.load.in_transit.fetch_sub(1, Ordering::Relaxed);
         self.load.in_transit_tokens.fetch_sub(s.prompt_len() as u64, Ordering::Relaxed);
+        // What another worker had of it is not here.
+        s.start.expected_tokens = 0;
         match s.awaited.take() {
             Some(Awaited::Handoff(taker)) => self.await_handoff(&mut s, taker),
             _ => self.fetch(&mut s),

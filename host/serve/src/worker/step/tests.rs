@@ -200,6 +200,7 @@ impl Bench {
             tokens: tokens.into(),
             blocks: blocks.into(),
             salt: super::super::NO_SALT,
+            expected_tokens: 0,
             adapter: self.adapter,
             sampling: SamplingParams::default(),
             output_tokens_max: output,

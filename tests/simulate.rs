@@ -1,0 +1,159 @@
+//! `pointsman simulate` as a process.
+
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::Value;
+
+use crate::process::run;
+
+fn said(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).expect("it can be written");
+    path.to_str().expect("the path is UTF-8").to_owned()
+}
+
+/// Two conversations of five turns, side by side, in the Mooncake format: their blocks grow from turn to turn.
+fn trace() -> String {
+    let mut lines = String::new();
+    for turn in 0..5u64 {
+        for session in 0..2u64 {
+            let blocks = 20 + 3 * turn;
+            let ids: Vec<String> = (0..=blocks)
+                .map(|at| (session * 1000 + at + if at == blocks { 500 + turn } else { 0 }).to_string())
+                .collect();
+            let (at, tokens) = (turn * 3000 + session, blocks * 512 + 100);
+            lines += &format!(
+                "{{\"timestamp\": {at}, \"input_length\": {tokens}, \"output_length\": 40, \"hash_ids\": [{}]}}\n",
+                ids.join(",")
+            );
+        }
+    }
+    lines
+}
+
+#[test]
+fn chains_are_compared_over_a_trace_by_a_table_a_file_and_a_picture() {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let trace = write(folder.path(), "trace.jsonl", &trace());
+    let own = write(folder.path(), "own.toml", "[chain]\nscore = [{ plugin = \"route-prefix-affinity\" }]\n");
+    let (json, svg) = (folder.path().join("out.json"), folder.path().join("out.svg"));
+    let (json, svg) = (json.to_str().expect("UTF-8"), svg.to_str().expect("UTF-8"));
+    let chains = format!("round-robin,default,{own}");
+    let args = [
+        "simulate",
+        "--trace",
+        &trace,
+        "--chains",
+        &chains,
+        "--workers",
+        "3",
+        "--cost",
+        "polynomial",
+        "--json",
+        json,
+        "--plot",
+        svg,
+    ];
+    let output = run(&args);
+    let (table, errors) = said(&output);
+    assert!(output.status.success(), "{errors}");
+    assert!(table.contains("3 workers, each with 16384 blocks of 512 tokens"), "{table}");
+    assert!(table.contains("against round-robin"), "{table}");
+    let told: Value =
+        serde_json::from_str(&std::fs::read_to_string(json).expect("it was written")).expect("it is JSON");
+    let reuse = |at: usize| told["summaries"][at]["reuse"].as_f64().expect("a share");
+    assert_eq!(told["summaries"][0]["answered"], 10);
+    assert!(reuse(1) > 0.7 && reuse(2) > 0.7 && reuse(0) < 0.6, "{:#}", told["summaries"]);
+    assert!(
+        told["comparisons"][0]["ttft_ms_mean"]["high"].as_f64().expect("a number") < 0.0,
+        "{:#}",
+        told["comparisons"]
+    );
+    let picture = std::fs::read_to_string(svg).expect("it was drawn");
+    assert!(picture.starts_with("<svg") && picture.matches("<polyline").count() == 12);
+    let again = run(&args);
+    let first_lines = |text: &str| text.lines().take(12).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(first_lines(&said(&again).0), first_lines(&table), "a simulation is the same each time");
+}
+
+#[test]
+fn a_scenario_has_faults_tiers_and_several_workloads() {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let scenario = write(
+        folder.path(),
+        "fleet.toml",
+        r#"
+workers = 2
+cost = "linear:1000,10,20"
+
+[[workload]]
+name = "background"
+arrivals = "closed"
+concurrency = 6
+prompts = { requests = 60, prompt_tokens = 6000, output_tokens = 30 }
+
+[[workload]]
+name = "interactive"
+arrivals = "rate"
+per_s = 5.0
+priority = 10.0
+agents = { sessions = 3, turns_max = 4 }
+
+[[tier]]
+name = "host"
+blocks = 4096
+gb_per_s = 25.0
+
+[[fault]]
+worker = 1
+kind = "crash"
+at_s = 0.5
+for_s = 1.0
+
+[[fault]]
+worker = 0
+kind = { slow = { factor = 2.0 } }
+at_s = 1.0
+for_s = 2.0
+"#,
+    );
+    let output = run(&["simulate", "--scenario", &scenario, "--chains", "builtin,default"]);
+    let (table, errors) = said(&output);
+    assert!(output.status.success(), "{errors}");
+    assert_eq!(
+        table.matches("  background ").count() + table.matches("  interactive ").count(),
+        4,
+        "{table}"
+    );
+    assert!(!table.contains(" -"), "nobody is lost: {table}");
+}
+
+#[test]
+fn what_cannot_be_simulated_is_told_by_flag_field_or_line() {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let refused = |args: &[&str], expected: &str| {
+        let output = run(&[&["simulate"], args].concat());
+        let (_, errors) = said(&output);
+        assert!(!output.status.success() && errors.contains(expected), "{args:?}: {errors}");
+    };
+    refused(&[], "`workload` is empty");
+    refused(&["--agents", "2", "--workers", "0"], "`workers` is 0; it lies between 1 and 4096");
+    refused(&["--agents", "0"], "`sessions` is 0");
+    refused(&["--agents", "2", "--chains", "best"], "`chains` is best; known are default");
+    refused(&["--agents", "2", "--cost", "h900"], "`cost` is h900; it is");
+    refused(&["--agents", "2", "--arrivals", "closed"], "`workload.0.concurrency` is 0");
+    refused(&["--trace", "/nowhere.jsonl"], "cannot read /nowhere.jsonl");
+    let unordered = trace().lines().rev().collect::<Vec<_>>().join("\n");
+    let unordered = write(folder.path(), "unordered.jsonl", &unordered);
+    refused(&["--trace", &unordered], "unordered.jsonl, line 3: `timestamp` goes back");
+    let unknown = write(folder.path(), "unknown.jsonl", "{\"version\": 7, \"requests\": []}\n");
+    refused(&["--trace", &unknown], "unknown.jsonl, line 1: has version 7 of the format; 1 is known");
+    let scenario = write(folder.path(), "bad.toml", "wokers = 3\n");
+    refused(&["--scenario", &scenario], "wokers");
+}
