@@ -13,7 +13,10 @@
 
 mod holder;
 mod lookup;
+mod names;
+mod pages;
 mod remove;
+mod roster;
 mod runs;
 mod shared;
 mod slab;
@@ -208,7 +211,7 @@ impl PrefixIndex {
     pub fn stats(&self) -> IndexStats {
         let ledger = self.ledger.lock();
         let books = &ledger.books;
-        let bytes = (Table::bytes(&books.table) + books.runs.bytes()) as u64;
+        let bytes = (Table::bytes(&books.table) + books.pages.bytes() + books.runs.bytes()) as u64;
         IndexStats { runs: books.runs.living as u64, bytes, ..books.stats }
     }
 

@@ -2,93 +2,134 @@
 
 use std::cmp::Reverse;
 
-use super::runs::{NONE, Span, State, Words, covering, pack, unpack};
-use super::store::TOUCHED;
-use super::writer::{Gone, Writer, members};
+use super::roster::Spot;
+use super::runs::{NONE, Span, Words};
+use super::writer::{Writer, members};
 
 /// Leaves of which the one with the fewest holders is pruned. Chosen: age decides first.
 const LEAVES: usize = 8;
 /// Fewest blocks that are pruned at once, if the run has them. Chosen: a batch of a prompt prunes a few times.
 const PRUNED_MIN: u32 = 256;
 
+/// Blocks of one run that follow each other, and that a batch removes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    /// The page of its first block.
+    page: u32,
+    /// Depth and name of its first block.
+    first: u32,
+    key: u64,
+    /// Depth behind its last block.
+    end: u32,
+}
+
 impl Writer<'_> {
     /// A holder has these blocks no more, nor any that follow them.
     pub(super) fn remove(&mut self, code: u32, keys: &[u64]) {
-        let mut gone = std::mem::take(&mut self.books.gone);
-        gone.clear();
-        gone.reserve(keys.len());
-        let mut numbers = [0; TOUCHED];
-        for some in keys.chunks(TOUCHED) {
-            self.shared.table.touch(some, &mut numbers);
-            for (&key, &number) in some.iter().zip(&numbers) {
-                if let Some(place) = self.shared.table.find(number, key) {
-                    let (run, depth) = unpack(place);
-                    gone.push(Gone { run, depth, key, number });
-                }
-            }
-        }
-        self.books.stats.unknown += (keys.len() - gone.len()) as u64;
-        for stretch in gone.chunk_by_mut(|a, b| a.run == b.run) {
-            // Pools evict the last block first; others may say it in any order.
-            if !stretch.is_sorted_by(|a, b| a.depth > b.depth) {
-                stretch.sort_unstable_by_key(|gone| Reverse(gone.depth));
-            }
-            self.remove_stretch(code, stretch);
-        }
-        self.books.gone = gone;
-    }
-
-    /// Removes blocks whose places name one run, the deepest first.
-    fn remove_stretch(&mut self, code: u32, mut stretch: &[Gone]) {
-        while let Some(&first) = stretch.first() {
-            let is_there =
-                self.shared.table.find(first.number, first.key) == Some(pack(first.run, first.depth));
-            match covering(&self.shared.runs, first.run, first.depth).filter(|_| is_there) {
-                Some((run, words)) => {
-                    let start = words.span().start;
-                    let (now, later) = stretch.split_at(stretch.partition_point(|gone| gone.depth >= start));
-                    self.remove_piece(code, run, now);
-                    stretch = later;
+        let mut pieces = std::mem::take(&mut self.books.pieces);
+        let mut lost = std::mem::take(&mut self.books.lost);
+        pieces.clear();
+        lost.clear();
+        let mut at = 0;
+        while at < keys.len() {
+            match self.shared.place(keys[at]) {
+                Some(place) => {
+                    let spot = Spot { page: place.page, depth: place.depth };
+                    at += self.gather(place.run, spot, &keys[at..], &mut pieces);
                 }
                 None => {
-                    self.books.stats.unknown += 1;
-                    if is_there && self.erase(&first) {
-                        self.books.stale -= 1;
-                        self.books.runs.release(&self.shared.runs, first.run, 1);
-                    }
-                    stretch = &stretch[1..];
+                    lost.push(keys[at]);
+                    at += 1;
                 }
             }
         }
+        if !lost.is_empty() {
+            self.find_lost(code, &mut lost, &mut pieces);
+        }
+        // Pools evict the last block first; others may say it in any order.
+        if !pieces.is_sorted_by(|a, b| a.first > b.first) {
+            pieces.sort_unstable_by_key(|piece| Reverse(piece.first));
+        }
+        for piece in &pieces {
+            self.remove_piece(code, piece);
+        }
+        (self.books.pieces, self.books.lost) = (pieces, lost);
     }
 
-    /// Removes blocks of one run, the deepest first.
-    fn remove_piece(&mut self, code: u32, run: u32, piece: &[Gone]) {
-        let stop = self.stop_of(run, code).unwrap_or(0);
-        let (unknown, piece) = piece.split_at(piece.partition_point(|gone| gone.depth >= stop));
-        self.books.stats.unknown += unknown.len() as u64;
-        let (Some(first), Some(last)) = (piece.first(), piece.last()) else { return };
-        let words = self.run(run);
-        let (end, state, blocks) = (words.span().end, self.kin(run).state, self.books.stats.blocks);
-        self.cut(run, code, last.depth);
-        let end_now = words.span().end;
-        let mut erased = 0;
-        for gone in piece.iter().filter(|gone| gone.depth >= end_now) {
-            erased += u32::from(self.erase(gone));
+    /// Collects blocks from one on towards the first block of its chain, as far as they are the next keys; how many.
+    fn gather(&self, mut run: u32, mut spot: Spot, keys: &[u64], pieces: &mut Vec<Piece>) -> usize {
+        let mut at = 0;
+        while at < keys.len() {
+            let end = spot.depth + 1;
+            let mut first = spot;
+            // One run.
+            let before = loop {
+                let page = self.page(spot.page);
+                let depth = page.first();
+                while at < keys.len() && spot.depth >= depth && page.name(spot.depth) == Some(keys[at]) {
+                    first = spot;
+                    at += 1;
+                    if spot.depth == depth {
+                        break;
+                    }
+                    spot.depth -= 1;
+                }
+                if first.depth != depth || at == keys.len() {
+                    break None;
+                }
+                let before = page.before();
+                spot = Spot { page: before, depth: depth.wrapping_sub(1) };
+                if before == NONE {
+                    run = self.run(run).above().0;
+                    break (run != NONE).then(|| self.kin(run).tail);
+                }
+                if self.page(before).name(spot.depth) != Some(keys[at]) {
+                    break None;
+                }
+            };
+            pieces.push(Piece { page: first.page, first: first.depth, key: keys[at - 1], end });
+            match before {
+                Some(tail) if self.page(tail).name(spot.depth) == Some(keys[at]) => spot.page = tail,
+                _ => break,
+            }
         }
-        let lost = blocks - self.books.stats.blocks;
-        self.books.stale += (lost as usize).saturating_sub(erased as usize);
-        // Nothing is left behind its end, so the run may grow again.
-        if self.kin(run).state == State::Sealed && state == State::Open && end - end_now == erased {
-            self.books.runs.of_mut(run).state = State::Open;
-        }
-        self.books.runs.release(&self.shared.runs, first.run, erased);
+        at
     }
 
-    /// Takes a block's place out of the table, if it is there.
-    #[inline]
-    fn erase(&mut self, gone: &Gone) -> bool {
-        self.shared.table.erase(&mut self.books.table, gone.number, gone.key)
+    /// Finds blocks that the table does not have: beside others that leave, or anywhere.
+    fn find_lost(&mut self, code: u32, lost: &mut Vec<u64>, pieces: &mut Vec<Piece>) {
+        lost.sort_unstable();
+        for run in self.runs_of(code) {
+            let mut found = Vec::new();
+            for (number, page, Span { start, end }) in self.pages(run) {
+                for depth in (start..end).rev() {
+                    let key = page.name(depth).unwrap_or_default();
+                    if lost.binary_search(&key).is_ok() {
+                        found.push(key);
+                        pieces.push(Piece { page: number, first: depth, key, end: depth + 1 });
+                    }
+                }
+            }
+            if !found.is_empty() {
+                found.sort_unstable();
+                lost.retain(|key| found.binary_search(key).is_err());
+                if lost.is_empty() {
+                    return;
+                }
+            }
+        }
+        self.books.stats.unknown += lost.len() as u64;
+    }
+
+    /// Removes blocks of one run, if they are there still.
+    fn remove_piece(&mut self, code: u32, piece: &Piece) {
+        let Piece { page, first, key, end } = *piece;
+        let run = self.shared.verify((page, first), key).map(|(run, _)| run);
+        let stop = run.and_then(|run| self.stop_of(run, code)).unwrap_or(0);
+        self.books.stats.unknown += u64::from(end.saturating_sub(stop.max(first)));
+        if let Some(run) = run.filter(|_| stop > first) {
+            self.cut(run, code, first);
+        }
     }
 
     /// Takes from a holder what it has of a run from a depth on, and what follows.
@@ -110,16 +151,13 @@ impl Writer<'_> {
         self.withdraw(run, code, from);
     }
 
-    /// Takes all from a holder. Cost: looks at every run.
+    /// Takes all from a holder. Cost: looks at all its runs.
     pub(super) fn forget(&mut self, code: u32) {
-        let blocks = self.books.stats.blocks;
-        let runs = (0..self.books.runs.kin.len() as u32).filter(|run| self.kin(*run).lives());
-        let mut had: Vec<u32> = runs.filter(|run| self.stop_of(*run, code).is_some()).collect();
+        let mut had = self.runs_of(code);
         had.sort_unstable_by_key(|run| Reverse(self.run(*run).span().start));
         for run in had {
             self.withdraw(run, code, 0);
         }
-        self.books.stale += (blocks - self.books.stats.blocks) as usize;
     }
 
     /// Gives up ends of runs that were stored to longest ago until there are at most so many blocks.
@@ -131,7 +169,6 @@ impl Writer<'_> {
             self.truncate(run, much.max(PRUNED_MIN));
         }
         let lost = before - self.books.stats.blocks;
-        self.books.stale += lost as usize;
         self.books.stats.pruned += lost;
     }
 
