@@ -41,6 +41,17 @@ impl Page {
         self.0[..NAMES].get(slot).map(|name| name.load(Relaxed))
     }
 
+    /// The depth of a name, whether or not it is of a block that is there. All are compared, without a branch, so that
+    /// who searches waits for several pages together.
+    #[inline]
+    pub(super) fn depth_of(&self, name: u64) -> Option<u32> {
+        let mut found = 0u32;
+        for (slot, own) in self.0[..NAMES].iter().enumerate() {
+            found |= u32::from(own.load(Relaxed) == name) << slot;
+        }
+        (found != 0).then(|| self.first() + found.trailing_zeros())
+    }
+
     #[inline]
     pub(super) fn set_name(&self, depth: u32, name: u64) {
         self.0[..NAMES][(depth - self.first()) as usize].store(name, Relaxed);

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::roster::Spot;
+use super::lookup::Place;
 use super::runs::{NONE, Span, Words};
 use super::writer::{Writer, members};
 
@@ -34,8 +34,7 @@ impl Writer<'_> {
         while at < keys.len() {
             match self.shared.place(keys[at]) {
                 Some(place) => {
-                    let spot = Spot { page: place.page, depth: place.depth };
-                    at += self.gather(place.run, spot, &keys[at..], &mut pieces);
+                    at += self.gather(place, &keys[at..], &mut pieces);
                 }
                 None => {
                     lost.push(keys[at]);
@@ -57,54 +56,55 @@ impl Writer<'_> {
     }
 
     /// Collects blocks from one on towards the first block of its chain, as far as they are the next keys; how many.
-    fn gather(&self, mut run: u32, mut spot: Spot, keys: &[u64], pieces: &mut Vec<Piece>) -> usize {
+    fn gather(&self, place: Place, keys: &[u64], pieces: &mut Vec<Piece>) -> usize {
+        let Place { mut run, mut depth, page: mut number, .. } = place;
         let mut at = 0;
-        while at < keys.len() {
-            let end = spot.depth + 1;
-            let mut first = spot;
-            // One run.
-            let before = loop {
-                let page = self.page(spot.page);
-                let depth = page.first();
-                while at < keys.len() && spot.depth >= depth && page.name(spot.depth) == Some(keys[at]) {
-                    first = spot;
-                    at += 1;
-                    if spot.depth == depth {
-                        break;
-                    }
-                    spot.depth -= 1;
+        let mut piece = Piece { page: number, first: depth, key: keys[0], end: depth + 1 };
+        loop {
+            let page = self.page(number);
+            let page_first = page.first();
+            while at < keys.len() && depth >= page_first && page.name(depth) == Some(keys[at]) {
+                piece = Piece { page: number, first: depth, key: keys[at], ..piece };
+                at += 1;
+                if depth == 0 {
+                    break;
                 }
-                if first.depth != depth || at == keys.len() {
-                    break None;
+                depth -= 1;
+            }
+            let is_cut = at == keys.len() || piece.first != page_first || page_first == 0;
+            number = page.before();
+            if is_cut {
+                break;
+            }
+            if number == NONE {
+                // In the run before, if there is one.
+                run = self.run(run).above().0;
+                number = self.kin(run).tail;
+                if self.page(number).name(depth) != Some(keys[at]) {
+                    break;
                 }
-                let before = page.before();
-                spot = Spot { page: before, depth: depth.wrapping_sub(1) };
-                if before == NONE {
-                    run = self.run(run).above().0;
-                    break (run != NONE).then(|| self.kin(run).tail);
-                }
-                if self.page(before).name(spot.depth) != Some(keys[at]) {
-                    break None;
-                }
-            };
-            pieces.push(Piece { page: first.page, first: first.depth, key: keys[at - 1], end });
-            match before {
-                Some(tail) if self.page(tail).name(spot.depth) == Some(keys[at]) => spot.page = tail,
-                _ => break,
+                pieces.push(piece);
+                piece.end = depth + 1;
+            } else if self.page(number).name(depth) != Some(keys[at]) {
+                break;
             }
         }
+        pieces.push(piece);
         at
     }
 
     /// Finds blocks that the table does not have: beside others that leave, or anywhere.
     fn find_lost(&mut self, code: u32, lost: &mut Vec<u64>, pieces: &mut Vec<Piece>) {
         lost.sort_unstable();
+        let mut filter = [0u64; 64];
+        let bit = |key: u64| ((key >> 6) as usize % 64, 1 << (key % 64));
+        lost.iter().for_each(|key| filter[bit(*key).0] |= bit(*key).1);
         for run in self.runs_of(code) {
             let mut found = Vec::new();
             for (number, page, Span { start, end }) in self.pages(run) {
                 for depth in (start..end).rev() {
                     let key = page.name(depth).unwrap_or_default();
-                    if lost.binary_search(&key).is_ok() {
+                    if filter[bit(key).0] & bit(key).1 != 0 && lost.binary_search(&key).is_ok() {
                         found.push(key);
                         pieces.push(Piece { page: number, first: depth, key, end: depth + 1 });
                     }

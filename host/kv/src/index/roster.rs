@@ -2,40 +2,41 @@
 //!
 //! **Invariant:** each run of a holder is in its roster, or before one that is. What else is in it does no harm.
 
+use super::lookup::Place;
 use super::pages::Page;
 use super::runs::{NONE, Span, Words};
 use super::writer::{Writer, slot};
 
 /// Entries at which a roster is swept first. Chosen: few sweeps, and 256 bytes.
 const SWEPT_MIN: usize = 64;
-/// Pages at the end of each run that are searched first. Measured (traces of agents and of chats): three of four
-/// branches are within so much of the end of a run.
-const PAGES_NEAR: usize = 2;
+/// Entries whose pages are read together. Chosen: about the misses that a core has under way.
+const TOGETHER: usize = 8;
 
 /// Runs in which a holder's chains end, the one that was used last at the end. Some come twice, some are over.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Roster {
-    runs: Vec<u32>,
+    ends: Vec<End>,
     /// Length at which it is swept.
     sweep_at: usize,
 }
 
-/// A block in its page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Spot {
-    pub(super) page: u32,
-    pub(super) depth: u32,
+/// A run and the page that was its last one when the holder used it.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    run: u32,
+    page: u32,
 }
 
 impl Writer<'_> {
     /// Notes that a holder has a run, and used it last.
     pub(super) fn note(&mut self, code: u32, run: u32) {
+        let page = self.kin(run).tail;
         let roster = &mut self.books.rosters[slot(self.shared.layout, code)];
-        if roster.runs.last() == Some(&run) {
-            return;
+        match roster.ends.last_mut().filter(|end| end.run == run) {
+            Some(end) => end.page = page,
+            None => roster.ends.push(End { run, page }),
         }
-        roster.runs.push(run);
-        if roster.runs.len() > roster.sweep_at {
+        if roster.ends.len() > roster.sweep_at {
             self.sweep(code);
         }
     }
@@ -43,22 +44,22 @@ impl Writer<'_> {
     /// Leaves of a holder's roster each run once that it still has.
     fn sweep(&mut self, code: u32) {
         let at = slot(self.shared.layout, code);
-        let mut runs = std::mem::take(&mut self.books.rosters[at].runs);
+        let mut ends = std::mem::take(&mut self.books.rosters[at].ends);
         let stamp = self.stamp();
-        runs.reverse();
-        runs.retain(|run| self.is_new(*run, stamp) && self.stop_of(*run, code).is_some());
-        runs.reverse();
-        let sweep_at = (runs.len() * 2).max(SWEPT_MIN);
-        self.books.rosters[at] = Roster { runs, sweep_at };
+        ends.reverse();
+        ends.retain(|end| self.is_new(end.run, stamp) && self.stop_of(end.run, code).is_some());
+        ends.reverse();
+        let sweep_at = (ends.len() * 2).max(SWEPT_MIN);
+        self.books.rosters[at] = Roster { ends, sweep_at };
     }
 
     /// All runs of a holder, those that it used last first.
     pub(super) fn runs_of(&mut self, code: u32) -> Vec<u32> {
         self.sweep(code);
-        let ends = self.books.rosters[slot(self.shared.layout, code)].runs.clone();
+        let ends = self.books.rosters[slot(self.shared.layout, code)].ends.clone();
         let stamp = self.stamp();
         let mut all = Vec::with_capacity(ends.len());
-        for mut run in ends.into_iter().rev() {
+        for End { mut run, .. } in ends.into_iter().rev() {
             while run != NONE && self.is_new(run, stamp) {
                 all.push(run);
                 run = self.run(run).above().0;
@@ -80,32 +81,42 @@ impl Writer<'_> {
 
     /// A block of a holder, wherever it is.
     ///
-    /// Cost: some 10 ns a run if it is near the end of one that was used of late; else all that the holder has is read.
-    pub(super) fn search(&mut self, code: u32, key: u64) -> Option<Spot> {
-        let roster = &self.books.rosters[slot(self.shared.layout, code)].runs;
-        let near = roster.iter().rev().filter(|run| self.kin(**run).lives()).find_map(|run| {
-            let spot = self.search_run(*run, PAGES_NEAR, |name| name == key)?;
-            self.has(code, *run, spot.depth).then_some(spot)
-        });
-        near.or_else(|| {
+    /// Cost: some 20 ns a run if it is near the end of one that was used of late; else all that the holder has is read.
+    pub(super) fn search(&mut self, code: u32, key: u64) -> Option<Place> {
+        self.search_ends(code, key).or_else(|| {
             let all = self.runs_of(code);
             all.into_iter().find_map(|run| {
-                let spot = self.search_run(run, usize::MAX, |name| name == key)?;
-                self.has(code, run, spot.depth).then_some(spot)
+                let mut found =
+                    self.pages(run).filter_map(|(number, page, _)| Some((number, page.depth_of(key)?)));
+                found.find_map(|spot| self.held_at(code, spot, key))
             })
         })
     }
 
-    fn has(&self, code: u32, run: u32, depth: u32) -> bool {
-        self.stop_of(run, code).is_some_and(|stop| stop > depth)
+    /// A block of a holder in the last pages of its runs.
+    fn search_ends(&self, code: u32, key: u64) -> Option<Place> {
+        let roster = &self.books.rosters[slot(self.shared.layout, code)];
+        for ends in roster.ends.rchunks(TOGETHER) {
+            let mut pages = [(NONE, NONE); TOGETHER];
+            for (end, pages) in ends.iter().rev().zip(&mut pages) {
+                *pages = (end.page, self.shared.pages.get(end.page).map_or(NONE, Page::before));
+            }
+            for number in pages.into_iter().flat_map(|(last, before)| [last, before]) {
+                let Some(page) = self.shared.pages.get(number) else { continue };
+                let found = page.depth_of(key).and_then(|depth| self.held_at(code, (number, depth), key));
+                if found.is_some() {
+                    return found;
+                }
+            }
+        }
+        None
     }
 
-    /// The last block of a run whose name is one of some, in its last pages.
-    fn search_run(&self, run: u32, pages: usize, is: impl Fn(u64) -> bool) -> Option<Spot> {
-        self.pages(run).take(pages).find_map(|(number, page, Span { start, end })| {
-            let depth = (start..end).rev().find(|depth| page.name(*depth).is_some_and(&is))?;
-            Some(Spot { page: number, depth })
-        })
+    /// The block at a spot of a page, if its holder has it.
+    fn held_at(&self, code: u32, (page, depth): (u32, u32), key: u64) -> Option<Place> {
+        let (run, end) = self.shared.verify((page, depth), key)?;
+        self.stop_of(run, code).filter(|stop| *stop > depth)?;
+        Some(Place { run, depth, page, end })
     }
 
     /// Pages of a run, the last first, with the blocks that they have.

@@ -36,11 +36,7 @@ impl Writer<'_> {
 
     /// A block of a holder that others are to follow.
     fn anchor(&mut self, code: u32, key: u64) -> Option<Place> {
-        let place = self.shared.place(key).or_else(|| {
-            let spot = self.search(code, key)?;
-            let (run, end) = self.shared.verify((spot.page, spot.depth), key)?;
-            Some(Place { run, depth: spot.depth, page: spot.page, end })
-        })?;
+        let Some(place) = self.shared.place(key) else { return self.search(code, key) };
         self.stop_of(place.run, code).filter(|stop| *stop > place.depth)?;
         Some(place)
     }

@@ -21,7 +21,7 @@ const SLOTS: usize = 4;
 /// Lines of a segment. Chosen: 64 KiB split within a core's cache, in about ten microseconds.
 const LINES: usize = 1024;
 /// Entries at which a segment splits. Chosen: 27 bytes an entry on average; fuller, keys lie behind their lines.
-const FULL: usize = LINES * SLOTS * 13 / 16;
+const FULL: usize = LINES * SLOTS * 5 / 8;
 /// Odd, without structure.
 const MIX: u64 = 0x9e6c_63d0_876a_3f35;
 
