@@ -57,6 +57,12 @@ impl Page {
         self.0[..NAMES][(depth - self.first()) as usize].store(name, Relaxed);
     }
 
+    /// Reads both cache lines.
+    #[inline]
+    pub(super) fn touch(&self) -> u64 {
+        self.0[0].load(Relaxed) ^ self.0[RUN].load(Relaxed)
+    }
+
     /// The run that it names; its blocks may be of one before that.
     #[inline]
     pub(super) fn run(&self) -> u32 {

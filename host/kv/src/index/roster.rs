@@ -97,10 +97,16 @@ impl Writer<'_> {
     fn search_ends(&self, code: u32, key: u64) -> Option<Place> {
         let roster = &self.books.rosters[slot(self.shared.layout, code)];
         for ends in roster.ends.rchunks(TOGETHER) {
-            let mut pages = [(NONE, NONE); TOGETHER];
+            let (mut pages, mut all) = ([(NONE, NONE); TOGETHER], 0);
             for (end, pages) in ends.iter().rev().zip(&mut pages) {
-                *pages = (end.page, self.shared.pages.get(end.page).map_or(NONE, Page::before));
+                let page = self.shared.pages.get(end.page);
+                *pages = (end.page, page.map_or(NONE, Page::before));
+                all ^= page.map_or(0, Page::touch);
             }
+            for (_, before) in pages {
+                all ^= self.shared.pages.get(before).map_or(0, Page::touch);
+            }
+            std::hint::black_box(all);
             for number in pages.into_iter().flat_map(|(last, before)| [last, before]) {
                 let Some(page) = self.shared.pages.get(number) else { continue };
                 let found = page.depth_of(key).and_then(|depth| self.held_at(code, (number, depth), key));
