@@ -52,6 +52,11 @@ impl Page {
         (found != 0).then(|| self.first() + found.trailing_zeros())
     }
 
+    /// Depths and names up to a depth.
+    pub(super) fn names(&self, end: u32) -> impl Iterator<Item = (u32, u64)> {
+        (self.first()..end).zip(self.0[..NAMES].iter().map(|name| name.load(Relaxed)))
+    }
+
     #[inline]
     pub(super) fn set_name(&self, depth: u32, name: u64) {
         self.0[..NAMES][(depth - self.first()) as usize].store(name, Relaxed);

@@ -101,9 +101,8 @@ impl Writer<'_> {
         lost.iter().for_each(|key| filter[bit(*key).0] |= bit(*key).1);
         for run in self.runs_of(code) {
             let mut found = Vec::new();
-            for (number, page, Span { start, end }) in self.pages(run) {
-                for depth in (start..end).rev() {
-                    let key = page.name(depth).unwrap_or_default();
+            for (number, page, blocks) in self.pages(run) {
+                for (depth, key) in page.names(blocks.end) {
                     if filter[bit(key).0] & bit(key).1 != 0 && lost.binary_search(&key).is_ok() {
                         found.push(key);
                         pieces.push(Piece { page: number, first: depth, key, end: depth + 1 });
