@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::holder::{Holder, HolderTier, SetLayout};
-use super::pages::{NAMES, Page};
+use super::pages::{NAMES, Page, page_end};
 use super::runs::{NONE, Span, Words, covering, unpack};
 use super::shared::Shared;
 use super::writer::{bits, members};
@@ -71,8 +71,16 @@ impl Shared {
     /// The run of a block and where it ends, if that block is in this page and somebody has it.
     pub(super) fn verify(&self, (page, depth): (u32, u32), key: u64) -> Option<(u32, u32)> {
         let page = self.pages.get(page).filter(|page| page.name(depth) == Some(key))?;
+        self.owner(page, depth)
+    }
+
+    /// The run that a page is of and where it ends, if the block at a depth is in that page.
+    pub(super) fn owner(&self, page: &Page, depth: u32) -> Option<(u32, u32)> {
+        let first = page.first();
         let (run, words) = covering(&self.runs, page.run(), depth)?;
-        Some((run, words.span().end))
+        let Span { start, end } = words.span();
+        // A page that was divided keeps names of blocks that are elsewhere, and one that was used before has others.
+        (start <= first && depth < page_end(first)).then_some((run, end))
     }
 
     /// The deepest block that somebody has of a chain that follows a block, or of one from the first block on.

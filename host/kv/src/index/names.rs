@@ -27,10 +27,17 @@ impl Writer<'_> {
                 count += 1;
                 begin = (page_end(depth + begin as u32) - depth) as usize;
             }
-            self.shared.table.touch(&some[..count], &mut [0; TOUCHED]);
-            for begin in &begins[..count] {
-                at = *begin;
-                if !self.write_page(run, depth + at as u32, &keys[at..]) {
+            let mut numbers = [0; TOUCHED];
+            self.shared.table.touch(&some[..count], &mut numbers);
+            for page in 0..count {
+                at = begins[page];
+                if self.shared.table.is_full(&self.books.table, numbers[page]) {
+                    if !self.make_room(keys[at]) {
+                        return at as u32;
+                    }
+                    self.shared.table.touch(&some[..count], &mut numbers);
+                }
+                if !self.write_page(run, depth + at as u32, (numbers[page], &keys[at..])) {
                     return at as u32;
                 }
             }
@@ -39,20 +46,18 @@ impl Writer<'_> {
         at as u32
     }
 
-    /// Names blocks of a run in a page that begins with them. False: there is no room.
-    fn write_page(&mut self, run: u32, depth: u32, keys: &[u64]) -> bool {
-        if !self.make_room(keys[0]) {
-            return false;
-        }
+    /// Names blocks of a run in a page that begins with them; their segment of the table has room. False: there is
+    /// none for a page.
+    fn write_page(&mut self, run: u32, depth: u32, (number, keys): (u32, &[u64])) -> bool {
         let before = self.kin(run).tail;
-        let Some(number) = self.books.pages.take(&self.shared.pages, (run, depth), before) else {
+        let Some(page) = self.books.pages.take(&self.shared.pages, (run, depth), before) else {
             return false;
         };
         let kin = self.books.runs.of_mut(run);
-        kin.tail = number;
+        kin.tail = page;
         kin.pages += 1;
-        fill(self.page(number), depth, keys);
-        self.put(keys[0], pack(number, depth));
+        fill(self.page(page), depth, keys);
+        self.shared.table.put(&mut self.books.table, number, keys[0], pack(page, depth));
         true
     }
 
@@ -86,8 +91,19 @@ impl Writer<'_> {
         true
     }
 
-    /// The page of a block of a run. Cost: looks at the pages behind it.
+    /// The page of a block of a run. Cost: looks at the pages behind it, unless it is near those that an event named.
     fn page_of(&self, run: u32, depth: u32) -> Option<(u32, &Page)> {
+        for number in self.books.near {
+            let before = self.shared.pages.get(number).map_or(NONE, Page::before);
+            for number in [number, before] {
+                let page = self.shared.pages.get(number).filter(|page| page.first() <= depth);
+                let found =
+                    page.filter(|page| self.shared.owner(page, depth).is_some_and(|owner| owner.0 == run));
+                if let Some(page) = found {
+                    return Some((number, page));
+                }
+            }
+        }
         self.pages(run).map(|(number, page, _)| (number, page)).find(|(_, page)| page.first() <= depth)
     }
 
@@ -131,10 +147,12 @@ impl Writer<'_> {
             if first < end {
                 break;
             }
-            self.erase(page.name(first).unwrap_or_default(), pack(number, first));
-            self.books.pages.give(number);
-            self.books.runs.release(&self.shared.runs, page.run(), 1);
+            let this = number;
+            self.erase(page.name(first).unwrap_or_default(), pack(this, first));
+            let named = page.run();
             number = page.before();
+            self.books.pages.give(&self.shared.pages, this);
+            self.books.runs.release(&self.shared.runs, named, 1);
         }
         self.books.runs.of_mut(run).tail = number;
     }
@@ -187,8 +205,6 @@ impl Writer<'_> {
 /// Writes names into a page until it is full; how many.
 fn fill(page: &Page, depth: u32, keys: &[u64]) -> usize {
     let count = keys.len().min((page_end(depth) - depth) as usize);
-    for (at, key) in keys[..count].iter().enumerate() {
-        page.set_name(depth + at as u32, *key);
-    }
+    page.set_names(depth, &keys[..count]);
     count
 }

@@ -30,7 +30,7 @@ pub(super) struct Page([AtomicU64; NAMES + 2]);
 /// Depth behind the last block that a page with this one has room for.
 #[inline]
 pub(super) fn page_end(depth: u32) -> u32 {
-    depth - depth % NAMES as u32 + NAMES as u32
+    (depth - depth % NAMES as u32).saturating_add(NAMES as u32)
 }
 
 impl Page {
@@ -55,6 +55,11 @@ impl Page {
     /// Depths and names up to a depth.
     pub(super) fn names(&self, end: u32) -> impl Iterator<Item = (u32, u64)> {
         (self.first()..end).zip(self.0[..NAMES].iter().map(|name| name.load(Relaxed)))
+    }
+
+    pub(super) fn set_names(&self, depth: u32, names: &[u64]) {
+        let slots = &self.0[..NAMES][(depth - self.first()) as usize..];
+        slots.iter().zip(names).for_each(|(slot, name)| slot.store(*name, Relaxed));
     }
 
     #[inline]
@@ -130,7 +135,11 @@ impl PageBooks {
         self.len - self.free.len()
     }
 
-    pub(super) fn give(&mut self, page: u32) {
-        self.free.push(page);
+    /// Gives a page up. It names no run then, so that no block is found in it.
+    pub(super) fn give(&mut self, pages: &Slab<Page>, number: u32) {
+        let page = pages.get(number).expect("a page that was taken has its chunk");
+        page.set_run(NONE, 0);
+        page.set_before(NONE);
+        self.free.push(number);
     }
 }

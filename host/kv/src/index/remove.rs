@@ -19,7 +19,8 @@ pub(super) struct Piece {
     /// Depth and name of its first block.
     first: u32,
     key: u64,
-    /// Depth behind its last block.
+    /// The page of its last block, and the depth behind it.
+    last: u32,
     end: u32,
 }
 
@@ -59,7 +60,7 @@ impl Writer<'_> {
     fn gather(&self, place: Place, keys: &[u64], pieces: &mut Vec<Piece>) -> usize {
         let Place { mut run, mut depth, page: mut number, .. } = place;
         let mut at = 0;
-        let mut piece = Piece { page: number, first: depth, key: keys[0], end: depth + 1 };
+        let mut piece = Piece { page: number, first: depth, key: keys[0], last: number, end: depth + 1 };
         loop {
             let page = self.page(number);
             let page_first = page.first();
@@ -84,7 +85,7 @@ impl Writer<'_> {
                     break;
                 }
                 pieces.push(piece);
-                piece.end = depth + 1;
+                (piece.last, piece.end) = (number, depth + 1);
             } else if self.page(number).name(depth) != Some(keys[at]) {
                 break;
             }
@@ -105,7 +106,7 @@ impl Writer<'_> {
                 for (depth, key) in page.names(blocks.end) {
                     if filter[bit(key).0] & bit(key).1 != 0 && lost.binary_search(&key).is_ok() {
                         found.push(key);
-                        pieces.push(Piece { page: number, first: depth, key, end: depth + 1 });
+                        pieces.push(Piece { page: number, first: depth, key, last: number, end: depth + 1 });
                     }
                 }
             }
@@ -122,11 +123,12 @@ impl Writer<'_> {
 
     /// Removes blocks of one run, if they are there still.
     fn remove_piece(&mut self, code: u32, piece: &Piece) {
-        let Piece { page, first, key, end } = *piece;
+        let Piece { page, first, key, last, end } = *piece;
         let run = self.shared.verify((page, first), key).map(|(run, _)| run);
         let stop = run.and_then(|run| self.stop_of(run, code)).unwrap_or(0);
         self.books.stats.unknown += u64::from(end.saturating_sub(stop.max(first)));
         if let Some(run) = run.filter(|_| stop > first) {
+            self.books.near = [page, last];
             self.cut(run, code, first);
         }
     }

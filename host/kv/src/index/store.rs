@@ -23,6 +23,7 @@ impl Writer<'_> {
         let Some(place) = there.filter(|place| place.depth >= depth) else {
             return self.append(code, (run, depth), keys);
         };
+        self.books.near = [place.page, anchor.map_or(NONE, |anchor| anchor.page)];
         let known = (place.depth + 1 - depth) as usize;
         if !self.join(code, (run, depth), (place.run, place.depth)) {
             self.books.stats.orphans += keys.len() as u64;

@@ -27,6 +27,8 @@ pub(super) struct Books {
     held: Vec<u64>,
     /// Runs of each holder, tier by tier.
     pub(super) rosters: Vec<Roster>,
+    /// Pages of an event: where the table's entries change.
+    pub(super) near: [u32; 2],
     /// Counts how often runs were enumerated.
     pub(super) stamp: u64,
     pub(super) stats: IndexStats,
@@ -47,6 +49,7 @@ impl Books {
             sets_len: 0,
             held: vec![0; holders],
             rosters: vec![Roster::default(); holders],
+            near: [NONE; 2],
             stamp: 0,
             stats: IndexStats::default(),
             keys: Vec::new(),
