@@ -26,7 +26,13 @@ pub(super) struct Piece {
 
 impl Writer<'_> {
     /// A holder has these blocks no more, nor any that follow them.
-    pub(super) fn remove(&mut self, code: u32, keys: &[u64]) {
+    ///
+    /// Cost: some 6 ns a block from the end of a chain on. Blocks that the holder has not, or that lie within a chain,
+    /// make it read all names that the holder has, once.
+    pub(super) fn remove(&mut self, code: u32, keys: &mut [u64]) {
+        if self.goes_deeper(keys) {
+            keys.reverse();
+        }
         let mut pieces = std::mem::take(&mut self.books.pieces);
         let mut lost = std::mem::take(&mut self.books.lost);
         pieces.clear();
@@ -54,6 +60,15 @@ impl Writer<'_> {
             self.remove_piece(code, piece);
         }
         (self.books.pieces, self.books.lost) = (pieces, lost);
+    }
+
+    /// Whether keys go away from the first block of their chain; chains are followed towards it.
+    fn goes_deeper(&self, keys: &[u64]) -> bool {
+        let [first, second, .., last] = keys else { return false };
+        match self.shared.place(*first) {
+            Some(place) => self.page(place.page).name(place.depth + 1) == Some(*second),
+            None => self.shared.place(*last).is_some(),
+        }
     }
 
     /// Collects blocks from one on towards the first block of its chain, as far as they are the next keys; how many.

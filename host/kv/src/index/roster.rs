@@ -81,7 +81,8 @@ impl Writer<'_> {
 
     /// A block of a holder, wherever it is.
     ///
-    /// Cost: some 20 ns a run if it is near the end of one that was used of late; else all that the holder has is read.
+    /// Cost: some 20 ns for each run that the holder used later, if it is near the end of one; else all names that the
+    /// holder has are read, 40 us where it has 65,536.
     pub(super) fn search(&mut self, code: u32, key: u64) -> Option<Place> {
         self.search_ends(code, key).or_else(|| {
             let all = self.runs_of(code);
