@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::holder::{Holder, HolderTier, SetLayout};
+use super::pages::{NAMES, Page, page_end};
 use super::runs::{NONE, Span, Words, covering, unpack};
 use super::shared::Shared;
 use super::writer::{bits, members};
@@ -23,8 +24,9 @@ const PROBES: usize = 4;
 pub(super) struct Place {
     pub(super) run: u32,
     pub(super) depth: u32,
+    pub(super) page: u32,
     /// Where the run ends.
-    end: u32,
+    pub(super) end: u32,
 }
 
 /// Takes what a lookup finds: the deepest first, and a holder again in each run before.
@@ -35,79 +37,147 @@ pub(super) trait Sink {
     fn taken(&self) -> usize;
 }
 
-/// What is known about a chain of names while its deepest known one is looked for.
+/// What is known about a chain of names while its deepest known one is looked for, among those that begin pages.
 struct Search {
     known: Option<Place>,
-    /// Index behind the known one.
+    /// Pages up to the known one.
     low: usize,
-    /// An index that is not known, or the number of names.
+    /// A page that is not known, or the number of pages.
     high: usize,
+    /// Depth of the first page's first name.
+    depth: u32,
+    /// Index of that name.
+    first: usize,
+}
+
+impl Search {
+    fn index(&self, page: usize) -> usize {
+        self.first + page * NAMES
+    }
 }
 
 impl Shared {
-    /// The run and depth of a block that somebody has.
-    pub(super) fn place(&self, key: u64) -> Option<(u32, u32)> {
-        let (run, depth) = unpack(self.table.find(self.table.number(key), key)?);
-        covering(&self.runs, run, depth).map(|(run, _)| (run, depth))
+    /// A block that the table has, if somebody has it.
+    pub(super) fn place(&self, key: u64) -> Option<Place> {
+        self.place_in(self.table.number(key), key)
     }
 
-    /// The deepest block that somebody has of a chain whose first block is at depth `first`.
+    fn place_in(&self, number: u32, key: u64) -> Option<Place> {
+        let (page, depth) = unpack(self.table.find(number, key)?);
+        let (run, end) = self.verify((page, depth), key)?;
+        Some(Place { run, depth, page, end })
+    }
+
+    /// The run of a block and where it ends, if that block is in this page and somebody has it.
+    pub(super) fn verify(&self, (page, depth): (u32, u32), key: u64) -> Option<(u32, u32)> {
+        let page = self.pages.get(page).filter(|page| page.name(depth) == Some(key))?;
+        self.owner(page, depth)
+    }
+
+    /// The run that a page is of and where it ends, if the block at a depth is in that page.
+    pub(super) fn owner(&self, page: &Page, depth: u32) -> Option<(u32, u32)> {
+        let first = page.first();
+        let (run, words) = covering(&self.runs, page.run(), depth)?;
+        let Span { start, end } = words.span();
+        // A page that was divided keeps names of blocks that are elsewhere, and one that was used before has others.
+        (start <= first && depth < page_end(first)).then_some((run, end))
+    }
+
+    /// The deepest block that somebody has of a chain that follows a block, or of one from the first block on.
     ///
     /// Cost: two rounds of probes when all is known or nothing; otherwise one more for every four doublings of what
-    /// lies behind the deepest, and some to close in on it.
-    pub(super) fn deepest(&self, first: u32, len: usize, key: impl Fn(usize) -> u64) -> Option<Place> {
-        let last = len.checked_sub(1)?;
-        let mut search = Search { known: None, low: 0, high: len };
-        self.probe(&mut search, first, [last, last.saturating_sub(1), last.saturating_sub(3), 0], &key);
-        if search.low == 0 {
-            return None;
-        }
+    /// lies behind the deepest, and some to close in on it; then some names of a page.
+    pub(super) fn deepest(
+        &self,
+        from: Option<Place>,
+        len: usize,
+        key: impl Fn(usize) -> u64,
+    ) -> Option<Place> {
+        let depth = from.map_or(0, |from| from.depth + 1);
+        let first = (NAMES - depth as usize % NAMES) % NAMES;
+        let high = len.saturating_sub(first).div_ceil(NAMES);
+        let mut search = Search { known: None, low: 0, high, depth: depth + first as u32, first };
+        self.gallop(&mut search, &key);
+        self.forward(search.known.or(from), (depth, len), key)
+    }
+
+    /// Finds the deepest page that is known.
+    fn gallop(&self, search: &mut Search, key: &impl Fn(usize) -> u64) {
+        let len = search.high;
+        let Some(last) = len.checked_sub(1) else { return };
+        self.probe(search, [last, last.saturating_sub(1), last.saturating_sub(3), 0], key);
         let mut back = 8;
         for _ in 0..ROUNDS_MAX {
-            if search.high - search.low == 0 {
-                break;
-            }
+            let Some(known) = search.known.filter(|_| search.high > search.low) else { return };
             let probes = if search.low == 1 && back < len {
                 // From the end.
                 [1, 2, 4, 8].map(|times| len.saturating_sub(back * times))
             } else {
                 // Most prompts leave what is known at the end of a run.
-                let end = search.known?.end.saturating_sub(first) as usize;
+                let end = known.end.saturating_sub(search.depth) as usize;
                 let third = (search.high - search.low) / 3;
-                [end.saturating_sub(1), end, search.low + third, search.high - 1 - third]
+                [
+                    (end / NAMES).saturating_sub(1),
+                    end.div_ceil(NAMES),
+                    search.low + third,
+                    search.high - 1 - third,
+                ]
             };
             back *= 16;
             let (low, high) = (search.low, search.high);
-            self.probe(&mut search, first, probes.map(|at| at.clamp(low, high - 1)), &key);
+            self.probe(search, probes.map(|at| at.clamp(low, high - 1)), key);
         }
-        search.known
     }
 
-    /// Asks for some blocks at once.
-    fn probe(&self, search: &mut Search, first: u32, at: [usize; PROBES], key: &impl Fn(usize) -> u64) {
-        let keys = at.map(key);
+    /// Asks for the first names of some pages at once.
+    fn probe(&self, search: &mut Search, at: [usize; PROBES], key: &impl Fn(usize) -> u64) {
+        let keys = at.map(|at| key(search.index(at)));
         let mut numbers = [0; PROBES];
         self.table.touch(&keys, &mut numbers);
         for ((at, key), number) in at.into_iter().zip(keys).zip(numbers) {
             if at >= search.high || at < search.low {
                 continue;
             }
-            match self.known((number, key), first + at as u32) {
+            let depth = search.depth + (at * NAMES) as u32;
+            match self.place_in(number, key).filter(|place| place.depth == depth) {
                 Some(place) => (search.known, search.low) = (Some(place), at + 1),
                 None => search.high = at,
             }
         }
     }
 
-    fn known(&self, (number, key): (u32, u64), depth: u32) -> Option<Place> {
-        let (run, at) = unpack(self.table.find(number, key)?);
-        let (run, words) = covering(&self.runs, run, at)?;
-        (at == depth).then(|| Place { run, depth, end: words.span().end })
+    /// Goes on from a known block, name by name, to the last that is known.
+    fn forward(
+        &self,
+        from: Option<Place>,
+        (depth, len): (u32, usize),
+        key: impl Fn(usize) -> u64,
+    ) -> Option<Place> {
+        let mut place = from?;
+        let mut at = (place.depth + 1).wrapping_sub(depth) as usize;
+        while at < len {
+            let next = key(at);
+            let name = self.pages.get(place.page).and_then(|page: &Page| page.name(place.depth + 1));
+            if place.depth + 1 < place.end && name.is_some() {
+                if name != Some(next) {
+                    break;
+                }
+                place.depth += 1;
+            } else {
+                // In the next page of its run, or the first of one that follows it.
+                match self.place(next).filter(|found| found.depth == place.depth + 1) {
+                    Some(found) => place = found,
+                    None => break,
+                }
+            }
+            at += 1;
+        }
+        Some(place)
     }
 
     /// Holders of leading blocks of a chain, from the deepest run up, until they have fewer than `at_least`.
     pub(super) fn walk(&self, len: usize, key: impl Fn(usize) -> u64, at_least: u32, sink: &mut impl Sink) {
-        let Some(place) = self.deepest(0, len, key) else { return };
+        let Some(place) = self.deepest(None, len, key) else { return };
         let (mut run, mut blocks) = (place.run, place.depth + 1);
         while blocks >= at_least.max(1) {
             let Some(words) = self.runs.get(run) else { return };

@@ -5,12 +5,12 @@
 //!             │               └── [900, 1200)
 //!             └── [30, 64)
 //! ```
-//! A run says where it begins and ends, which run is before it, and who has it. It has no names: the table says of
-//! each name its run and its depth. Dividing a run makes a new run of its *first* part, so that places in the table
-//! stay: who looks for a depth before a run's start walks up.
+//! A run says where it begins and ends, which run is before it, and who has it. Its names lie in pages, which name
+//! their run. Dividing a run makes a new run of its *first* part, so that pages stay: who looks for a depth before a
+//! run's start walks up.
 //!
 //! **Invariant:** a run that lives has at least one block and one holder, and its parent lives and ends where it
-//! starts. A number is used again only when no place in the table names it.
+//! starts. A number is used again only when no page names it.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -132,24 +132,26 @@ pub(super) struct Kin {
     pub(super) kids: u32,
     /// Runs whose parent this is, those included that live no more.
     pub(super) heirs: u32,
-    /// Places in the table that name this run.
-    pub(super) places: u32,
+    /// Pages that name this run.
+    pub(super) pages: u32,
+    /// Its last page.
+    pub(super) tail: u32,
+    /// When it was last seen while runs were enumerated.
+    pub(super) stamp: u64,
     pub(super) older: u32,
     pub(super) newer: u32,
     pub(super) state: State,
 }
 
-/// Whether a run lives and may grow.
+/// Whether a run lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// Its number is free.
     Free,
-    /// It has no blocks, and places in the table still name it.
+    /// It has no blocks, and pages still name it.
     Gone,
     /// It lives.
-    Open,
-    /// It lives; places behind its end are left in the table, so it must not grow over them.
-    Sealed,
+    Lives,
 }
 
 impl Kin {
@@ -159,14 +161,16 @@ impl Kin {
         before: NONE,
         kids: 0,
         heirs: 0,
-        places: 0,
+        pages: 0,
+        tail: NONE,
+        stamp: 0,
         older: NONE,
         newer: NONE,
         state: State::Free,
     };
 
     pub(super) fn lives(&self) -> bool {
-        matches!(self.state, State::Open | State::Sealed)
+        self.state == State::Lives
     }
 }
 
@@ -186,6 +190,12 @@ impl RunBooks {
     pub(super) fn new(len_max: usize) -> Self {
         let (kin, free) = (Vec::new(), Vec::new());
         Self { kin, free, oldest: NONE, newest: NONE, living: 0, len_max: len_max.min(NONE as usize) }
+    }
+
+    /// Numbers that are not free.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.kin.len() - self.free.len()
     }
 
     /// Bytes of all runs that there ever were at once.
@@ -212,7 +222,7 @@ impl RunBooks {
             }
             None => return None,
         };
-        *self.of_mut(run) = Kin { state: State::Open, ..Kin::FREE };
+        *self.of_mut(run) = Kin { state: State::Lives, ..Kin::FREE };
         self.living += 1;
         self.append(run);
         Some(run)
@@ -258,13 +268,13 @@ impl RunBooks {
         self.living -= 1;
     }
 
-    /// Places in the table name a run no more. What nothing names is free, and so may be what it named.
-    pub(super) fn release(&mut self, runs: &Slab<Run>, run: u32, places: u32) {
-        self.of_mut(run).places -= places;
+    /// Pages name a run no more. What nothing names is free, and so may be what it named.
+    pub(super) fn release(&mut self, runs: &Slab<Run>, run: u32, pages: u32) {
+        self.of_mut(run).pages -= pages;
         let mut at = run;
         while at != NONE {
             let kin = self.of_mut(at);
-            if kin.state != State::Gone || kin.places > 0 || kin.heirs > 0 {
+            if kin.state != State::Gone || kin.pages > 0 || kin.heirs > 0 {
                 return;
             }
             kin.state = State::Free;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, fence};
 
 use super::IndexLimits;
 use super::holder::SetLayout;
+use super::pages::Page;
 use super::runs::Run;
 use super::slab::Slab;
 use super::table::Table;
@@ -31,6 +32,7 @@ pub(super) struct Shared {
     version: Version,
     pub(super) table: Table,
     pub(super) runs: Slab<Run>,
+    pub(super) pages: Slab<Page>,
     pub(super) sets: Slab<AtomicU64>,
     pub(super) layout: SetLayout,
 }
@@ -39,11 +41,13 @@ impl Shared {
     pub(super) fn new(limits: IndexLimits) -> (Self, Books) {
         let layout = SetLayout::new(limits.workers_max);
         let (table, table_books) = Table::new(limits.blocks_max);
-        // A run has a block at least; those that live no more go with the places that name them.
+        // A run has a block at least; those that live no more go with the pages that name them.
         let runs: Slab<Run> = Slab::new(limits.blocks_max.max(RUNS_MIN));
+        // A page has a block at least.
+        let pages = Slab::new(limits.blocks_max.max(RUNS_MIN));
         let sets = Slab::new((limits.blocks_max / 64).max(SETS_MIN) * layout.words);
         let books = Books::new(table_books, runs.len_max(), layout);
-        (Self { version: Version::default(), table, runs, sets, layout }, books)
+        (Self { version: Version::default(), table, runs, pages, sets, layout }, books)
     }
 
     /// The words of a set of members.

@@ -1,6 +1,7 @@
-//! What a batch stores: who had a part of it already is found by a few probes, the rest is put block by block.
+//! What a batch stores: who had a part of it already is found by a few probes, the rest is named page by page.
 
-use super::runs::{NONE, Span, State, Words, covering, pack};
+use super::lookup::Place;
+use super::runs::{NONE, Span, Words, covering};
 use super::writer::Writer;
 
 /// Keys whose lines are read before the first of them is put. Chosen: several times the misses that a core has under
@@ -10,14 +11,19 @@ pub(super) const TOUCHED: usize = 32;
 impl Writer<'_> {
     /// A holder has blocks, each the child of the one before, the first the child of `parent`.
     pub(super) fn store(&mut self, code: u32, parent: Option<u64>, keys: &[u64]) {
-        let Some((run, depth)) = self.anchor(code, parent) else {
+        let anchor = parent.map(|parent| self.anchor(code, parent));
+        let Ok(anchor) = anchor.map_or(Ok(None), |place| place.map(Some).ok_or(())) else {
             self.books.stats.orphans += keys.len() as u64;
             return;
         };
-        let there = self.shared.deepest(depth, keys.len(), |at| keys[at]);
-        let Some(place) = there else {
+        let (run, depth) = anchor.map_or((NONE, 0), |place| (place.run, place.depth + 1));
+        // What ends a run without children is followed by nothing.
+        let is_end = anchor.is_some_and(|place| depth == place.end && self.kin(run).kids == 0);
+        let there = if is_end { None } else { self.shared.deepest(anchor, keys.len(), |at| keys[at]) };
+        let Some(place) = there.filter(|place| place.depth >= depth) else {
             return self.append(code, (run, depth), keys);
         };
+        self.books.near = [place.page, anchor.map_or(NONE, |anchor| anchor.page)];
         let known = (place.depth + 1 - depth) as usize;
         if !self.join(code, (run, depth), (place.run, place.depth)) {
             self.books.stats.orphans += keys.len() as u64;
@@ -29,12 +35,11 @@ impl Writer<'_> {
         }
     }
 
-    /// The run that a holder's parent block is in, and the depth of its children.
-    fn anchor(&self, code: u32, parent: Option<u64>) -> Option<(u32, u32)> {
-        let Some(parent) = parent else { return Some((NONE, 0)) };
-        let (run, depth) = self.shared.place(parent)?;
-        self.stop_of(run, code).filter(|stop| *stop > depth)?;
-        Some((run, depth + 1))
+    /// A block of a holder that others are to follow.
+    fn anchor(&mut self, code: u32, key: u64) -> Option<Place> {
+        let Some(place) = self.shared.place(key) else { return self.search(code, key) };
+        self.stop_of(place.run, code).filter(|stop| *stop > place.depth)?;
+        Some(place)
     }
 
     /// Makes a holder a member of the runs from its parent block's to that of its last block that is known.
@@ -68,46 +73,24 @@ impl Writer<'_> {
             self.books.stats.dropped += keys.len() as u64;
             return;
         };
+        let blocks = self.write(tip, depth, keys);
         let words = self.run(tip);
-        let start = words.span().start;
-        // Before the first is put: making room sweeps places behind a run's end.
-        words.set_span(Span { start, end: depth + keys.len() as u32 });
-        let end = depth + self.put(tip, depth, keys);
+        let Span { start, .. } = words.span();
+        let end = depth + blocks;
         words.set_span(Span { start, end });
-        let blocks = end - depth;
         self.books.stats.dropped += keys.len() as u64 - u64::from(blocks);
         self.books.stats.blocks += u64::from(blocks);
         self.gain(code, blocks);
         self.books.runs.touch(tip);
+        self.note(code, tip);
         if start == end {
             self.withdraw(tip, code, start);
-        }
-    }
-
-    /// Puts blocks of a run into the table, from a depth on; how many there was room for.
-    fn put(&mut self, run: u32, depth: u32, keys: &[u64]) -> u32 {
-        // Counted before: a name that comes twice gives one place up.
-        self.books.runs.of_mut(run).places += keys.len() as u32;
-        let (mut at, mut numbers) = (depth, [0; TOUCHED]);
-        for some in keys.chunks(TOUCHED) {
-            self.shared.table.touch(some, &mut numbers);
-            for (place, key) in some.iter().enumerate() {
-                if self.shared.table.is_full(&self.books.table, numbers[place]) {
-                    if !self.make_room(*key) {
-                        self.books.runs.of_mut(run).places -= keys.len() as u32 - (at - depth);
-                        return at - depth;
-                    }
-                    self.shared.table.touch(some, &mut numbers);
-                }
-                let number = numbers[place];
-                let old = self.shared.table.put(&mut self.books.table, number, *key, pack(run, at));
-                if let Some(old) = old {
-                    self.displace(old);
-                }
-                at += 1;
+        } else if blocks > 0 {
+            if start < depth {
+                self.unmark(tip, depth - 1);
             }
+            self.mark(tip, end - 1);
         }
-        at - depth
     }
 
     /// A run that ends at a depth behind `run` and that the holder may let grow.
@@ -120,9 +103,8 @@ impl Writer<'_> {
             let upper = self.divide(run, depth)?;
             return self.sprout(upper, code, depth);
         }
-        let kin = self.kin(run);
         let is_own = words.count() == 1 && words.above().1 == NONE;
-        if is_own && kin.kids == 0 && kin.state == State::Open {
+        if is_own && self.kin(run).kids == 0 {
             return Some(run);
         }
         self.sprout(run, code, depth)

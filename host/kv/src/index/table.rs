@@ -1,4 +1,4 @@
-//! The table of names: where in the tree each block is.
+//! The table of names: in which page a block is, of those by which others are found.
 //!
 //! ```text
 //!   key ── top bits, bent ──► directory ──► segment of 1,024 lines ──► line of 4 keys and 4 places, or the next one
@@ -20,10 +20,9 @@ use crate::BlockName;
 const SLOTS: usize = 4;
 /// Lines of a segment. Chosen: 64 KiB split within a core's cache, in about ten microseconds.
 const LINES: usize = 1024;
-/// Entries at which a segment splits. Chosen: 27 bytes an entry on average; fuller, keys lie behind their lines.
-const FULL: usize = LINES * SLOTS * 13 / 16;
-/// Entries up to which a segment is swept instead of split.
-const SWEPT: usize = FULL * 3 / 4;
+/// Entries at which a segment splits. Measured (`bench -- index`, chats): at 11/16 and at 1/2 batches take 5 to 20 %
+/// longer, since keys lie behind their lines or segments are many.
+const FULL: usize = LINES * SLOTS * 5 / 8;
 /// Odd, without structure.
 const MIX: u64 = 0x9e6c_63d0_876a_3f35;
 
@@ -116,8 +115,16 @@ pub(super) struct TableBooks {
     /// Entries of each segment.
     entries: Vec<u16>,
     extents: Vec<Extent>,
-    /// Entries of the segment that is being rebuilt.
+    /// Entries of the segment that is split.
     moving: Vec<(u64, u64)>,
+}
+
+impl TableBooks {
+    /// Entries of all segments.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.entries.iter().copied().map(usize::from).sum()
+    }
 }
 
 impl Table {
@@ -192,15 +199,15 @@ impl Table {
         }
     }
 
-    /// Whether a segment has to be rebuilt before a key is put into it.
+    /// Whether a segment has to be split before a key is put into it.
     #[inline]
     pub(super) fn is_full(&self, books: &TableBooks, number: u32) -> bool {
         usize::from(books.entries[number as usize]) >= FULL
     }
 
-    /// Puts a key into its segment, which has room; the place that it had.
+    /// Puts a key into its segment, which has room; it may have had another place.
     #[inline]
-    pub(super) fn put(&self, books: &mut TableBooks, number: u32, key: u64, place: u64) -> Option<u64> {
+    pub(super) fn put(&self, books: &mut TableBooks, number: u32, key: u64, place: u64) {
         let segment = self.own(number);
         let line = &segment[home(key)];
         let keys = line.keys();
@@ -209,35 +216,34 @@ impl Table {
         if slot < SLOTS && slot_of(keys, key).is_none() {
             line.set(slot, (key, place));
             books.entries[number as usize] += 1;
-            return None;
+        } else {
+            self.put_behind(books, number, key, place);
         }
-        self.put_behind(books, number, key, place)
     }
 
     #[cold]
-    fn put_behind(&self, books: &mut TableBooks, number: u32, key: u64, place: u64) -> Option<u64> {
+    fn put_behind(&self, books: &mut TableBooks, number: u32, key: u64, place: u64) {
         let segment = self.own(number);
         for at in home(key)..home(key) + LINES {
             let line = &segment[at % LINES];
             let keys = line.keys();
             if let Some(slot) = slot_of(keys, key) {
-                let old = line.place(slot);
                 line.set(slot, (key, place));
-                return Some(old);
+                return;
             }
             let slot = filled(keys);
             if slot < SLOTS {
                 line.set(slot, (key, place));
                 books.entries[number as usize] += 1;
-                return None;
+                return;
             }
         }
-        unreachable!("a full segment was rebuilt before")
+        unreachable!("a full segment was split before")
     }
 
-    /// Takes a key out of its segment, if it is there.
+    /// Takes a key out of its segment, if it is there with this place.
     #[inline]
-    pub(super) fn erase(&self, books: &mut TableBooks, number: u32, key: u64) -> bool {
+    pub(super) fn erase(&self, books: &mut TableBooks, number: u32, (key, place): (u64, u64)) {
         let segment = self.own(number);
         let mut at = home(key);
         let mut keys = segment[at].keys();
@@ -247,48 +253,17 @@ impl Table {
             keys = segment[at % LINES].keys();
             slot = slot_of(keys, key);
         }
-        let Some(slot) = slot else { return false };
-        segment[at % LINES].take(slot, keys);
+        let line = &segment[at % LINES];
+        let Some(slot) = slot.filter(|slot| line.place(*slot) == place) else { return };
+        line.take(slot, keys);
         books.entries[number as usize] -= 1;
         if keys[SLOTS - 1] != 0 {
             move_up(segment, at);
         }
-        true
-    }
-
-    /// Makes room in a segment: without the entries that `keeps` drops, and in two segments if they are many still.
-    /// False: it is as full as before.
-    pub(super) fn rebuild(
-        &self,
-        books: &mut TableBooks,
-        number: u32,
-        keeps: Option<&mut dyn FnMut(u64) -> bool>,
-    ) -> bool {
-        if let Some(keeps) = keeps {
-            self.sweep(books, number, keeps);
-        }
-        usize::from(books.entries[number as usize]) <= SWEPT || self.split(books, number)
-    }
-
-    fn sweep(&self, books: &mut TableBooks, number: u32, keeps: &mut dyn FnMut(u64) -> bool) {
-        let mut moving = std::mem::take(&mut books.moving);
-        for line in self.own(number) {
-            for (slot, key) in line.keys().into_iter().enumerate() {
-                if key != 0 && keeps(line.place(slot)) {
-                    moving.push((key, line.place(slot)));
-                }
-                line.set(slot, (0, 0));
-            }
-        }
-        books.entries[number as usize] = 0;
-        for (key, place) in moving.drain(..) {
-            self.put(books, number, key, place);
-        }
-        books.moving = moving;
     }
 
     /// Hands half of a segment's keys to a new one. False: the directory tells no more of them apart.
-    fn split(&self, books: &mut TableBooks, number: u32) -> bool {
+    pub(super) fn split(&self, books: &mut TableBooks, number: u32) -> bool {
         let Extent { bits, prefix } = books.extents[number as usize];
         let depth = u32::from(bits) + 1;
         if depth > self.bits_max {

@@ -110,6 +110,22 @@ fn a_removal_in_the_middle_takes_what_follows_until_it_is_stored_again() {
 }
 
 #[test]
+fn a_name_that_left_is_not_found_in_a_page_that_was_divided() {
+    let index = PrefixIndex::new(2);
+    let behind = |parent, names| Change::Stored { tier: HolderTier::Hbm, parent: Some(parent), names };
+    let chain = names(&(0..28).collect::<Vec<_>>());
+    let branch = names(&(0..20).chain(100..108).collect::<Vec<_>>());
+    let later = names(&(0..21).chain(200..210).collect::<Vec<_>>());
+    apply(&index, 0, 0, &[stored(&chain)]);
+    apply(&index, 1, 0, &[stored(&branch)]);
+    let gone: Vec<_> = chain[21..].iter().rev().copied().collect();
+    apply(&index, 0, 1, &[removed(&gone), behind(chain[20], &later[21..])]);
+    apply(&index, 0, 2, &[behind(chain[22], &branch[25..])]);
+    assert_eq!(index.stats().orphans, 3);
+    assert_eq!((overlap(&index, &chain), overlap(&index, &later)), (vec![21, 20], vec![31, 20]));
+}
+
+#[test]
 fn blocks_without_their_parent_are_counted_and_left_out() {
     let index = PrefixIndex::new(2);
     let chain = names(&[1, 2, 3]);

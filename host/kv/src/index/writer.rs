@@ -6,51 +6,55 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::IndexStats;
 use super::holder::{Holder, SetLayout};
-use super::runs::{ALL, INLINE, Kin, Member, NONE, Run, RunBooks, Span, State, Words, covering};
+use super::pages::{Page, PageBooks};
+use super::remove::Piece;
+use super::roster::Roster;
+use super::runs::{ALL, INLINE, Kin, Member, NONE, Run, RunBooks, Span, Words};
 use super::shared::Shared;
 use super::table::TableBooks;
-use super::{IndexStats, runs};
-
-/// A block that a batch removes, as the table has it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Gone {
-    pub(super) run: u32,
-    pub(super) depth: u32,
-    pub(super) key: u64,
-    /// Its segment of the table.
-    pub(super) number: u32,
-}
 
 /// What the writer alone knows.
 #[derive(Debug)]
 pub(super) struct Books {
     pub(super) table: TableBooks,
     pub(super) runs: RunBooks,
+    pub(super) pages: PageBooks,
     sets_free: Vec<u32>,
     sets_len: usize,
     /// Blocks of each holder, tier by tier.
     held: Vec<u64>,
+    /// Runs of each holder, tier by tier.
+    pub(super) rosters: Vec<Roster>,
+    /// Pages of an event: where the table's entries change.
+    pub(super) near: [u32; 2],
+    /// Counts how often runs were enumerated.
+    pub(super) stamp: u64,
     pub(super) stats: IndexStats,
-    /// Places in the table that no block is at.
-    pub(super) stale: usize,
     pub(super) keys: Vec<u64>,
-    pub(super) gone: Vec<Gone>,
+    pub(super) pieces: Vec<Piece>,
+    pub(super) lost: Vec<u64>,
     pub(super) path: Vec<u32>,
 }
 
 impl Books {
     pub(super) fn new(table: TableBooks, runs_max: usize, layout: SetLayout) -> Self {
+        let holders = layout.words_used() * 64;
         Self {
             table,
             runs: RunBooks::new(runs_max),
+            pages: PageBooks::default(),
             sets_free: Vec::new(),
             sets_len: 0,
-            held: vec![0; layout.words_used() * 64],
+            held: vec![0; holders],
+            rosters: vec![Roster::default(); holders],
+            near: [NONE; 2],
+            stamp: 0,
             stats: IndexStats::default(),
-            stale: 0,
             keys: Vec::new(),
-            gone: Vec::new(),
+            pieces: Vec::new(),
+            lost: Vec::new(),
             path: Vec::new(),
         }
     }
@@ -62,7 +66,7 @@ impl Books {
 }
 
 /// Place of a holder in an array of all.
-fn slot(layout: SetLayout, code: u32) -> usize {
+pub(super) fn slot(layout: SetLayout, code: u32) -> usize {
     let (word, bit) = layout.bit(code);
     word * 64 + bit.trailing_zeros() as usize
 }
@@ -76,6 +80,10 @@ pub(super) struct Writer<'a> {
 impl<'a> Writer<'a> {
     pub(super) fn run(&self, run: u32) -> &'a Run {
         self.shared.runs.get(run).expect("a run that was taken has its chunk")
+    }
+
+    pub(super) fn page(&self, page: u32) -> &'a Page {
+        self.shared.pages.get(page).expect("a page that was taken has its chunk")
     }
 
     fn set(&self, set: u32) -> &'a [AtomicU64] {
@@ -124,10 +132,17 @@ impl<'a> Writer<'a> {
             let count = words.count();
             if place.is_some() || count < INLINE {
                 let (at, had) = place.map_or((count, span.start), |(at, m)| (at, m.stop.min(span.end)));
-                if stop > had {
+                if stop.min(span.end) > had {
                     words.set_member(at, Member { code, stop: if is_all { ALL } else { stop } });
                     words.set_count(count.max(at + 1));
                     self.gain(code, stop.min(span.end) - had);
+                    self.note(code, run);
+                    if had > span.start {
+                        self.unmark(run, had - 1);
+                    }
+                    if !is_all {
+                        self.mark(run, stop - 1);
+                    }
                 }
                 return true;
             }
@@ -154,6 +169,7 @@ impl<'a> Writer<'a> {
         word.store(word.load(Relaxed) | bit, Relaxed);
         words.set_count(words.count() + 1);
         self.gain(code, end - start);
+        self.note(code, run);
         true
     }
 
@@ -182,17 +198,34 @@ impl<'a> Writer<'a> {
             self.withdraw_from_set(run, code);
         } else if let Some((at, member)) = members(words).find(|(_, member)| member.code == code) {
             let stop = member.stop.min(end);
+            let to = from.max(start);
             if from <= start {
                 let last = words.count() - 1;
                 words.set_member(at, words.member(last));
                 words.set_count(last);
-                self.lose(code, stop - start);
             } else if from < stop {
                 words.set_member(at, Member { code, stop: from });
-                self.lose(code, stop - from);
+            }
+            self.lose(code, stop.saturating_sub(to));
+            if start < stop && stop < end {
+                self.unmark(run, stop - 1);
             }
         }
         self.settle(run);
+        self.leave_off(run, code, from);
+    }
+
+    /// Notes where a holder's chain ends that was withdrawn from a run.
+    fn leave_off(&mut self, run: u32, code: u32, from: u32) {
+        let words = self.run(run);
+        let (parent, set) = words.above();
+        if self.stop_of(run, code).is_none() {
+            if parent != NONE {
+                self.note(code, parent);
+            }
+        } else if set == NONE && members(words).any(|(_, member)| member.stop == from) {
+            self.mark(run, from - 1);
+        }
     }
 
     fn withdraw_from_set(&mut self, run: u32, code: u32) {
@@ -251,11 +284,12 @@ impl<'a> Writer<'a> {
             return;
         }
         words.set_span(Span { end, ..span });
+        self.trim(run, span.end);
         for (at, member) in members(words).filter(|(_, member)| member.stop == end) {
             words.set_member(at, Member { stop: ALL, ..member });
         }
+        self.mark(run, end - 1);
         self.books.stats.blocks -= u64::from(span.end - end);
-        self.books.runs.of_mut(run).state = State::Sealed;
     }
 
     /// Ends the life of a run without members and children.
@@ -268,6 +302,7 @@ impl<'a> Writer<'a> {
         }
         words.set_above(parent, NONE);
         words.set_span(Span { start, end: start });
+        self.trim(run, end);
         self.books.stats.blocks -= u64::from(end - start);
         self.books.runs.leave(parent, run);
         self.books.runs.bury(run);
@@ -280,7 +315,13 @@ impl<'a> Writer<'a> {
         let Span { start, end } = words.span();
         let (parent, set) = words.above();
         let upper_set = if set == NONE { NONE } else { self.take_set()? };
-        let Some(upper) = self.books.runs.take(&self.shared.runs) else {
+        let upper = self.books.runs.take(&self.shared.runs);
+        let Some(upper) = upper.filter(|upper| self.divide_pages(run, *upper, at)) else {
+            if let Some(upper) = upper {
+                self.run(upper).set_above(NONE, NONE);
+                self.books.runs.bury(upper);
+                self.books.runs.release(&self.shared.runs, upper, 0);
+            }
             if upper_set != NONE {
                 self.give_set(upper_set);
             }
@@ -292,7 +333,9 @@ impl<'a> Writer<'a> {
         words.set_span(Span { start: at, end });
         words.set_above(upper, set);
         if set == NONE {
-            share(words, first, at);
+            for code in share(words, first, at) {
+                self.note(code, upper);
+            }
         } else {
             for (to, from) in self.set(upper_set).iter().zip(self.set(set)) {
                 to.store(from.load(Relaxed), Relaxed);
@@ -306,6 +349,7 @@ impl<'a> Writer<'a> {
             books.of_mut(parent).heirs -= 1;
         }
         books.adopt(upper, run);
+        self.mark(upper, at - 1);
         Some(upper)
     }
 
@@ -319,50 +363,6 @@ impl<'a> Writer<'a> {
         words.set_count(1);
         self.books.runs.adopt(parent, run);
         Some(run)
-    }
-
-    /// Makes room in a key's segment. False: there is none.
-    #[cold]
-    pub(super) fn make_room(&mut self, key: u64) -> bool {
-        // A split may leave all entries on the side of the key; a directory has few bits.
-        while self.shared.table.is_full(&self.books.table, self.shared.table.number(key)) {
-            if !self.rebuild(key) {
-                return false;
-            }
-        }
-        true
-    }
-
-    fn rebuild(&mut self, key: u64) -> bool {
-        let Self { shared, books } = self;
-        let mut left = Vec::new();
-        let mut keeps = |place: u64| {
-            let (run, depth) = runs::unpack(place);
-            let keeps = covering(&shared.runs, run, depth).is_some();
-            if !keeps {
-                left.push(run);
-            }
-            keeps
-        };
-        // Looking at every place's run is only worth it if some are stale.
-        let keeps: Option<&mut dyn FnMut(u64) -> bool> =
-            if books.stale > 0 { Some(&mut keeps) } else { None };
-        let has_room = shared.table.rebuild(&mut books.table, shared.table.number(key), keeps);
-        books.stale = books.stale.saturating_sub(left.len());
-        for run in left {
-            books.runs.release(&shared.runs, run, 1);
-        }
-        has_room
-    }
-
-    /// Notes that a key is no more at a place where it was.
-    #[cold]
-    pub(super) fn displace(&mut self, place: u64) {
-        let (run, depth) = runs::unpack(place);
-        if covering(&self.shared.runs, run, depth).is_none() {
-            self.books.stale = self.books.stale.saturating_sub(1);
-        }
-        self.books.runs.release(&self.shared.runs, run, 1);
     }
 
     /// The children of a run.
@@ -412,8 +412,8 @@ pub(super) fn bits(mut word: u64) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Divides members between a run and the new run before it, which meet at a depth.
-fn share(words: &Run, first: &Run, at: u32) {
+/// Divides members between a run and the new run before it, which meet at a depth; who is in the new one only.
+fn share(words: &Run, first: &Run, at: u32) -> Vec<u32> {
     let all: Vec<Member> = members(words).map(|(_, member)| member).collect();
     for (place, member) in all.iter().enumerate() {
         first
@@ -425,4 +425,5 @@ fn share(words: &Run, first: &Run, at: u32) {
     for (place, member) in rest.enumerate() {
         words.set_member(place, *member);
     }
+    all.iter().filter(|member| member.stop <= at).map(|member| member.code).collect()
 }

@@ -132,7 +132,7 @@ fn a_table_of_names_that_all_fall_together_leaves_blocks_out() {
     // Equal upper halves of keys: one segment, however often it splits.
     let inverse =
         (0..6).fold(1u64, |x, _| x.wrapping_mul(2u64.wrapping_sub(0x9e6c_63d0_876a_3f35u64.wrapping_mul(x))));
-    let same: Vec<BlockName> = (1..20_000u64)
+    let same: Vec<BlockName> = (1..100_000u64)
         .map(|low| {
             let product = low.wrapping_mul(inverse);
             BlockName(u128::from(product ^ product >> 32))

@@ -228,6 +228,8 @@ fn check_against_model(ops: &[Op], asked: &[Vec<u32>]) {
     }
     let stats = index.stats();
     assert_eq!((stats.blocks, stats.memberships, stats.runs), (0, 0, 0));
+    let books = &index.ledger.lock().books;
+    assert_eq!((books.table.len(), books.pages.len(), books.runs.len()), (0, 0, 0), "nothing is left behind");
 }
 
 /// Whatever is pruned, answers are never more than what workers have, and the bound holds.
