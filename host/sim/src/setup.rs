@@ -44,7 +44,7 @@ impl Default for Setup {
             token_bytes: 131_072.0,
             step_tokens_max: 8192,
             step_rows_max: 256,
-            starvation: Duration::from_secs(5),
+            starvation: Duration::from_secs(30),
             cost: CostModel::default(),
             tiers: Vec::new(),
             faults: Vec::new(),

@@ -18,7 +18,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { urgent_priority: 1.0, beside_tokens: 4096, starving_ms: 120_000.0 }
+        Self { urgent_priority: 1.0, beside_tokens: 2048, starving_ms: 120_000.0 }
     }
 }
 

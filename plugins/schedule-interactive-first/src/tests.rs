@@ -20,7 +20,7 @@ fn case(prefill_waiting: &[f32], prefill_running: &[f32]) -> ScheduleCase {
 fn priority_goes_first_and_one_other_prompt_goes_on_beside_it() {
     let plan = plan("{}", &case(&[9000.0, 800.0], &[1.0, 20_000.0]));
     assert_eq!(plan.order, [1, 0]);
-    assert_eq!(plan.chunk_tokens, [0, 8192, 8192, 4096]);
+    assert_eq!(plan.chunk_tokens, [0, 8192, 8192, 2048]);
 }
 
 #[test]
