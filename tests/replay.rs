@@ -89,6 +89,16 @@ async fn decisions_under_load_and_swaps_are_replayed_bit_for_bit() {
     assert_eq!(comparison["route"]["decisions"], 8 * 6 + 4 * 6 + 2 * 4);
     assert_eq!(comparison["route"]["identical"], comparison["route"]["decisions"]);
     assert!(comparison["schedule"]["decisions"].as_u64() > Some(0), "{table}");
+
+    let output = run(&["simulate", "--trace", text(&log), "--workers", "2", "--json", text(&json)]);
+    assert!(output.status.success(), "{output:?}");
+    let told: Value =
+        serde_json::from_slice(&std::fs::read(&json).expect("it is there")).expect("it is JSON");
+    let summary = &told["summaries"][0];
+    assert_eq!(summary["answered"], comparison["route"]["decisions"], "its requests are simulated");
+    let outputs: u64 =
+        (0..6).map(|request| (8 + 4) * (4 + request)).sum::<u64>() + (0..4).map(|r| 2 * (4 + r)).sum::<u64>();
+    assert_eq!(summary["output_tokens"], outputs, "answers are as long as they were");
 }
 
 #[tokio::test(flavor = "multi_thread")]

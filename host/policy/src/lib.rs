@@ -50,7 +50,8 @@ pub use format::check_component;
 pub use generation::{Generation, GenerationId, Generations, Pin, Setup};
 pub use record::{
     AdmitTally, CallCost, CallTime, Comparison, FILE_BYTES_MIN, RecordConfig, RecordError, RecordStatus,
-    Recorder, Replay, ReplayError, ReplayReport, ReplayVerdict, RetainTally, RouteTally, ScheduleTally,
+    RecordedRequest, Recorder, Replay, ReplayError, ReplayReport, ReplayVerdict, RetainTally, RouteTally,
+    ScheduleTally, recorded_requests,
 };
 pub use report::{CallReport, GenerationReport, GenerationState, LinkReport, PluginCounts, PluginReport};
 pub use rollout::{

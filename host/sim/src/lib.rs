@@ -9,6 +9,7 @@ mod compare;
 mod cost;
 mod fault;
 mod fleet;
+mod log;
 mod names;
 mod plot;
 mod results;

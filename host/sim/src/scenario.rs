@@ -87,7 +87,7 @@ pub struct TierSetting {
 pub struct WorkloadSetting {
     /// Its name in reports.
     pub name: String,
-    /// A trace; else requests are made as `agents` or `prompts` say.
+    /// A trace or a decision log; else requests are made as `agents` or `prompts` say.
     pub trace: Option<PathBuf>,
     /// Sessions of agents that are made.
     pub agents: Option<AgentsSetting>,
@@ -333,11 +333,23 @@ impl Scenario {
     }
 }
 
+/// A trace, or a decision log.
+fn read(path: &Path) -> Result<Trace, SimError> {
+    if !crate::log::is_log(path) {
+        return Ok(trace::read(path)?);
+    }
+    let trace = crate::log::read(path)?;
+    match trace.requests.is_empty() {
+        true => Err(trace::TraceError::Empty { path: path.to_owned() }.into()),
+        false => Ok(trace),
+    }
+}
+
 impl WorkloadSetting {
     fn prepare(&self, at: usize, folder: &Path, block_tokens: u32) -> Result<Workload, SimError> {
         let field = |name: &str| format!("workload.{at}.{name}");
         let mut trace = match (&self.trace, &self.agents, &self.prompts) {
-            (Some(path), None, None) => trace::read(&folder.join(path))?,
+            (Some(path), None, None) => read(&folder.join(path))?,
             (None, Some(agents), None) => agents.trace()?,
             (None, None, Some(prompts)) => {
                 for (name, value) in

@@ -70,6 +70,9 @@ pub enum SimError {
     /// A trace.
     #[error(transparent)]
     Trace(#[from] trace::TraceError),
+    /// A decision log.
+    #[error(transparent)]
+    Log(#[from] policy::ReplayError),
     /// The sandbox of policies.
     #[error(transparent)]
     Policy(#[from] policy::PolicyError),

@@ -14,6 +14,7 @@ mod queue;
 mod recorder;
 mod replay;
 mod report;
+mod requests;
 mod stage;
 
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use compare::{AdmitTally, Comparison, RetainTally, RouteTally, ScheduleTally
 pub use recorder::Recorder;
 pub use replay::{Replay, ReplayError};
 pub use report::{CallCost, CallTime, ReplayReport, ReplayVerdict};
+pub use requests::{RecordedRequest, recorded_requests};
 
 /// Smallest file. Chosen: the heads of a default chain take a few KiB, and a file has to hold more than its head.
 pub const FILE_BYTES_MIN: u64 = 128 << 10;
