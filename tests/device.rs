@@ -189,7 +189,7 @@ async fn answers_are_the_same_whatever_devices_are_lost() {
     let expected = answers(&steady, 12).await;
     steady.stop().await;
     for more in ["", "roles = [\"prefill\", \"decode\"]\n", "workers = 1\n"] {
-        let host = Host::start(&toml(&format!("{more}[engine.sim]\nlost_after_steps = 150"))).await;
+        let host = Host::start(&toml(&format!("{more}[engine.sim]\nlost_after_steps = 100"))).await;
         for _ in 0..2 {
             assert_eq!(answers(&host, 12).await, expected, "{more}");
         }
