@@ -151,7 +151,7 @@ fn what_cannot_be_simulated_is_told_by_flag_field_or_line() {
     refused(&["--trace", "/nowhere.jsonl"], "cannot read /nowhere.jsonl");
     let unordered = trace().lines().rev().collect::<Vec<_>>().join("\n");
     let unordered = write(folder.path(), "unordered.jsonl", &unordered);
-    refused(&["--trace", &unordered], "unordered.jsonl, line 3: `timestamp` goes back");
+    refused(&["--trace", &unordered], "unordered.jsonl, line 2: `timestamp` goes back");
     let unknown = write(folder.path(), "unknown.jsonl", "{\"version\": 7, \"requests\": []}\n");
     refused(&["--trace", &unknown], "unknown.jsonl, line 1: has version 7 of the format; 1 is known");
     let scenario = write(folder.path(), "bad.toml", "wokers = 3\n");
