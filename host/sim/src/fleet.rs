@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-use decide::{Asked, Candidate, Outcome, SequenceHints, candidates};
+use decide::{Asked, Candidate, Outcome, Reading, SequenceHints, candidates};
 use kv::PrefixIndex;
 use policy::{
     Event as Told, Generations, ObserveView, Pin, ROUTE_CANDIDATE, RouteView, Slot, Subject, Table,
@@ -71,6 +71,7 @@ pub(crate) struct Fleet<'a> {
     now: Ns,
     /// Memory that a decision uses again.
     rows: Vec<usize>,
+    loads: Vec<Reading>,
     overlap: Vec<u32>,
     candidates: Table,
 }
@@ -132,6 +133,7 @@ impl<'a> Fleet<'a> {
             stranded: Vec::new(),
             now: Ns::default(),
             rows: Vec::new(),
+            loads: Vec::new(),
             overlap: vec![0; workers.len()],
             candidates: Table::new(&ROUTE_CANDIDATE, 0),
             workers,
@@ -256,20 +258,21 @@ impl<'a> Fleet<'a> {
             return Ok(());
         }
         // What their steps up to now have changed is known before anybody is asked.
+        self.loads.clear();
         for &at in &self.rows {
-            self.workers[at].read(self.now);
+            self.loads.push(self.workers[at].read(self.now));
             self.index.follow(at, self.workers[at].published_events());
         }
         let full = (s.prompt_tokens / self.setup.block_tokens) as usize;
         self.index.overlap(s.prompt_names(full), &mut self.overlap);
         let block_tokens = self.setup.block_tokens;
-        let (workers, overlap, now) = (&mut self.workers, &self.overlap, self.now);
-        let shown = self.rows.iter().map(|&at| {
-            let worker = &mut workers[at];
+        let (workers, overlap) = (&self.workers, &self.overlap);
+        let shown = self.rows.iter().zip(&self.loads).map(|(&at, &load)| {
+            let worker = &workers[at];
             Candidate {
                 id: worker.id,
                 overlap_tokens: overlap[at] * block_tokens,
-                load: worker.read(now),
+                load,
                 is_healthy: true,
                 ttft_ms: worker.ttft_ms_ewma,
                 itl_ms: worker.itl_ms_ewma,

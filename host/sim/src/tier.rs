@@ -98,8 +98,8 @@ impl Tiers {
         s.advance(tokens, pool);
     }
 
-    /// A turn is over: its blocks are saved, and those that fall out of a tier go on to the next one.
-    pub(crate) fn save(&mut self, s: &Sequence, _now: Ns) {
+    /// A turn is over: every tier keeps its blocks, as far as it has room.
+    pub(crate) fn save(&mut self, s: &Sequence) {
         for held in &mut self.all {
             hold(&mut held.pool, s.sealed_names());
             // Nobody follows what a tier has.

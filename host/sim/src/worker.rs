@@ -259,7 +259,7 @@ impl Worker {
                 continue;
             }
             let mut s = self.running.remove(at);
-            self.tiers.save(&s, now);
+            self.tiers.save(&s);
             s.release(&mut self.pool);
             self.changed = true;
             self.news.push(News::Done { sequence: Box::new(s), at: now });
