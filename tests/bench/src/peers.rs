@@ -132,9 +132,12 @@ fn rounds(sides: &[Peer], work: impl Fn(&Peer) -> anyhow::Result<Round>) -> anyh
     Ok(rounds)
 }
 
+/// One figure of a round.
+type Measure = fn(&Round) -> f64;
+
 fn print(sides: &[Peer], rounds: &[Vec<Round>], what: &str) {
-    let value = |rounds: &[Round], of: fn(&Round) -> f64| median(rounds.iter().map(of).collect());
-    let measures: [(&str, fn(&Round) -> f64); 4] = [
+    let value = |rounds: &[Round], of: Measure| median(rounds.iter().map(of).collect());
+    let measures: [(&str, Measure); 4] = [
         ("requests/s", |round| round.per_second),
         ("TTFT us p50", |round| round.ttft_us_p50),
         ("TTFT us p99", |round| round.ttft_us_p99),
