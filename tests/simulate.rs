@@ -135,6 +135,65 @@ for_s = 2.0
 }
 
 #[test]
+fn a_chain_of_a_configuration_reads_headers_minds_the_door_and_keeps_what_returns() {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let chain = write(
+        folder.path(),
+        "own.toml",
+        r#"
+[chain]
+hints = ["hints-agent"]
+admit = ["admit-tenant-quota"]
+schedule = "schedule-agent-priority"
+retain = "retain-expected-reuse"
+
+[plugins.admit-tenant-quota]
+config = { tenants = { batch = { requests_per_minute = 0, running_max = 2 } }, wait_ms_max = 100000 }
+"#,
+    );
+    let scenario = write(
+        folder.path(),
+        "fleet.toml",
+        r#"
+workers = 1
+blocks = 600
+step_rows_max = 4
+defer_ms_max = 60000
+deferred_max = 4
+cost = "linear:1000,50,20"
+
+[[workload]]
+name = "batch"
+tenant = "batch"
+prompts = { requests = 12, prompt_tokens = 4000, output_tokens = 40 }
+
+[[workload]]
+name = "agents"
+arrivals = "sessions"
+tenant = "agents"
+session_final = true
+headers = { "X-Dynamo-Request-Priority" = "20" }
+agents = { sessions = 4, turns_max = 6, system_tokens = 4000, first_tokens = 800.0, turn_tokens = 300.0 }
+"#,
+    );
+    let json = folder.path().join("out.json");
+    let json = json.to_str().expect("UTF-8");
+    let chains = format!("builtin,{chain}");
+    let output = run(&["simulate", "--scenario", &scenario, "--chains", &chains, "--json", json]);
+    let (table, errors) = said(&output);
+    assert!(output.status.success(), "{errors}");
+    let told: Value =
+        serde_json::from_str(&std::fs::read_to_string(json).expect("it was written")).expect("it is JSON");
+    // All, batch and agents of one chain, then of the other.
+    let of = |at: usize, figure: &str| told["summaries"][at][figure].as_f64().expect("a number");
+    assert_eq!((of(1, "answered"), of(1, "rejected")), (12.0, 0.0), "{table}");
+    assert_eq!((of(4, "answered"), of(4, "rejected")), (6.0, 6.0), "two inside, four at the door: {table}");
+    assert_eq!(of(5, "answered"), of(2, "answered"), "{table}");
+    let ttft = |at: usize| told["summaries"][at]["ttft_ms"]["mean"].as_f64().expect("a number");
+    assert!(ttft(5) < ttft(2), "{table}");
+}
+
+#[test]
 fn what_cannot_be_simulated_is_told_by_flag_field_or_line() {
     let folder = tempfile::tempdir().expect("there is a place for temporary files");
     let refused = |args: &[&str], expected: &str| {
@@ -154,6 +213,19 @@ fn what_cannot_be_simulated_is_told_by_flag_field_or_line() {
     refused(&["--trace", &unordered], "unordered.jsonl, line 2: `timestamp` goes back");
     let unknown = write(folder.path(), "unknown.jsonl", "{\"version\": 7, \"requests\": []}\n");
     refused(&["--trace", &unknown], "unknown.jsonl, line 1: has version 7 of the format; 1 is known");
-    let scenario = write(folder.path(), "bad.toml", "wokers = 3\n");
-    refused(&["--scenario", &scenario], "wokers");
+    let of_scenario = |text: &str, expected: &str| {
+        let scenario = write(folder.path(), "bad.toml", text);
+        refused(&["--scenario", &scenario], expected);
+    };
+    of_scenario("wokers = 3\n", "wokers");
+    let workload = "[[workload]]\nprompts = { requests = 1, prompt_tokens = 9, output_tokens = 1 }\n";
+    of_scenario(
+        &format!("{workload}protocol = \"grpc\"\n"),
+        "`workload.0.protocol` is grpc; it is one of openai-chat",
+    );
+    of_scenario(
+        &format!("{workload}priority = 1e9\n"),
+        "`workload.0.priority` is 1000000000; it lies between",
+    );
+    of_scenario(&format!("retain_mark = 2.0\n{workload}"), "`retain_mark` is 2; it is a share");
 }

@@ -154,7 +154,7 @@ fn dependencies_point_one_way() {
         ("host/trace", &[]),
         ("host/engine", &["kv"]),
         ("host/policy", &[]),
-        ("host/decide", &["policy"]),
+        ("host/decide", &["kv", "policy"]),
         ("host/sim", &["kv", "policy", "decide", "trace"]),
         ("host/load", &["trace"]),
         ("host/serve", &["kv", "engine", "policy", "decide", "sim", "load", "plugin-tool"]),

@@ -13,7 +13,7 @@ use crate::report::{Ledger, PluginCounts, PluginReport};
 use crate::rollout::{Rollout, Rollouts, Shadowed};
 use crate::runtime::Runtime;
 use crate::slot::{
-    Action, AdmitView, Clip, Frame, HintsView, MiddlewareView, ObserveView, RetainView, RouteView,
+    Action, AdmitView, Clip, Frame, Hints, HintsView, MiddlewareView, ObserveView, RetainView, RouteView,
     ScheduleView, Slot,
 };
 use crate::spec::{ChainSpec, Match, Subject};
@@ -111,9 +111,9 @@ impl Generation {
         self.chains[0].plans()
     }
 
-    /// What a caller wishes. Errors: a plugin failed that may not be replaced.
-    pub fn hints(&self, way: Way, view: &HintsView<'_>) -> Result<HintsDecision, Rejected> {
-        self.at(way).hints(way.muted, view)
+    /// What a caller wishes; `said` is known before any plugin is asked. Errors: a plugin failed that may not be replaced.
+    pub fn hints(&self, way: Way, view: &HintsView<'_>, said: Hints) -> Result<HintsDecision, Rejected> {
+        self.at(way).hints(way.muted, view, said)
     }
 
     /// Whether a request comes in. Errors: a plugin failed that may not be replaced.
@@ -222,9 +222,10 @@ impl Pin {
         self.generation.asks(self.way, slot)
     }
 
-    /// What the caller wishes. Errors: a plugin failed that may not be replaced.
-    pub fn hints(&self, view: &HintsView<'_>) -> Result<HintsDecision, Rejected> {
-        self.generation.hints(self.way, view)
+    /// What the caller wishes; `said` is known before any plugin is asked. Errors: a plugin failed that may not be
+    /// replaced.
+    pub fn hints(&self, view: &HintsView<'_>, said: Hints) -> Result<HintsDecision, Rejected> {
+        self.generation.hints(self.way, view, said)
     }
 
     /// Whether the request comes in. Errors: a plugin failed that may not be replaced.

@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use policy::{ADMIT_FLEET, AdmitView, Pin, Slot, Table, Verdict};
+use decide::House;
+use policy::{AdmitView, Pin, Slot, Table, Verdict};
 
 use crate::app::App;
 use crate::door::{Count, Place};
@@ -114,21 +115,12 @@ fn fleet(app: &App, tenant: u64, waits: bool) -> Table {
         [&mut all, &mut own].into_iter().for_each(|count: &mut Count| count.deferred -= 1);
     }
     let loads: Vec<_> = app.workers.iter().map(|worker| worker.load.read()).collect();
-    let sum = |cell: fn(&decide::Reading) -> f32| loads.iter().map(cell).sum::<f32>();
-    let numbers = [
-        all.running as f32,
-        app.config.limits.requests_max as f32,
-        all.deferred as f32,
-        own.running as f32,
-        own.deferred as f32,
-        loads.len() as f32,
-        sum(|load| load.queue_len),
-        sum(|load| load.running),
-        sum(|load| load.queued_tokens),
-        sum(|load| load.active_tokens),
-        sum(|load| load.kv_used) / loads.len().max(1) as f32,
-    ];
-    let mut fleet = Table::new(&ADMIT_FLEET, 1);
-    decide::fill_row(&mut fleet, &numbers, &[]);
-    fleet
+    let house = House {
+        running: all.running,
+        requests_max: app.config.limits.requests_max as u32,
+        deferred: all.deferred,
+        tenant_running: own.running,
+        tenant_deferred: own.deferred,
+    };
+    decide::fleet(&house, &loads)
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request as HttpRequest};
 use axum::response::Response;
+use decide::Wishes;
 use engine::SamplingParams;
 use policy::{Pin, Subject, Table};
 use tokio::sync::mpsc;
@@ -18,7 +19,6 @@ use crate::api::{self, Endpoint, stream};
 use crate::app::{App, Seat};
 use crate::ctx::Moment;
 use crate::door::Place;
-use crate::hints::Wishes;
 use crate::prompt::{Detokenizer, Guide, OutputParser, StopMatcher};
 use crate::request::{Input, Prompt, Refusal, Request};
 use crate::resume::{self, IdempotencyKey, Resumed};
@@ -96,7 +96,7 @@ async fn one(app: &Arc<App>, visit: Visit, request: &Request) -> Result<Answer, 
     let prompt = render::prompt(app, request)?; //                                            template, tokens, block names
     seat.charge_prompt(prompt.tokens.len() as u32, app.ctx.now())?; //                        429 beyond the limit of a key
     let (policies, wishes) = hints::by_session(policies, request, &prompt, app.frame())?; // * no answer: no hints
-    let wishes = wishes.within(seat.caller().ceiling()); //                                   no more than the key may ask for
+    let wishes = hints::within(wishes, seat.caller().ceiling()); //                           no more than the key may ask for
     let mut row = row::request(request, &prompt, &wishes); //                                 what the next two are shown
     let place = admit::enter(app, &policies, &mut row).await?; //                           * no answer: it comes in
     let routed = choose(app, &policies, &prompt, &row)?; //                                 * no answer: the built-in

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use policy::{Attributes, Value};
 
 use crate::app::App;
-use crate::hints;
 use crate::prompt::Family;
 use crate::prompt::{Segment, Tokenizer};
 use crate::request::Prompt;
@@ -74,7 +73,7 @@ impl Wishes {
 }
 
 /// What the worker has to know of this turn; `None` where nobody will ask.
-pub fn turn(app: &App, prompt: &Prompt, said: &hints::Wishes) -> Option<Arc<Turn>> {
+pub fn turn(app: &App, prompt: &Prompt, said: &decide::Wishes) -> Option<Arc<Turn>> {
     // Cache marks need segments too, and no policy.
     let segments = prompt.segments.clone().filter(|_| app.generations.retains())?;
     let attributes = said.attributes.clone();
@@ -91,7 +90,7 @@ pub fn turn(app: &App, prompt: &Prompt, said: &hints::Wishes) -> Option<Arc<Turn
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prompt::Role;
+    use decide::Role;
 
     fn attributes(numbers: &[(&str, f64)]) -> Attributes {
         let named = numbers.iter().map(|(name, value)| ((*name).to_owned(), Value::Number(*value)));

@@ -1,9 +1,8 @@
 //! A request as the one row that says to every slot what it is.
 
-use decide::Asked;
+use decide::{Asked, Wishes};
 use policy::Table;
 
-use crate::hints::Wishes;
 use crate::request::{Prompt, Request};
 
 /// The row of a request that has not waited yet.

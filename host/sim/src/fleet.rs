@@ -6,6 +6,7 @@
 //! **Invariant:** of what happens at one instant, ends of steps come first, then arrivals, then begins of steps; the same
 //! setup, workloads and chain give the same results.
 
+mod door;
 mod trouble;
 
 use std::cmp::Reverse;
@@ -15,18 +16,21 @@ use std::sync::Arc;
 use decide::{Asked, Candidate, Outcome, Reading, SequenceHints, candidates};
 use kv::PrefixIndex;
 use policy::{
-    Event as Told, Generations, ObserveView, Pin, ROUTE_CANDIDATE, RouteView, Slot, Subject, Table,
+    Event as Told, Generations, ObserveView, Pin, ROUTE_CANDIDATE, Rejected, RouteView, Slot, Subject, Table,
 };
 use trace::{Stop, Trace};
 
+use crate::caller::Callers;
 use crate::names::Names;
 use crate::results::{Call, Gaps, Results, Status, WorkerResult};
 use crate::sequence::Sequence;
 use crate::setup::{Setup, SimError};
+use crate::shape::{self, Shape};
 use crate::tier::Tiers;
 use crate::time::{Ns, frame};
 use crate::worker::{Kind, News, Worker};
 use crate::workload::{Source, Workload};
+use door::Door;
 use trouble::State;
 
 /// What happens, in the order in which it happens at one instant.
@@ -38,10 +42,26 @@ enum Happening {
     StepEnds { worker: u32, version: u32 },
     /// A request comes in.
     Arrives { call: u32 },
+    /// One that waits at the door is asked about again.
+    Knocks { call: u32 },
     /// Blocks from a slower tier are there.
     Wakes { worker: u32 },
     /// A worker may begin a step.
     StepBegins { worker: u32 },
+}
+
+/// What a policy is asked about a request: seeds differ by it.
+#[derive(Clone, Copy)]
+enum Question {
+    Route,
+    Hints,
+    Admit,
+}
+
+impl Question {
+    fn about(self, call: u32) -> u64 {
+        (self as u64) << 32 | u64::from(call)
+    }
 }
 
 /// A fleet under way.
@@ -50,6 +70,9 @@ pub(crate) struct Fleet<'a> {
     workloads: &'a [Workload],
     chain: &'a str,
     names: Vec<Names>,
+    callers: Vec<Callers<'a>>,
+    /// For each workload the shape of each prompt; empty where no policy retains.
+    shapes: Vec<Vec<Shape>>,
     /// For each workload the next turn of each request; empty where answers do not return.
     nexts: Vec<Vec<Option<u32>>>,
     sources: Vec<Source>,
@@ -60,7 +83,9 @@ pub(crate) struct Fleet<'a> {
     versions: Vec<u32>,
     index: PrefixIndex,
     pin: Pin,
+    door: Door,
     observes: bool,
+    asks_hints: bool,
     heap: BinaryHeap<Reverse<(Ns, Happening)>>,
     fixed: Vec<(Ns, u32)>,
     next_fixed: usize,
@@ -86,7 +111,7 @@ impl<'a> Fleet<'a> {
         let (mut calls, mut sources) = (Vec::new(), Vec::new());
         for (at, workload) in workloads.iter().enumerate() {
             let trace = &workload.trace;
-            names.push(Names::new(at as u16, trace.block_tokens, setup.block_tokens).ok_or_else(|| {
+            names.push(Names::new(at as u16, trace, setup.block_tokens).ok_or_else(|| {
                 let right = format!(
                     "blocks of {} tokens in `{}` can be cut or joined evenly",
                     trace.block_tokens, trace.name
@@ -96,23 +121,16 @@ impl<'a> Fleet<'a> {
             sources.push(Source::new(workload, calls.len() as u32));
             calls.extend((0..trace.requests.len() as u32).map(|request| Call::new(at as u16, request)));
         }
-        let kind = Arc::new(Kind {
-            pages: setup.blocks,
-            block_tokens: setup.block_tokens,
-            step_tokens_max: setup.step_tokens_max,
-            step_rows_max: setup.step_rows_max,
-            starvation: setup.starvation,
-            cost: setup.cost,
-            walks: setup.walks,
-        });
-        let prefill_us = setup.cost.prefill_us[1];
-        let tiers = || Tiers::new(&setup.tiers, (setup.block_tokens, setup.token_bytes), prefill_us);
-        let workers: Vec<Worker> =
-            (0..setup.workers).map(|place| Worker::new(place, &kind, generations, tiers())).collect();
+        let workers = workers(setup, generations);
         let nexts =
             |workload: &Workload| if setup.answers_return { nexts(&workload.trace) } else { Vec::new() };
+        let shapes = |workload: &Workload| {
+            if generations.retains() { shape::shapes(&workload.trace) } else { Vec::new() }
+        };
         let pin = generations.pin(&Subject::default());
         Ok(Self {
+            callers: workloads.iter().map(Callers::new).collect(),
+            shapes: workloads.iter().map(shapes).collect(),
             nexts: workloads.iter().map(nexts).collect(),
             setup,
             workloads,
@@ -123,7 +141,9 @@ impl<'a> Fleet<'a> {
             due: vec![false; workers.len()],
             versions: vec![0; workers.len()],
             index: PrefixIndex::new(workers.len()),
+            door: Door::default(),
             observes: pin.asks(Slot::Observe),
+            asks_hints: pin.asks(Slot::Hints),
             pin,
             heap: BinaryHeap::new(),
             fixed: Vec::new(),
@@ -153,6 +173,7 @@ impl<'a> Fleet<'a> {
                     }
                 }
                 Happening::Arrives { call } => self.arrives(call)?,
+                Happening::Knocks { call } => self.knocks_again(call)?,
                 Happening::Wakes { worker } => {
                     let end = self.workers[worker as usize].wake(now);
                     self.cut_or_wake(worker as usize, end);
@@ -214,53 +235,54 @@ impl<'a> Fleet<'a> {
         }
         let tokens = (asked.prompt_tokens, asked.output_tokens);
         let mut s = Sequence::new(call, self.now.moment(), tokens, names);
-        s.hints = self.hints(workload, request);
+        let frame = frame(self.now, Question::Hints.about(call));
+        let wishes = self.callers[workload].wishes(request, frame, (&self.pin, self.asks_hints));
+        s.wish(wishes.map_err(|rejected| self.refused(&rejected))?);
+        s.shape = self.shapes[workload].get(request as usize).copied().unwrap_or_default();
         let most = u64::from(tokens.0 + tokens.1 - 1).div_ceil(u64::from(self.setup.block_tokens));
         if most > u64::from(self.setup.blocks) {
             self.over(call, Status::TooLong);
             return Ok(());
         }
-        self.place(s)
+        self.knocks(s)
     }
 
-    /// What the caller says of a request.
-    fn hints(&self, workload: usize, request: u32) -> SequenceHints {
-        let Workload { trace, hints, .. } = &self.workloads[workload];
-        let asked = &trace.requests[request as usize];
-        let session = &trace.sessions[asked.session as usize];
-        let id = |session: u32| trace::mix(((workload as u64) << 32 | u64::from(session)) + 1);
-        let told = session.is_named || hints.inferred_sessions;
-        let class = match (hints.class.as_str(), session.parent) {
-            ("", _) if !told => "",
-            ("", None) => "main",
-            ("", Some(_)) => "subagent",
-            (class, _) => class,
-        };
-        SequenceHints {
-            session: if told { id(asked.session) } else { 0 },
-            parent: session.parent.map_or(0, id),
-            session_final: false,
-            class: policy::name_id(class),
-            tenant: 0,
-            priority: hints.priority,
-            strict_tier: hints.strict_tier,
-            deadline_ms: 0,
-            expected_output_tokens: if hints.expected_output { asked.output_tokens } else { 0 },
+    /// A decision failed, and the operator said that nothing stands in for it.
+    fn refused(&self, rejected: &Rejected) -> SimError {
+        SimError::Refused { chain: self.chain.to_owned(), reason: rejected.to_string() }
+    }
+
+    /// The load of each worker that can be reached.
+    fn read_loads(&mut self) {
+        self.rows.clear();
+        self.rows.extend((0..self.workers.len()).filter(|at| self.states[*at].is_reachable()));
+        self.loads.clear();
+        for &at in &self.rows {
+            self.loads.push(self.workers[at].read(self.now));
         }
+    }
+
+    /// A sequence as the one row that says to every slot what it is.
+    fn request_row(&self, s: &Sequence) -> Table {
+        decide::request(&Asked {
+            prompt_tokens: s.prompt_tokens,
+            prompt_blocks: s.prompt_tokens / self.setup.block_tokens,
+            output_tokens_max: 0,
+            speculative_prefill: s.speculative_prefill,
+            hints: s.hints,
+            attributes: s.attributes.clone(),
+        })
     }
 
     /// Has the chain choose a worker for a sequence, and sends it there.
     fn place(&mut self, mut s: Sequence) -> Result<(), SimError> {
-        self.rows.clear();
-        self.rows.extend((0..self.workers.len()).filter(|at| self.states[*at].is_reachable()));
+        self.read_loads();
         if self.rows.is_empty() {
             self.stranded.push(s);
             return Ok(());
         }
         // What their steps up to now have changed is known before anybody is asked.
-        self.loads.clear();
         for &at in &self.rows {
-            self.loads.push(self.workers[at].read(self.now));
             self.index.follow(at, self.workers[at].published_events());
         }
         let full = (s.prompt_tokens / self.setup.block_tokens) as usize;
@@ -280,20 +302,11 @@ impl<'a> Fleet<'a> {
             }
         });
         candidates(&mut self.candidates, shown);
-        let request = decide::request(&Asked {
-            prompt_tokens: s.prompt_tokens,
-            prompt_blocks: full as u32,
-            output_tokens_max: 0,
-            speculative_prefill: None,
-            hints: s.hints,
-            attributes: s.attributes.clone(),
-        });
-        let frame = frame(self.now, u64::from(s.call));
+        let mut request = self.request_row(&s);
+        decide::set_waited(&mut request, s.waited);
+        let frame = frame(self.now, Question::Route.about(s.call));
         let view = RouteView { frame, request: &request, candidates: &self.candidates };
-        let decision = self.pin.route(&view).map_err(|rejected| SimError::Refused {
-            chain: self.chain.to_owned(),
-            reason: rejected.to_string(),
-        })?;
+        let decision = self.pin.route(&view).map_err(|rejected| self.refused(&rejected))?;
         let worker = self.rows[decision.candidate];
         s.expected_tokens = self.overlap[worker] * block_tokens;
         self.send(s, worker);
@@ -363,20 +376,20 @@ impl<'a> Fleet<'a> {
     fn heard(&mut self, worker: usize, news: News) {
         match news {
             News::Gaps { ns, count } => self.gaps.add(ns, count),
-            News::First { call, at, cached } => {
+            News::First { call, at, cached, hints } => {
                 let reached = self.reached(at);
                 let known = &mut self.calls[call as usize];
                 if known.first.is_none() {
                     known.first = Some(reached);
                     known.cached = cached;
-                    self.observe(worker, call, Told::FirstToken, 0);
+                    self.observe(worker, (call, &hints), Told::FirstToken, 0);
                 }
             }
             News::Done { sequence, at } => {
                 let (call, at) = (sequence.call, self.reached(at));
                 let known = &mut self.calls[call as usize];
                 (known.done, known.preemptions) = (at, sequence.preemptions);
-                self.observe(worker, call, Told::Finished, sequence.output);
+                self.observe(worker, (call, &sequence.hints), Told::Finished, sequence.output);
                 self.over(call, Status::Done);
             }
             News::TooLong { sequence } => self.over(sequence.call, Status::TooLong),
@@ -390,13 +403,20 @@ impl<'a> Fleet<'a> {
 
     fn over(&mut self, call: u32, status: Status) {
         self.calls[call as usize].status = status;
+        self.door.leave(call);
         let workload = self.calls[call as usize].workload as usize;
         let mut due = Vec::new();
         self.sources[workload].done(call, self.now, &mut due);
         self.come_in(due);
     }
 
-    fn observe(&mut self, worker: usize, call: u32, event: Told, output_tokens: u32) {
+    fn observe(
+        &mut self,
+        worker: usize,
+        (call, hints): (u32, &SequenceHints),
+        event: Told,
+        output_tokens: u32,
+    ) {
         if !self.observes {
             return;
         }
@@ -417,8 +437,7 @@ impl<'a> Fleet<'a> {
             worker: self.workers[worker].id,
             sequence: u64::from(call) + 1,
         };
-        let hints = self.hints(known.workload as usize, known.request);
-        let outcomes = decide::outcome(event, &outcome, &hints);
+        let outcomes = decide::outcome(event, &outcome, hints);
         self.pin.observe(&ObserveView { frame: frame(self.now, u64::from(call)), outcomes: &outcomes });
     }
 
@@ -441,6 +460,24 @@ impl<'a> Fleet<'a> {
             gaps: self.gaps,
         }
     }
+}
+
+/// Workers that have nothing yet.
+fn workers(setup: &Setup, generations: &Arc<Generations>) -> Vec<Worker> {
+    let kind = Arc::new(Kind {
+        pages: setup.blocks,
+        block_tokens: setup.block_tokens,
+        step_tokens_max: setup.step_tokens_max,
+        step_rows_max: setup.step_rows_max,
+        starvation: setup.starvation,
+        cost: setup.cost,
+        retain: setup.retain,
+        // A full cache is looked at before each step.
+        walks: setup.walks || generations.retains(),
+    });
+    let block = (setup.block_tokens, setup.token_bytes);
+    let tiers = || Tiers::new(&setup.tiers, block, setup.cost.prefill_us[1], setup.retain);
+    (0..setup.workers).map(|place| Worker::new(place, &kind, generations, tiers())).collect()
 }
 
 /// The next turn of each request.

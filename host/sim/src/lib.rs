@@ -5,6 +5,7 @@
 //! **Invariant:** no clock is read; the same setup, workloads and chain give the same results, to the bit.
 
 mod baseline;
+mod caller;
 mod compare;
 mod cost;
 mod fault;
@@ -17,6 +18,7 @@ mod scenario;
 mod sequence;
 mod series;
 mod setup;
+mod shape;
 mod tier;
 mod time;
 mod worker;
@@ -34,7 +36,7 @@ pub use plot::plot;
 pub use results::{Results, Status, Summary, Times, WorkerResult};
 pub use scenario::{AgentsSetting, ArrivalsKind, PromptsSetting, Scenario, TierSetting, WorkloadSetting};
 pub use series::Bin;
-pub use setup::{Setup, SimError, WORKERS_MAX};
+pub use setup::{DoorLimits, Setup, SimError, WORKERS_MAX};
 pub use tier::TierKind;
 pub use workload::{Arrivals, CallerHints, Workload};
 

@@ -6,20 +6,26 @@ use kv::BlockName;
 use trace::{Request, Trace, mix};
 
 /// How the blocks of a trace become blocks of a worker.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Names {
     /// Tells the blocks of one trace from those of another.
     salt: u64,
     trace_tokens: u32,
     block_tokens: u32,
+    /// The name of each block of the trace, where those are blocks of a worker; else empty.
+    known: Vec<BlockName>,
 }
 
 impl Names {
     /// `None` where the blocks of the trace cannot be cut into, or joined to, blocks of so many tokens.
-    pub(crate) fn new(salt: u16, trace_tokens: u32, block_tokens: u32) -> Option<Self> {
+    pub(crate) fn new(salt: u16, trace: &Trace, block_tokens: u32) -> Option<Self> {
+        let trace_tokens = trace.block_tokens;
         let fits = block_tokens > 0
             && (trace_tokens.is_multiple_of(block_tokens) || block_tokens.is_multiple_of(trace_tokens));
-        fits.then_some(Self { salt: u64::from(salt) << 48, trace_tokens, block_tokens })
+        let salt = u64::from(salt) << 48;
+        let equal = if trace_tokens == block_tokens { trace.blocks_len() } else { 0 };
+        let known = (0..equal).map(|number| name(salt, u64::from(number) << 16)).collect();
+        fits.then_some(Self { salt, trace_tokens, block_tokens, known })
     }
 
     /// Names of the full blocks of a prompt, with room for those of its answer.
@@ -28,7 +34,11 @@ impl Names {
         let room = (request.prompt_tokens + request.output_tokens) / self.block_tokens + 1;
         let mut names = Vec::with_capacity(room as usize);
         let numbers = trace.blocks(request);
-        names.extend((0..full).map_while(|at| self.name(numbers, at as u32)));
+        match self.known.is_empty() {
+            true => names.extend((0..full as u32).map_while(|at| self.name(numbers, at))),
+            // A long prompt has thousands.
+            false => names.extend(numbers.iter().take(full).map(|at| self.known[*at as usize])),
+        }
         names
     }
 
@@ -88,7 +98,7 @@ mod tests {
             builder.request(entry, contents.into_iter());
         }
         let trace = builder.finish();
-        let names = Names::new(0, trace.block_tokens, block_tokens).unwrap();
+        let names = Names::new(0, &trace, block_tokens).unwrap();
         [0, 1].map(|at: usize| names.of_prompt(&trace, &trace.requests[at]))
     }
 
@@ -106,6 +116,7 @@ mod tests {
 
     #[test]
     fn blocks_that_do_not_fit_are_refused() {
-        assert!(Names::new(0, 512, 48).is_none() && Names::new(0, 64, 0).is_none());
+        let trace = |block_tokens| Builder::new("t", block_tokens).finish();
+        assert!(Names::new(0, &trace(512), 48).is_none() && Names::new(0, &trace(64), 0).is_none());
     }
 }

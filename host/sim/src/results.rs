@@ -18,6 +18,8 @@ pub enum Status {
     TooLong,
     /// There was no worker.
     NoWorker,
+    /// It was sent away at the door.
+    Rejected,
 }
 
 /// One request.
@@ -167,6 +169,8 @@ pub struct Summary {
     pub requests: u64,
     /// Those that were answered.
     pub answered: u64,
+    /// Those that were sent away at the door.
+    pub rejected: u64,
     /// Share of prompt tokens that were found in a cache.
     pub reuse: f64,
     /// Prompt tokens.
@@ -215,6 +219,7 @@ impl Results {
             workload: of.map_or_else(String::new, |of| workloads[of].name.clone()),
             requests: calls().count() as u64,
             answered: answered().count() as u64,
+            rejected: calls().filter(|call| call.status == Status::Rejected).count() as u64,
             reuse: cached as f64 / prompt_tokens.max(1) as f64,
             prompt_tokens,
             output_tokens: sum(|request| request.output_tokens),

@@ -2,15 +2,18 @@
 //!
 //! **Invariant:** a scenario that was read is checked, and says by its field what cannot be.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use decide::{PRIORITY_SECONDS_MAX, RetainBounds, STRICT_TIER_MAX};
 use kv::cost::Tier;
 use serde::{Deserialize, Serialize};
 use trace::{Agents, Builder, Entry, Session, Spread, Trace};
 
-use crate::{Arrivals, CallerHints, CostModel, Fault, Setup, SimError, TierKind, Workload};
+use crate::workload::PROTOCOLS;
+use crate::{Arrivals, CallerHints, CostModel, DoorLimits, Fault, Setup, SimError, TierKind, Workload};
 
 /// A simulation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +44,20 @@ pub struct Scenario {
     pub tier: Vec<TierSetting>,
     /// What goes wrong.
     pub fault: Vec<Fault>,
+    /// Share of each worker's pages that policies may have kept for a time at once.
+    pub pinned_share_max: f64,
+    /// The same for one tenant.
+    pub tenant_share_max: f64,
+    /// Longest time for which policies may have something kept.
+    pub ttl_seconds_max: u32,
+    /// Share of the pages in use from which a policy is asked about all sessions again.
+    pub retain_mark: f64,
+    /// Requests in the house at once; one more is refused. 0 for no such bound.
+    pub requests_max: u32,
+    /// Requests that a policy may have wait at the door at once.
+    pub deferred_max: u32,
+    /// Milliseconds for which it may have one wait.
+    pub defer_ms_max: u64,
     /// What the fleet is asked.
     pub workload: Vec<WorkloadSetting>,
 }
@@ -61,6 +78,13 @@ impl Default for Scenario {
             answers_return: setup.answers_return,
             tier: Vec::new(),
             fault: Vec::new(),
+            pinned_share_max: setup.retain.pinned_share_max,
+            tenant_share_max: setup.retain.tenant_share_max,
+            ttl_seconds_max: setup.retain.ttl_seconds_max,
+            retain_mark: setup.retain.retain_mark,
+            requests_max: setup.door.requests_max,
+            deferred_max: setup.door.deferred_max,
+            defer_ms_max: setup.door.defer_ms_max,
             workload: Vec::new(),
         }
     }
@@ -113,8 +137,22 @@ pub struct WorkloadSetting {
     pub strict_tier: u32,
     /// Class that callers say.
     pub class: String,
+    /// Tenant of the callers.
+    pub tenant: String,
+    /// Milliseconds from arrival within which an answer is useful, as callers say; 0 for no such bound.
+    pub deadline_ms: u32,
     /// Whether callers say how long answers will be.
     pub expected_output: bool,
+    /// Whether callers say which request is the last one of its session.
+    pub session_final: bool,
+    /// Whether sessions that were inferred from shared blocks are told, too.
+    pub inferred_sessions: bool,
+    /// Protocol that callers speak, for `hints` plugins; empty for `openai-chat`.
+    pub protocol: String,
+    /// Headers that they send; `{session}` and `{parent}` stand for names of the trace's.
+    pub headers: BTreeMap<String, String>,
+    /// Extension objects of their requests; likewise.
+    pub extensions: BTreeMap<String, serde_json::Value>,
 }
 
 /// When requests come in.
@@ -270,6 +308,17 @@ impl Scenario {
             starvation: Duration::from_millis(self.starvation_ms_max),
             cost: self.cost_model(f64::from(self.blocks) * f64::from(block_tokens))?,
             tiers: self.tiers()?,
+            retain: RetainBounds {
+                pinned_share_max: self.pinned_share_max,
+                tenant_share_max: self.tenant_share_max,
+                ttl_seconds_max: self.ttl_seconds_max,
+                retain_mark: self.retain_mark,
+            },
+            door: DoorLimits {
+                requests_max: self.requests_max,
+                deferred_max: self.deferred_max,
+                defer_ms_max: self.defer_ms_max,
+            },
             faults: self.fault.clone(),
             answers_return: self.answers_return,
             walks: false,
@@ -378,13 +427,44 @@ impl WorkloadSetting {
             name,
             trace: Arc::new(trace),
             arrivals: self.arrivals(&field)?,
-            hints: CallerHints {
-                priority: self.priority,
-                strict_tier: self.strict_tier,
-                class: self.class.clone(),
-                expected_output: self.expected_output,
-                inferred_sessions: false,
-            },
+            hints: self.hints(&field)?,
+        })
+    }
+
+    fn hints(&self, field: &dyn Fn(&str) -> String) -> Result<CallerHints, SimError> {
+        let usual = CallerHints::default();
+        let protocol = if self.protocol.is_empty() { usual.protocol } else { self.protocol.clone() };
+        if !PROTOCOLS.contains(&protocol.as_str()) {
+            let right = format!("it is one of {}", PROTOCOLS.join(", "));
+            return Err(SimError::setting(field("protocol"), protocol, right));
+        }
+        let seconds = self.priority;
+        if !(-PRIORITY_SECONDS_MAX..=PRIORITY_SECONDS_MAX).contains(&seconds) {
+            let right =
+                format!("it lies between {} and {PRIORITY_SECONDS_MAX} seconds", -PRIORITY_SECONDS_MAX);
+            return Err(SimError::setting(field("priority"), seconds, right));
+        }
+        if self.strict_tier > STRICT_TIER_MAX {
+            let right = format!("it is at most {STRICT_TIER_MAX}");
+            return Err(SimError::setting(field("strict_tier"), self.strict_tier, right));
+        }
+        let header = |(name, text): (&String, &String)| (name.to_ascii_lowercase(), text.clone());
+        Ok(CallerHints {
+            priority: seconds,
+            strict_tier: self.strict_tier,
+            class: self.class.clone(),
+            tenant: self.tenant.clone(),
+            deadline_ms: self.deadline_ms,
+            expected_output: self.expected_output,
+            session_final: self.session_final,
+            inferred_sessions: self.inferred_sessions,
+            protocol,
+            headers: self.headers.iter().map(header).collect(),
+            extensions: self
+                .extensions
+                .iter()
+                .map(|(name, value)| (name.clone(), value.to_string()))
+                .collect(),
         })
     }
 

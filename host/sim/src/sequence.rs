@@ -1,10 +1,13 @@
 //! A sequence in a simulated worker's hands: lengths in the place of tokens.
 
-use decide::{Moment, Scheduled, SequenceHints};
+use std::time::Duration;
+
+use decide::{Conversation, Moment, Scheduled, SequenceHints, Wishes};
 use kv::{BlockName, BlockPool, PageIdx, Sealed};
 use policy::Attributes;
 
 use crate::names;
+use crate::shape::Shape;
 
 /// A sequence that waits or runs.
 #[derive(Debug)]
@@ -31,6 +34,11 @@ pub(crate) struct Sequence {
     pub(crate) cached: Option<u32>,
     pub(crate) hints: SequenceHints,
     pub(crate) attributes: Attributes,
+    pub(crate) speculative_prefill: Option<bool>,
+    /// How long it waited at the door.
+    pub(crate) waited: Duration,
+    /// What its prompt is made of.
+    pub(crate) shape: Shape,
     chunk_tokens: Option<u32>,
     pub(crate) preemptions: u32,
     preemptions_planned: u32,
@@ -60,12 +68,39 @@ impl Sequence {
             cached: None,
             hints: SequenceHints::default(),
             attributes: Attributes::default(),
+            speculative_prefill: None,
+            waited: Duration::ZERO,
+            shape: Shape::default(),
             chunk_tokens: None,
             preemptions: 0,
             preemptions_planned: 0,
             drew: Moment::ZERO,
             fetched: None,
             fetched_blocks: 0,
+        }
+    }
+
+    /// Notes what its caller wishes.
+    pub(crate) fn wish(&mut self, wishes: Wishes) {
+        self.hints = wishes.numbers;
+        self.attributes = wishes.attributes;
+        self.speculative_prefill = wishes.hints.speculative_prefill;
+    }
+
+    /// What it leaves behind when its turn is over.
+    pub(crate) fn conversation(&self, now_ms: u64) -> Conversation {
+        Conversation {
+            session: self.hints.session,
+            parent: self.hints.parent,
+            class: self.hints.class,
+            tenant: self.hints.tenant,
+            live: !self.hints.session_final,
+            used_ms: now_ms,
+            wish_priority: 0,
+            attributes: self.attributes.clone(),
+            names: self.sealed_names().to_vec(),
+            stretches: self.shape.stretches(self.prompt_tokens, self.len()),
+            priorities: Vec::new(),
         }
     }
 

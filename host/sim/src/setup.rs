@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use decide::RetainBounds;
+
 use crate::cost::CostModel;
 use crate::fault::Fault;
 use crate::tier::TierKind;
@@ -27,6 +29,10 @@ pub struct Setup {
     pub cost: CostModel,
     /// Tiers below each worker's own memory, the fastest first.
     pub tiers: Vec<TierKind>,
+    /// How much policies may have kept.
+    pub retain: RetainBounds,
+    /// Bounds of who comes in.
+    pub door: DoorLimits,
     /// What goes wrong.
     pub faults: Vec<Fault>,
     /// Whether what was answered is found in the next prompt, where the trace says that it begins with it.
@@ -47,10 +53,29 @@ impl Default for Setup {
             starvation: Duration::from_secs(30),
             cost: CostModel::default(),
             tiers: Vec::new(),
+            retain: RetainBounds::default(),
+            door: DoorLimits::default(),
             faults: Vec::new(),
             answers_return: false,
             walks: false,
         }
+    }
+}
+
+/// Bounds of who comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DoorLimits {
+    /// Requests in the house at once; one more is refused. 0 for no such bound.
+    pub requests_max: u32,
+    /// Requests that wait at the door at once.
+    pub deferred_max: u32,
+    /// Milliseconds for which a policy may have a request wait.
+    pub defer_ms_max: u64,
+}
+
+impl Default for DoorLimits {
+    fn default() -> Self {
+        Self { requests_max: 0, deferred_max: 128, defer_ms_max: 10_000 }
     }
 }
 
@@ -115,6 +140,27 @@ impl Setup {
                 return Err(SimError::setting(field, value, format!("it lies between 1 and {max}")));
             }
         }
+        let RetainBounds { pinned_share_max, tenant_share_max, ttl_seconds_max, retain_mark } = self.retain;
+        for (field, share) in [
+            ("pinned_share_max", pinned_share_max),
+            ("tenant_share_max", tenant_share_max),
+            ("retain_mark", retain_mark),
+        ] {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(SimError::setting(field, share, "it is a share, from 0 to 1"));
+            }
+        }
+        for (field, seconds) in
+            [("ttl_seconds_max", u64::from(ttl_seconds_max)), ("defer_ms_max", self.door.defer_ms_max / 1000)]
+        {
+            if seconds > SECONDS_MAX {
+                return Err(SimError::setting(
+                    field,
+                    seconds,
+                    format!("it is at most {SECONDS_MAX} seconds"),
+                ));
+            }
+        }
         if let Some(field) = self.cost.wrong() {
             return Err(SimError::setting(
                 format!("cost.{field}"),
@@ -142,6 +188,9 @@ impl Setup {
         Ok(())
     }
 }
+
+/// Longest time for which something is kept, or somebody waits. Chosen: a month, in seconds.
+const SECONDS_MAX: u64 = 31 * 24 * 3600;
 
 /// Most workers of a fleet. Chosen: a policy is shown all of them at once.
 pub const WORKERS_MAX: usize = 4096;

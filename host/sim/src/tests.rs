@@ -1,5 +1,7 @@
 //! Whole simulations, small enough to be worked out by hand or walked through.
 
+mod slots;
+
 use std::sync::{Arc, LazyLock};
 
 use kv::cost::Tier;

@@ -3,8 +3,9 @@
 //! What a turn computed is saved when it is over; whoever comes later fetches what the worker lacks, if `kv::cost` believes
 //! that to be cheaper than to compute it.
 
+use decide::{LowerTiers, RetainBounds};
 use kv::cost::{CostModel as Fetching, Priors, Run, Tier};
-use kv::{BlockName, BlockPool, PageIdx};
+use kv::{BlockName, BlockPool, PageIdx, Retention};
 
 use crate::sequence::Sequence;
 use crate::time::Ns;
@@ -28,6 +29,7 @@ pub(crate) struct Tiers {
     block_bytes: u64,
     block_tokens: u32,
     cost: Option<Fetching>,
+    retain: RetainBounds,
     /// Tokens that were fetched.
     pub(crate) fetched_tokens: u64,
 }
@@ -41,10 +43,15 @@ struct Held {
 
 impl Tiers {
     /// `token_bytes`: of KV; `prefill_us`: what a prompt token costs to compute.
-    pub(crate) fn new(kinds: &[TierKind], (block_tokens, token_bytes): (u32, f64), prefill_us: f64) -> Self {
+    pub(crate) fn new(
+        kinds: &[TierKind],
+        (block_tokens, token_bytes): (u32, f64),
+        prefill_us: f64,
+        retain: RetainBounds,
+    ) -> Self {
         let held = |kind: &TierKind| Held {
             kind: *kind,
-            pool: BlockPool::new(kind.blocks, block_tokens),
+            pool: pool(kind, block_tokens, &retain),
             busy_until: Ns::default(),
         };
         let mut priors = Priors { prefill_tokens_per_s: 1e6 / prefill_us.max(1e-3), ..Priors::default() };
@@ -53,7 +60,8 @@ impl Tiers {
         }
         let cost = (!kinds.is_empty()).then(|| Fetching::new(&priors));
         let block_bytes = (token_bytes * f64::from(block_tokens)) as u64;
-        Self { all: kinds.iter().map(held).collect(), block_bytes, block_tokens, cost, fetched_tokens: 0 }
+        let all = kinds.iter().map(held).collect();
+        Self { all, block_bytes, block_tokens, cost, retain, fetched_tokens: 0 }
     }
 
     /// Looks for what a worker lacks of a sequence that comes in; it waits for what is cheaper to fetch.
@@ -99,8 +107,9 @@ impl Tiers {
     }
 
     /// A turn is over: every tier keeps its blocks, as far as it has room.
-    pub(crate) fn save(&mut self, s: &Sequence) {
+    pub(crate) fn save(&mut self, s: &Sequence, now_ms: u64) {
         for held in &mut self.all {
+            held.pool.expire(now_ms);
             hold(&mut held.pool, s.sealed_names());
             // Nobody follows what a tier has.
             drop(held.pool.drain_events());
@@ -110,9 +119,45 @@ impl Tiers {
     /// What a worker's host had is lost with it.
     pub(crate) fn clear(&mut self) {
         for held in &mut self.all {
-            held.pool = BlockPool::new(held.kind.blocks, self.block_tokens);
+            held.pool = pool(&held.kind, self.block_tokens, &self.retain);
         }
     }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+}
+
+/// Policies say what these tiers keep as they do of a host's, of which a remote store keeps what it likes.
+impl LowerTiers for Tiers {
+    fn lowest(&self) -> policy::Tier {
+        let floors = self.all.iter().filter_map(|held| floor_of(held.kind.tier));
+        floors.max().unwrap_or(policy::Tier::Hbm)
+    }
+
+    fn retain(&mut self, name: BlockName, retention: Retention, (tenant, floor): (u64, policy::Tier)) {
+        for held in &mut self.all {
+            let Some(tier) = floor_of(held.kind.tier) else { continue };
+            // Memory need not keep what may fall to a disk.
+            let falls = tier < floor;
+            let until_ms = if falls { 0 } else { retention.until_ms };
+            held.pool.retain(name, Retention { until_ms, ..retention }, tenant);
+        }
+    }
+}
+
+/// What policies call a tier that can be made to keep something.
+fn floor_of(tier: Tier) -> Option<policy::Tier> {
+    match tier {
+        Tier::Host => Some(policy::Tier::Host),
+        Tier::Disk => Some(policy::Tier::Disk),
+        Tier::Remote => None,
+    }
+}
+
+fn pool(kind: &TierKind, block_tokens: u32, retain: &RetainBounds) -> BlockPool {
+    BlockPool::new(kind.blocks, block_tokens).with_keep_bounds(retain.keep(kind.blocks))
 }
 
 /// Has a pool hold these blocks, first block first, as far as it has room.

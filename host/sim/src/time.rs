@@ -18,6 +18,11 @@ impl Ns {
         Self((ms * 1e6).round() as u64)
     }
 
+    /// What policies call so many milliseconds since the Unix epoch.
+    pub(crate) fn of_unix_ms(ms: u64) -> Self {
+        Self(ms.saturating_sub(EPOCH_MS).saturating_mul(1_000_000))
+    }
+
     pub(crate) fn moment(self) -> Moment {
         Duration::from_nanos(self.0)
     }

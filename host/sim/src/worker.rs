@@ -10,7 +10,10 @@ mod run;
 use std::sync::Arc;
 use std::time::Duration;
 
-use decide::{Order, Reading, Scheduled as _, StepBudget, Terms};
+use decide::{
+    LowerTiers, Order, Reading, RetainBounds, Retainer, Scheduled as _, SequenceHints, StepBudget, Terms,
+    With,
+};
 use kv::{BlockPool, KvEvent};
 use policy::{Frame, Generations};
 
@@ -29,19 +32,32 @@ pub(crate) struct Kind {
     pub(crate) step_rows_max: u32,
     pub(crate) starvation: Duration,
     pub(crate) cost: CostModel,
+    pub(crate) retain: RetainBounds,
     /// Whether each step is an event of its own: what runs are held to.
     pub(crate) walks: bool,
+}
+
+impl Kind {
+    fn pool(&self) -> BlockPool {
+        BlockPool::new(self.pages, self.block_tokens).with_keep_bounds(self.retain.keep(self.pages))
+    }
+
+    fn retainer(&self, place: usize, id: u64) -> Retainer {
+        Retainer::new((place, id), self.retain.rules(self.block_tokens, self.pages))
+    }
 }
 
 /// One of them.
 pub(crate) struct Worker {
     /// What policies know it by.
     pub(crate) id: u64,
+    place: usize,
     kind: Arc<Kind>,
     planner: Arc<Generations>,
     pub(crate) pool: BlockPool,
     pub(crate) tiers: Tiers,
     order: Order,
+    retainer: Retainer,
     pub(crate) waiting: Vec<Sequence>,
     pub(crate) running: Vec<Sequence>,
     /// Tokens that those who wait have yet to prefill.
@@ -75,7 +91,7 @@ enum Doing {
 /// What became of a sequence.
 pub(crate) enum News {
     /// It drew its first token.
-    First { call: u32, at: Ns, cached: u32 },
+    First { call: u32, at: Ns, cached: u32, hints: SequenceHints },
     /// Tokens came this far apart, so many times.
     Gaps { ns: f64, count: u64 },
     /// It is done.
@@ -89,11 +105,13 @@ impl Worker {
         let id = policy::name_id(&format!("worker-{place}"));
         Self {
             id,
+            place,
             kind: Arc::clone(kind),
             planner: Arc::clone(planner),
-            pool: BlockPool::new(kind.pages, kind.block_tokens),
+            pool: kind.pool(),
             tiers,
             order: Order::new(place, id),
+            retainer: kind.retainer(place, id),
             waiting: Vec::new(),
             running: Vec::new(),
             waiting_tokens: 0,
@@ -165,6 +183,7 @@ impl Worker {
         }
         // What a step takes is seen when it has ended.
         self.read(now);
+        self.review_cache(now);
         self.plan(now);
         let budget = StepBudget {
             now: now.moment(),
@@ -259,11 +278,34 @@ impl Worker {
                 continue;
             }
             let mut s = self.running.remove(at);
-            self.tiers.save(&s);
+            self.commit(&s, now);
             s.release(&mut self.pool);
             self.changed = true;
             self.news.push(News::Done { sequence: Box::new(s), at: now });
         }
+    }
+
+    /// A turn is over: its blocks are saved, and worth what the `retain` slot says.
+    fn commit(&mut self, s: &Sequence, now: Ns) {
+        let frame = self.frame(now);
+        self.tiers.save(s, frame.now_ms);
+        let mut with = With {
+            pool: &mut self.pool,
+            tiers: (!self.tiers.is_empty()).then_some(&mut self.tiers as &mut dyn LowerTiers),
+            generations: &self.planner,
+            frame,
+        };
+        self.retainer.committed(|now_ms| s.conversation(now_ms), s.cached.unwrap_or(0), &mut with);
+    }
+
+    fn review_cache(&mut self, now: Ns) {
+        if !self.retainer.in_force() {
+            return;
+        }
+        let frame = self.frame(now);
+        let tiers = (!self.tiers.is_empty()).then_some(&mut self.tiers as &mut dyn LowerTiers);
+        let mut with = With { pool: &mut self.pool, tiers, generations: &self.planner, frame };
+        self.retainer.before_step(&mut with);
     }
 
     fn draw(&mut self, rows: &[usize], now: Ns) {
@@ -280,7 +322,7 @@ impl Worker {
                     let ttft = now.moment().saturating_sub(s.arrived).as_secs_f32() * 1e3;
                     smooth(&mut self.ttft_ms_ewma, ttft);
                     let cached = s.cached.unwrap_or(0);
-                    self.news.push(News::First { call: s.call, at: now, cached });
+                    self.news.push(News::First { call: s.call, at: now, cached, hints: s.hints });
                 }
                 _ => {
                     let ns = now.since(Ns::of(s.drew));
@@ -331,7 +373,8 @@ impl Worker {
             s.release(&mut self.pool);
             s.fetched = None;
         }
-        self.pool = BlockPool::new(self.kind.pages, self.kind.block_tokens);
+        self.pool = self.kind.pool();
+        self.retainer = self.kind.retainer(self.place, self.id);
         (self.waiting_tokens, self.reading, self.changed) = (0, None, false);
         all
     }

@@ -23,7 +23,7 @@ pub struct Workload {
 }
 
 /// What callers say of their requests.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CallerHints {
     /// Head start in seconds.
     pub priority: f32,
@@ -31,11 +31,45 @@ pub struct CallerHints {
     pub strict_tier: u32,
     /// Class of all of them; empty for `main` and `subagent`.
     pub class: String,
+    /// Their tenant; empty for none.
+    pub tenant: String,
+    /// Milliseconds from arrival within which an answer is useful; 0 for no such bound.
+    pub deadline_ms: u32,
     /// Whether they say how long answers will be.
     pub expected_output: bool,
+    /// Whether they say which request is the last one of its session.
+    pub session_final: bool,
     /// Whether sessions that were inferred from shared blocks are told, too.
     pub inferred_sessions: bool,
+    /// The protocol that they speak, as policies know it.
+    pub protocol: String,
+    /// Their headers, names in lower case; `{session}` and `{parent}` stand for names of the trace's.
+    pub headers: Vec<(String, String)>,
+    /// Extension objects of their requests, by name and as JSON; likewise.
+    pub extensions: Vec<(String, String)>,
 }
+
+impl Default for CallerHints {
+    fn default() -> Self {
+        Self {
+            priority: 0.0,
+            strict_tier: 0,
+            class: String::new(),
+            tenant: String::new(),
+            deadline_ms: 0,
+            expected_output: false,
+            session_final: false,
+            inferred_sessions: false,
+            protocol: PROTOCOLS[0].to_owned(),
+            headers: Vec::new(),
+            extensions: Vec::new(),
+        }
+    }
+}
+
+/// Protocols that callers may speak, as policies know them.
+pub(crate) const PROTOCOLS: [&str; 4] =
+    ["openai-chat", "openai-completions", "openai-responses", "anthropic-messages"];
 
 /// When requests come in.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -162,12 +196,6 @@ impl Source {
 impl Sessions {
     fn new(trace: &Trace, speedup: f64) -> Self {
         let requests = trace.requests.len();
-        let root = |mut session: u32| {
-            while let Some(parent) = trace.sessions[session as usize].parent {
-                session = parent;
-            }
-            session
-        };
         let mut place_of = vec![u32::MAX; trace.sessions.len()];
         let mut all = Self {
             speedup,
@@ -185,7 +213,7 @@ impl Sessions {
         let mut beside: Vec<Vec<u32>> = vec![Vec::new(); trace.sessions.len()];
         for (at, request) in (0u32..).zip(&trace.requests) {
             let session = request.session as usize;
-            let place = &mut place_of[root(request.session) as usize];
+            let place = &mut place_of[trace.root(request.session) as usize];
             if *place == u32::MAX {
                 *place = all.conversations.len() as u32;
                 all.conversations.push(Vec::new());

@@ -92,6 +92,14 @@ impl Trace {
         self.blocks_len
     }
 
+    /// The session that began the conversation of a session: itself, where no other one started it.
+    pub fn root(&self, mut session: u32) -> u32 {
+        while let Some(parent) = self.sessions[session as usize].parent {
+            session = parent;
+        }
+        session
+    }
+
     /// Tokens of all prompts.
     pub fn prompt_tokens(&self) -> u64 {
         self.requests.iter().map(|request| u64::from(request.prompt_tokens)).sum()

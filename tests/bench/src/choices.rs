@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use policy::{
-    ChainSpec, Effort, Frame, Generations, HintsView, PluginSpec, ROUTE_CANDIDATE, Runtime, RuntimeConfig,
-    Table, Way, examine,
+    ChainSpec, Effort, Frame, Generations, Hints, HintsView, PluginSpec, ROUTE_CANDIDATE, Runtime,
+    RuntimeConfig, Table, Way, examine,
 };
 
 use crate::table::{Bar, head, median, row, us};
@@ -38,7 +38,7 @@ pub(crate) fn json_abi(runtime: &Arc<Runtime>, guest: &[u8], candidates: &Table)
             prompt_tokens: 1,
             output_tokens_max: None,
         };
-        let decision = generation.hints(Way::default(), &view)?;
+        let decision = generation.hints(Way::default(), &view, Hints::default())?;
         anyhow::ensure!(decision.hints.class.is_some(), "the guest did not read its JSON");
         samples.push(us(begun.elapsed()));
     }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use policy::{
-    Candidate, ChainSpec, Frame, Generation, Generations, HintsView, Limits, Mode, PluginSpec, REQUEST,
-    ROUTE_CANDIDATE, RecordConfig, Recorder, RouteView, Runtime, RuntimeConfig, Slot, Subject, Table, Way,
-    default_chain,
+    Candidate, ChainSpec, Frame, Generation, Generations, Hints, HintsView, Limits, Mode, PluginSpec,
+    REQUEST, ROUTE_CANDIDATE, RecordConfig, Recorder, RouteView, Runtime, RuntimeConfig, Slot, Subject,
+    Table, Way, default_chain,
 };
 
 use crate::choices;
@@ -79,7 +79,7 @@ impl Case {
             prompt_tokens: 4000,
             output_tokens_max: Some(100),
         };
-        generation.hints(Way::default(), &view)?;
+        generation.hints(Way::default(), &view, Hints::default())?;
         Ok(())
     }
 }

@@ -180,8 +180,14 @@ impl Chain {
         heard(links, muted).next().is_some()
     }
 
-    pub(crate) fn hints(&self, muted: u64, view: &HintsView<'_>) -> Result<HintsDecision, Rejected> {
-        let mut decision = HintsDecision::default();
+    /// `said`: what is known before anybody is asked.
+    pub(crate) fn hints(
+        &self,
+        muted: u64,
+        view: &HintsView<'_>,
+        said: Hints,
+    ) -> Result<HintsDecision, Rejected> {
+        let mut decision = HintsDecision { hints: said, by: Vec::new() };
         for Link { seat, .. } in heard(&self.hints, muted) {
             let call = |policy: &mut Instance| policy.interpret(view, &decision.hints);
             match seat.ask(asked(Slot::Hints, view.frame), call, |hints| check::hints(hints)) {

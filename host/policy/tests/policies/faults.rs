@@ -4,7 +4,7 @@ use crate::support::{
     Admission, Route, Schedule, Segments, chain_of, count, deadline, faulty_plugin, frame,
     let_the_janitor_work, observe, start, start_faulty,
 };
-use policy::{BUILTIN, Frame, HintsView, Limits, OnFailure, Outcome, PluginSpec, Slot, Way};
+use policy::{BUILTIN, Frame, Hints, HintsView, Limits, OnFailure, Outcome, PluginSpec, Slot, Way};
 use std::time::Duration;
 
 /// Asks a chain with a faulty plugin in one slot three times: well, faulty, and well again.
@@ -17,9 +17,12 @@ fn check(slot: Slot, fault: &str, expected: Outcome) {
     let by_plugin = |seed: u64| -> bool {
         let frame = frame(seed);
         match slot {
-            Slot::Hints => {
-                generation.hints(Way::default(), &hints(frame)).expect("hints").hints.session.is_some()
-            }
+            Slot::Hints => generation
+                .hints(Way::default(), &hints(frame), Hints::default())
+                .expect("hints")
+                .hints
+                .session
+                .is_some(),
             Slot::Admit => {
                 let decided = generation.admit(Way::default(), &Admission::new(frame).view());
                 &*decided.expect("a verdict").decided_by != BUILTIN
@@ -217,14 +220,14 @@ fn reject_refuses_the_request_and_names_the_policy() {
         let generations = start_faulty(slot, "trap", OnFailure::Reject);
         let generation = generations.active();
         let refused = match slot {
-            Slot::Hints => generation.hints(Way::default(), &hints(frame(1))).map(drop),
+            Slot::Hints => generation.hints(Way::default(), &hints(frame(1)), Hints::default()).map(drop),
             Slot::Admit => generation.admit(Way::default(), &Admission::new(frame(1)).view()).map(drop),
             _ => generation.route(Way::default(), &Route::new(&[0.0; 4], frame(1)).view()).map(drop),
         };
         let refused = refused.expect_err("the operator asked for it");
         assert_eq!((&*refused.plugin, refused.slot, refused.outcome), ("it", slot, Outcome::Trapped));
         assert!(
-            generations.active().hints(Way::default(), &hints(frame(0))).is_ok(),
+            generations.active().hints(Way::default(), &hints(frame(0)), Hints::default()).is_ok(),
             "the next one is served"
         );
     }

@@ -3,7 +3,7 @@
 use crate::support::{Route, Schedule, faulty_plugin, frame, observe, runtime, start};
 use pointsman_sdk::testing::RouteCase;
 use policy::{
-    CATALOGUE, ChainSpec, Effort, Frame, HintsView, OBSERVE_OUTCOME, ObserveView, Slot, Table, Way,
+    CATALOGUE, ChainSpec, Effort, Frame, Hints, HintsView, OBSERVE_OUTCOME, ObserveView, Slot, Table, Way,
     builtin_plugin, default_chain,
 };
 
@@ -65,7 +65,7 @@ fn hints_of_a_caller_become_typed() {
         prompt_tokens: 10,
         output_tokens_max: None,
     };
-    let decision = generations.active().hints(Way::default(), &view).expect("hints");
+    let decision = generations.active().hints(Way::default(), &view, Hints::default()).expect("hints");
     assert_eq!(decision.by.len(), 1);
     assert_eq!(decision.hints.session.as_deref(), Some("s1"));
     assert_eq!(decision.hints.class.as_deref(), Some("subagent"));

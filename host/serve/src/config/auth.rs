@@ -1,11 +1,11 @@
 //! Who may call, as which tenant, and how much: the keys, and the header of a gateway in front.
 
+use decide::{PRIORITY_SECONDS_MAX, STRICT_TIER_MAX};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, bad};
 use crate::auth::{TENANT_BYTES_MAX, digest_from_hex, is_credential};
-use crate::hints::{PRIORITY_SECONDS_MAX, STRICT_TIER_MAX};
 
 /// Keys that callers must show.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use decide::RetainBounds;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -95,15 +96,17 @@ pub struct RemoteKv {
 
 impl Default for Kv {
     fn default() -> Self {
+        let RetainBounds { pinned_share_max, tenant_share_max, ttl_seconds_max, retain_mark } =
+            RetainBounds::default();
         Self {
             block_tokens: 16,
             memory_mib_per_worker: 1024,
             gpu_memory_mib_per_worker: 0,
             gpu_reserve_mib: 1024,
-            pinned_share_max: 0.5,
-            tenant_share_max: 1.0,
-            ttl_seconds_max: 3600,
-            retain_mark: 0.9,
+            pinned_share_max,
+            tenant_share_max,
+            ttl_seconds_max,
+            retain_mark,
             share_across_tenants: false,
             host: HostKv::default(),
             disk: DiskKv::default(),
@@ -131,6 +134,16 @@ impl Kv {
     pub(super) fn relative_to(&mut self, folder: &Path) {
         if !self.disk.folder.is_empty() {
             self.disk.folder = folder.join(&self.disk.folder).display().to_string();
+        }
+    }
+
+    /// How much policies may have kept.
+    pub fn retain_bounds(&self) -> RetainBounds {
+        RetainBounds {
+            pinned_share_max: self.pinned_share_max,
+            tenant_share_max: self.tenant_share_max,
+            ttl_seconds_max: self.ttl_seconds_max,
+            retain_mark: self.retain_mark,
         }
     }
 

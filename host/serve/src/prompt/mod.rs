@@ -33,7 +33,7 @@ pub use grammar::{Ask, Calls, Constraint, Format, Grammar, Grammars, Guide, Next
 pub(crate) use kept::{Frame, INLINE_BYTES_MAX, Naming};
 pub use kept::{Kept, Prompts, ReadTools, Tokens};
 pub use output::{ArgumentStyle, CallSyntax, Family, NameStyle, OutputEvent, OutputParser, ReasoningMarks};
-pub use segments::{Role, Segment, Span, end_of_message, reasoning_tokens, segments};
+pub use segments::{Segment, Span, end_of_message, reasoning_tokens, segments};
 pub use stop::{Safe, StopMatcher};
 pub(crate) use template::strftime;
 pub use template::{ChatTemplate, RenderInput, TemplateSource};

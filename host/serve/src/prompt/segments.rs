@@ -3,24 +3,9 @@
 //! Called by the journey for prompts, and by a worker for outputs, only where a policy wants to know.
 //! **Invariant:** the segments of a prompt lie one after the other and have all of its tokens.
 
-use super::{ChatTemplate, Family, RenderInput, Tokenizer};
+use decide::Role;
 
-/// What tokens are; the numbers are those of the contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// System prompt.
-    System = 0,
-    /// Definitions of tools.
-    Tools = 1,
-    /// What was said before.
-    History = 2,
-    /// What the model thought.
-    Reasoning = 3,
-    /// What a tool answered.
-    ToolResult = 4,
-    /// What the model says.
-    Output = 5,
-}
+use super::{ChatTemplate, Family, RenderInput, Tokenizer};
 
 /// A stretch of a rendered text, up to the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use decide::Wishes;
 use kv::BlockName;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -25,7 +26,6 @@ use self::echo::Echo;
 use crate::answer::FinishReason;
 use crate::app::App;
 use crate::config::When;
-use crate::hints::Wishes;
 use crate::prompt::OutputEvent;
 use crate::render;
 use crate::request::{Input, Prompt, Request};

@@ -16,11 +16,13 @@ mod open;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use decide::LowerTiers;
 use kv::cost::CostModel;
 use kv::disk::DiskTier;
 use kv::remote::Remote;
 use kv::{Arena, Block, BlockName, HostTier, Put, Retained, Retention, Slot, SlotMut};
 use parking_lot::Mutex;
+use policy::Tier;
 use rustc_hash::FxHashMap;
 
 pub use fetch::{Ask, Fetch, Wake};
@@ -163,29 +165,6 @@ impl Tiers {
         self.host.get_prefix(&[name]).pop()
     }
 
-    /// The slowest tier that can be made to keep a block.
-    pub fn lowest(&self) -> policy::Tier {
-        if self.disk.is_some() { policy::Tier::Disk } else { policy::Tier::Host }
-    }
-
-    /// Says what a block is worth from here on. While it is kept it falls no further than to `floor`.
-    pub fn retain(&self, name: BlockName, retention: Retention, (tenant, floor): (u64, policy::Tier)) {
-        let in_memory = match floor {
-            policy::Tier::Hbm | policy::Tier::Host => retention,
-            policy::Tier::Disk | policy::Tier::Remote => Retention { until_ms: 0, ..retention },
-        };
-        let retained = self.host.retain(name, in_memory, tenant);
-        if retained == Retained::Absent && floor > policy::Tier::Hbm && retention.is_kept() {
-            let mut wishes = self.wishes.lock();
-            if wishes.len() < WISHES_MAX {
-                wishes.insert(name, (retention, floor));
-            }
-        }
-        if let Some(disk) = &self.disk {
-            disk.retain(&name, retention);
-        }
-    }
-
     /// Tells the tiers the time, at most once a second.
     pub fn tick(&self, now_ms: u64) {
         let told = self.told_ms.load(Relaxed);
@@ -260,6 +239,29 @@ impl Tiers {
         }
         if self.remote.as_ref().is_some_and(|remote| !remote.drain(DRAIN_MAX)) {
             tracing::warn!("not all blocks were written to the remote store before the end");
+        }
+    }
+}
+
+impl LowerTiers for &Tiers {
+    fn lowest(&self) -> Tier {
+        if self.disk.is_some() { Tier::Disk } else { Tier::Host }
+    }
+
+    fn retain(&mut self, name: BlockName, retention: Retention, (tenant, floor): (u64, Tier)) {
+        let in_memory = match floor {
+            Tier::Hbm | Tier::Host => retention,
+            Tier::Disk | Tier::Remote => Retention { until_ms: 0, ..retention },
+        };
+        let retained = self.host.retain(name, in_memory, tenant);
+        if retained == Retained::Absent && floor > Tier::Hbm && retention.is_kept() {
+            let mut wishes = self.wishes.lock();
+            if wishes.len() < WISHES_MAX {
+                wishes.insert(name, (retention, floor));
+            }
+        }
+        if let Some(disk) = &self.disk {
+            disk.retain(&name, retention);
         }
     }
 }

@@ -3,11 +3,11 @@
 //! Asked by the admin API; answered by the worker's thread between two steps.
 //! **Invariant:** an answer is one moment's; a question of a worker that has stopped gets none.
 
+use decide::{Conversation, Memory};
 use kv::BlockName;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::memory::Memory;
 use super::{Message, Worker};
 
 /// A question, and where its answer goes.
@@ -90,7 +90,7 @@ impl Worker {
 
 /// The sessions of a memory, and what is kept in a pool.
 pub(super) fn held(memory: &Memory, pool: &kv::BlockPool, now_ms: u64) -> Held {
-    let session = |known: &super::memory::Conversation| HeldSession {
+    let session = |known: &Conversation| HeldSession {
         session: id(known.session),
         tenant: id(known.tenant),
         blocks: known.names.len(),

@@ -3,13 +3,12 @@
 //! The journey starts sequences here and receives their tokens; routing reads the published [`Load`].
 //! **Invariant:** only the worker's thread touches its executor and its pool; everybody else sees numbers.
 
+mod conversation;
 mod drafter;
 mod executors;
 mod handoff;
 pub mod inspect;
-mod memory;
 mod peers;
-mod retainer;
 mod sequence;
 mod step;
 
@@ -201,7 +200,7 @@ impl Worker {
         let kv_mib = (u64::from(caps.kv.pages) * caps.kv.page_bytes) >> 20;
         tracing::info!(worker = %parts.name, %device, role = ?parts.role, pages = caps.kv.pages, kv_mib, "worker started");
         let pool = BlockPool::new(caps.kv.pages, caps.kv.block_tokens)
-            .with_keep_bounds(retainer::keep_bounds(&parts.kv, caps.kv.pages));
+            .with_keep_bounds(parts.kv.retain_bounds().keep(caps.kv.pages));
         let (sender, received) = mpsc::channel();
         let sender = Arc::new(Mutex::new(Some(sender)));
         let (index, name, role) = (parts.index, parts.name.clone(), parts.role);

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use decide::{Order, Planner, StepBudget, Terms};
+use decide::{LowerTiers, Order, Planner, Retainer, StepBudget, Terms, With};
 use engine::EngineError;
 use kv::BlockPool;
 use policy::Frame;
@@ -25,10 +25,10 @@ use policy::Frame;
 use self::moving::Mover;
 use self::outage::{Outage, Renewed};
 use self::overlap::Flying;
+use super::conversation;
 use super::drafter::DraftModel;
 use super::handoff::Handoff;
-use super::inspect::Question;
-use super::retainer::{Retainer, With};
+use super::inspect::{self, Question};
 use super::sequence::{Finish, Sequence, Start};
 use super::{Load, Message, Parts, Sender};
 use crate::ctx::{Ctx, Moment, name_id};
@@ -76,7 +76,8 @@ impl StepLoop {
         let planner = Arc::clone(&parts.generations) as Arc<dyn Planner>;
         let order = Order::new(parts.index, name_id(&parts.name));
         let named = (parts.index, name_id(&parts.name));
-        let retainer = Retainer::new(named, &parts.kv, pool.stats().pages);
+        let retainer =
+            Retainer::new(named, parts.kv.retain_bounds().rules(parts.kv.block_tokens, pool.stats().pages));
         let shape = parts.executors.served.caps().kv;
         let tiers = parts.tiers.as_ref();
         let keeps = parts.kv.has_tiers();
@@ -214,7 +215,7 @@ impl StepLoop {
     fn answer(&mut self, question: Question) {
         match question {
             Question::Held(answer) => {
-                let held = self.retainer.held(&self.pool, self.parts.ctx.unix_ms());
+                let held = inspect::held(self.retainer.memory(), &self.pool, self.parts.ctx.unix_ms());
                 let _ = answer.send(held);
             }
             Question::Drop(session, answer) => {
@@ -356,14 +357,16 @@ impl StepLoop {
             self.parts.speculation.finished.fetch_add(1, Ordering::Relaxed);
             return s.release(&mut self.pool);
         }
+        // What the tiers keep of a prompt is decided when it was answered.
+        let mut tiers = self.mover.as_ref().map(Mover::tiers).filter(|_| s.giver.is_none());
         let mut with = With {
             pool: &mut self.pool,
-            // What the tiers keep of a prompt is decided when it was answered.
-            tiers: self.mover.as_ref().map(Mover::tiers).filter(|_| s.giver.is_none()),
+            tiers: tiers.as_mut().map(|tiers| tiers as &mut dyn LowerTiers),
             generations: &self.parts.generations,
             frame: frame(&self.parts.ctx),
         };
-        self.retainer.committed(&s, &mut with);
+        let turn = |now_ms| conversation::of(&s, now_ms);
+        self.retainer.committed(turn, s.cached_tokens.unwrap_or(0), &mut with);
         self.want_saved(&s);
         s.release(&mut self.pool);
     }
@@ -377,7 +380,8 @@ impl StepLoop {
     fn review_cache(&mut self) {
         if self.retainer.in_force() {
             let frame = frame(&self.parts.ctx);
-            let tiers = self.mover.as_ref().map(Mover::tiers);
+            let mut tiers = self.mover.as_ref().map(Mover::tiers);
+            let tiers = tiers.as_mut().map(|tiers| tiers as &mut dyn LowerTiers);
             let mut with = With { pool: &mut self.pool, tiers, generations: &self.parts.generations, frame };
             self.retainer.before_step(&mut with);
         }

@@ -74,7 +74,7 @@ impl Input {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prompt::Role;
+    use decide::Role;
 
     /// Tools and a system prompt of 100 tokens, then messages of 100 tokens each, 400 in all.
     fn check(read: u32, marks: &[(i32, Option<&str>)], expected: [u32; 4]) {

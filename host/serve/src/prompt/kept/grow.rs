@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 
+use decide::Role;
 use kv::BlockName;
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -19,7 +20,7 @@ use super::memory::{Held, Memory};
 use super::tokens::Tokens;
 use super::{Kept, Maker};
 use crate::prompt::canonical::is_system;
-use crate::prompt::segments::{Role, Segment, Span, segments_of};
+use crate::prompt::segments::{Segment, Span, segments_of};
 use crate::prompt::template::{Change, Shown, Window, is_end_of};
 use crate::prompt::tokenizer::Cut;
 use crate::prompt::{PromptError, Tokenizer};

@@ -10,11 +10,12 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::ops::Range;
 
+use decide::Role;
 use serde_json::{Value, json};
 
 use crate::prompt::Guard;
 use crate::prompt::canonical::{Arguments, Content, Rules};
-use crate::prompt::segments::{Role, Span};
+use crate::prompt::segments::Span;
 
 /// Chosen: a message that a template leaves out costs a search through the rest of the text.
 const PASSES_MAX: usize = 16;

@@ -2,7 +2,6 @@ use kv::{BlockName, Fingerprint};
 use policy::Attributes;
 
 use super::*;
-use crate::prompt::Role;
 
 const BLOCK: usize = 4;
 
@@ -51,8 +50,7 @@ fn conversation(session: u64, tokens: &[u32], parts: &[u32]) -> Conversation {
 }
 
 fn retainer() -> Retainer {
-    let kv = config::Kv { block_tokens: BLOCK as u32, ttl_seconds_max: 10, ..config::Kv::default() };
-    Retainer::new((0, 1), &kv, 8)
+    Retainer::new((0, 1), RetainRules { block_tokens: BLOCK as u32, ttl_ms_max: 10_000, mark_pages: 8 })
 }
 
 fn keep(priority: u8, ttl_ms: u32) -> Keep {

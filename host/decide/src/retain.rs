@@ -4,6 +4,8 @@
 //! segments of whole conversations. Where no policy retains, nothing is remembered and nothing asked.
 //! **Invariant:** bounds are the host's: what a policy asks for beyond them is clipped, and the policy told.
 
+mod memory;
+
 use std::collections::BTreeMap;
 
 use kv::{BlockName, BlockPool, KeepBound, KeepBounds, Retained, Retention};
@@ -11,11 +13,7 @@ use policy::{
     BUILTIN, Clip, Frame, Generations, Keep, RETAIN_CACHE, RETAIN_SEGMENT, RetainView, Table, Tier,
 };
 
-use super::inspect::{self, Held};
-use super::memory::{Conversation, Memory, Stretch};
-use super::sequence::Sequence;
-use crate::config;
-use crate::tiers::Tiers;
+pub use memory::{Conversation, Memory, Role, Stretch, stretches};
 
 /// Chosen: what is worth keeping changes with turns; under pressure the answer of a moment ago still holds.
 const PRESSURE_EVERY_MS: u64 = 1000;
@@ -30,14 +28,78 @@ enum Occasion {
     Pressure = 2,
 }
 
+/// Bounds of what policies may ask for, and when they are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetainRules {
+    /// Tokens of a block.
+    pub block_tokens: u32,
+    /// Longest time for which something is kept.
+    pub ttl_ms_max: u32,
+    /// Pages in use from which the cache counts as full.
+    pub mark_pages: u32,
+}
+
+/// How much policies may have kept, as operators set it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetainBounds {
+    /// Share of the pages that may be kept for a time at once.
+    pub pinned_share_max: f64,
+    /// The same for one tenant; callers without one count as one.
+    pub tenant_share_max: f64,
+    /// Longest time for which something is kept, in seconds.
+    pub ttl_seconds_max: u32,
+    /// Share of the pages in use from which the cache counts as full.
+    pub retain_mark: f64,
+}
+
+impl Default for RetainBounds {
+    fn default() -> Self {
+        Self { pinned_share_max: 0.5, tenant_share_max: 1.0, ttl_seconds_max: 3600, retain_mark: 0.9 }
+    }
+}
+
+impl RetainBounds {
+    /// How many of so many pages may be kept.
+    pub fn keep(&self, pages: u32) -> KeepBounds {
+        let share = |share: f64| (share * f64::from(pages)) as u32;
+        KeepBounds { pages_max: share(self.pinned_share_max), tenant_pages_max: share(self.tenant_share_max) }
+    }
+
+    /// The rules of a worker with so many pages.
+    pub fn rules(&self, block_tokens: u32, pages: u32) -> RetainRules {
+        RetainRules {
+            block_tokens,
+            ttl_ms_max: self.ttl_seconds_max.saturating_mul(1000),
+            mark_pages: (self.retain_mark * f64::from(pages)).ceil() as u32,
+        }
+    }
+}
+
+/// The tiers below a worker's own memory, as far as retention concerns them.
+pub trait LowerTiers {
+    /// The slowest tier that keeps what it is told to.
+    fn lowest(&self) -> Tier;
+    /// Says what a block is worth from here on. While it is kept it falls no further than to `floor`.
+    fn retain(&mut self, name: BlockName, retention: Retention, tenant_and_floor: (u64, Tier));
+}
+
+/// What a question is asked with.
+pub struct With<'a> {
+    /// The worker's pages.
+    pub pool: &'a mut BlockPool,
+    /// The tiers below them.
+    pub tiers: Option<&'a mut dyn LowerTiers>,
+    /// Who answers.
+    pub generations: &'a Generations,
+    /// Clock and seed.
+    pub frame: Frame,
+}
+
 /// The retain decisions of one worker.
-pub(super) struct Retainer {
+pub struct Retainer {
     worker: usize,
     worker_id: u64,
-    block_tokens: usize,
-    ttl_ms_max: u32,
-    /// Pages in use from which the cache counts as full.
-    mark: u32,
+    rules: RetainRules,
     memory: Memory,
     cache: Table,
     segments: Table,
@@ -46,20 +108,13 @@ pub(super) struct Retainer {
     in_force: bool,
 }
 
-/// How many pages of a worker may be kept.
-pub(super) fn keep_bounds(kv: &config::Kv, pages: u32) -> KeepBounds {
-    let share = |share: f64| (share * f64::from(pages)) as u32;
-    KeepBounds { pages_max: share(kv.pinned_share_max), tenant_pages_max: share(kv.tenant_share_max) }
-}
-
 impl Retainer {
-    pub(super) fn new((worker, worker_id): (usize, u64), kv: &config::Kv, pages: u32) -> Self {
+    /// Nothing decided yet. `worker`: its place; `worker_id`: what policies know it by.
+    pub fn new((worker, worker_id): (usize, u64), rules: RetainRules) -> Self {
         Self {
             worker,
             worker_id,
-            block_tokens: kv.block_tokens as usize,
-            ttl_ms_max: kv.ttl_seconds_max.saturating_mul(1000),
-            mark: (kv.retain_mark * f64::from(pages)).ceil() as u32,
+            rules,
             memory: Memory::default(),
             cache: Table::new(&RETAIN_CACHE, 1),
             segments: Table::new(&RETAIN_SEGMENT, 0),
@@ -68,13 +123,23 @@ impl Retainer {
         }
     }
 
-    /// A sequence is about to give its pages back: its turn is over.
-    pub(super) fn committed(&mut self, sequence: &Sequence, with: &mut With<'_>) {
-        if !self.is_asked(with) || sequence.sealed_names().is_empty() {
+    /// A turn is over, and its sequence about to give its pages back. `found_tokens`: those that it found in the cache.
+    ///
+    /// Cost: nothing where no policy retains; else a call of it.
+    pub fn committed(
+        &mut self,
+        conversation: impl FnOnce(u64) -> Conversation,
+        found_tokens: u32,
+        with: &mut With<'_>,
+    ) {
+        if !self.is_asked(with) {
             return;
         }
-        let mut conversation = Conversation::of(sequence, with.frame.now_ms);
-        let found = sequence.cached_tokens.unwrap_or(0) as usize / self.block_tokens;
+        let mut conversation = conversation(with.frame.now_ms);
+        if conversation.names.is_empty() {
+            return;
+        }
+        let found = (found_tokens / self.rules.block_tokens) as usize;
         with.pool.count_hits(&conversation.names[..found.min(conversation.names.len())]);
         let occasion = if conversation.live { Occasion::TurnCommitted } else { Occasion::SessionEnded };
         let mut memory = std::mem::take(&mut self.memory);
@@ -90,13 +155,15 @@ impl Retainer {
     }
 
     /// Before a step: ends what is over, and asks where the cache is full.
-    pub(super) fn before_step(&mut self, with: &mut With<'_>) {
+    ///
+    /// Cost: nothing where nobody was ever asked; else a look at the pool, and at most one call of the policy a second.
+    pub fn before_step(&mut self, with: &mut With<'_>) {
         if !self.in_force {
             return;
         }
         with.pool.expire(with.frame.now_ms);
         let stats = with.pool.stats();
-        let pressed = stats.pages - stats.free >= self.mark;
+        let pressed = stats.pages - stats.free >= self.rules.mark_pages;
         let due = with.frame.now_ms.saturating_sub(self.pressed_ms) >= PRESSURE_EVERY_MS;
         if !pressed || !due || !self.is_asked(with) {
             return;
@@ -115,17 +182,17 @@ impl Retainer {
     }
 
     /// Whether anything was ever asked, so that there is something to see to before a step.
-    pub(super) fn in_force(&self) -> bool {
+    pub fn in_force(&self) -> bool {
         self.in_force
     }
 
-    /// What operators are told.
-    pub(super) fn held(&self, pool: &BlockPool, now_ms: u64) -> Held {
-        inspect::held(&self.memory, pool, now_ms)
+    /// The sessions that were served last.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// Forgets a session, and says which blocks are its own.
-    pub(super) fn forget(&mut self, session: u64) -> Option<Vec<BlockName>> {
+    pub fn forget(&mut self, session: u64) -> Option<Vec<BlockName>> {
         let known = self.memory.forget(session)?;
         let shared = self.memory.shared(&known).len();
         Some(known.names[shared..].to_vec())
@@ -164,10 +231,12 @@ impl Retainer {
         let mut row = 0;
         for conversation in conversations {
             let rows = row..row + conversation.stretches.len();
-            let lowest = with.tiers.map_or(Tier::Hbm, Tiers::lowest);
+            let lowest = with.tiers.as_deref().map_or(Tier::Hbm, LowerTiers::lowest);
             let wanted = self.wanted(conversation, rows.clone(), &mut clips, (now_ms, lowest));
             let shared = memory.shared(conversation);
-            apply((conversation, &shared), occasion, &wanted, (with.pool, with.tiers), &mut clips);
+            let tiers = with.tiers.as_mut().map(|tiers| &mut **tiers as &mut dyn LowerTiers);
+            let places = (&mut *with.pool, tiers);
+            apply((conversation, &shared), occasion, &wanted, places, &mut clips);
             answered.push((conversation.session, runs(&wanted)));
             row = rows.end;
         }
@@ -228,9 +297,11 @@ impl Retainer {
 
     /// The first block of a stretch that is all its own, or the one in which it begins.
     fn first_block(&self, part: &Stretch) -> usize {
-        let (start, end) = (part.start as usize, (part.start + part.tokens) as usize);
-        let whole = start.div_ceil(self.block_tokens);
-        if (whole + 1) * self.block_tokens <= end { whole } else { start / self.block_tokens }
+        let (start, end) = (part.start, part.start + part.tokens);
+        let block_tokens = self.rules.block_tokens;
+        let whole = start.div_ceil(block_tokens);
+        let first = if (whole + 1) * block_tokens <= end { whole } else { start / block_tokens };
+        first as usize
     }
 
     /// What each block of a conversation is to be worth by the answers in these rows.
@@ -244,7 +315,7 @@ impl Retainer {
         let mut wanted: Vec<Option<Wanted>> = vec![None; conversation.names.len()];
         for (row, part) in rows.zip(&conversation.stretches) {
             let keep = clips.keeps[row];
-            let ttl_ms = keep.ttl_ms.min(self.ttl_ms_max);
+            let ttl_ms = keep.ttl_ms.min(self.rules.ttl_ms_max);
             if ttl_ms < keep.ttl_ms && !keep.drop {
                 clips.note(row, ttl_ms, "ttl");
             }
@@ -258,9 +329,9 @@ impl Retainer {
                 clips.note_floor(row, lowest);
             }
             let floor = floor.min(lowest);
-            let blocks = part.start as usize / self.block_tokens
-                ..((part.start + part.tokens) as usize).div_ceil(self.block_tokens);
-            for block in wanted.iter_mut().take(blocks.end).skip(blocks.start) {
+            let blocks = part.start / self.rules.block_tokens
+                ..(part.start + part.tokens).div_ceil(self.rules.block_tokens);
+            for block in wanted.iter_mut().take(blocks.end as usize).skip(blocks.start as usize) {
                 let own = Wanted { retention, row, floor };
                 // A block that lies in two segments takes the larger.
                 *block = Some(block.map_or(own, |other| other.larger(own)));
@@ -277,14 +348,6 @@ impl Retainer {
         }
         wanted
     }
-}
-
-/// What a question is asked with.
-pub(super) struct With<'a> {
-    pub(super) pool: &'a mut BlockPool,
-    pub(super) tiers: Option<&'a Tiers>,
-    pub(super) generations: &'a Generations,
-    pub(super) frame: Frame,
 }
 
 /// What a block is to be worth, and the row that wants it kept for so long.
@@ -368,7 +431,7 @@ fn apply(
     (conversation, shared): (&Conversation, &[u8]),
     occasion: Occasion,
     wanted: &[Wanted],
-    (pool, tiers): (&mut BlockPool, Option<&Tiers>),
+    (pool, mut tiers): (&mut BlockPool, Option<&mut dyn LowerTiers>),
     clips: &mut Clips<'_>,
 ) {
     for (i, (name, &Wanted { retention: mut worth, row, floor })) in
@@ -382,7 +445,7 @@ fn apply(
             // Somebody without a session may have wished for more.
             worth.until_ms = worth.until_ms.max(before.until_ms);
         }
-        if let Some(tiers) = tiers {
+        if let Some(tiers) = tiers.as_deref_mut() {
             tiers.retain(*name, worth, (conversation.tenant, floor));
         }
         if floor > Tier::Hbm {

@@ -1,13 +1,10 @@
 //! What a worker remembers of the sessions that it served: which blocks are theirs, and what they are.
 //!
-//! Called by the retainer. **Invariant:** bounded; who was served longest ago is forgotten first.
+//! **Invariant:** bounded; who was served longest ago is forgotten first.
 
 use kv::{BlockName, Retention};
 use policy::Attributes;
 use rustc_hash::FxHashMap;
-
-use super::sequence::Sequence;
-use crate::prompt::{Role, Segment, Span, reasoning_tokens};
 
 /// Chosen: more sessions than a worker's pages hold at a time.
 const SESSIONS_MAX: usize = 256;
@@ -16,53 +13,64 @@ const SEGMENTS_MAX: usize = 256;
 /// Segments that stay apart at the beginning of a conversation with more than that.
 const FIRST_SEGMENTS: usize = 16;
 
+/// What tokens are; the numbers are those of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// System prompt.
+    System = 0,
+    /// Definitions of tools.
+    Tools = 1,
+    /// What was said before.
+    History = 2,
+    /// What the model thought.
+    Reasoning = 3,
+    /// What a tool answered.
+    ToolResult = 4,
+    /// What the model says.
+    Output = 5,
+}
+
 /// A run of tokens of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stretch {
-    pub(super) role: Role,
-    pub(super) start: u32,
-    pub(super) tokens: u32,
-    pub(super) wish_ttl_ms: u32,
+pub struct Stretch {
+    /// What they are.
+    pub role: Role,
+    /// The first of them.
+    pub start: u32,
+    /// How many.
+    pub tokens: u32,
+    /// Milliseconds for which the caller wishes them to be kept, or 0.
+    pub wish_ttl_ms: u32,
 }
 
 /// A conversation as it was when its last turn was committed.
 #[derive(Clone, Debug)]
-pub(super) struct Conversation {
-    pub(super) session: u64,
-    pub(super) parent: u64,
-    pub(super) class: u64,
-    pub(super) tenant: u64,
-    pub(super) live: bool,
-    pub(super) used_ms: u64,
-    pub(super) wish_priority: u8,
-    pub(super) attributes: Attributes,
+pub struct Conversation {
+    /// Id of the session, or 0.
+    pub session: u64,
+    /// Id of the session that started it, or 0.
+    pub parent: u64,
+    /// Id of the class, or 0.
+    pub class: u64,
+    /// Id of the tenant, or 0.
+    pub tenant: u64,
+    /// Whether it goes on, as far as it said.
+    pub live: bool,
+    /// When it was served last, in Unix milliseconds.
+    pub used_ms: u64,
+    /// Priority that its caller wishes it to have, 0 to 100; 0 for no wish.
+    pub wish_priority: u8,
+    /// What its caller said that the contract has no field for.
+    pub attributes: Attributes,
     /// Names of its blocks, in order.
-    pub(super) names: Vec<BlockName>,
-    pub(super) stretches: Vec<Stretch>,
+    pub names: Vec<BlockName>,
+    /// What its tokens are, in order.
+    pub stretches: Vec<Stretch>,
     /// Priorities that its blocks were given last, in runs, each up to a block; empty before the first answer.
-    pub(super) priorities: Vec<(usize, u8)>,
+    pub priorities: Vec<(usize, u8)>,
 }
 
 impl Conversation {
-    /// What a sequence leaves behind.
-    pub(super) fn of(sequence: &Sequence, now_ms: u64) -> Self {
-        let hints = &sequence.start.hints;
-        let turn = sequence.start.turn.as_deref();
-        Self {
-            session: hints.session,
-            parent: hints.parent,
-            class: hints.class,
-            tenant: hints.tenant,
-            live: !hints.session_final,
-            used_ms: now_ms,
-            wish_priority: turn.map_or(0, |turn| turn.wishes.priority),
-            attributes: turn.map(|turn| turn.attributes.clone()).unwrap_or_default(),
-            names: sequence.sealed_names().to_vec(),
-            stretches: stretches(sequence),
-            priorities: Vec::new(),
-        }
-    }
-
     /// Leading blocks that are those of another, too.
     pub(super) fn shares_with(&self, other: &Self) -> usize {
         let both = self.names.len().min(other.names.len());
@@ -72,31 +80,12 @@ impl Conversation {
     }
 }
 
-/// The stretches of prompt and output; neighbours of one role and one wish are one.
-fn stretches(sequence: &Sequence) -> Vec<Stretch> {
-    let prompt_len = sequence.prompt_len() as u32;
-    let len = sequence.len() as u32;
-    let mut starts: Vec<(Segment, u32)> = Vec::new();
-    match sequence.start.turn.as_deref() {
-        Some(turn) => {
-            starts.extend(turn.segments.iter().copied().zip(turn.wishes.ttl_ms(&turn.segments)));
-            let thought =
-                reasoning_tokens(&turn.tokenizer, turn.family, &sequence.output, turn.in_reasoning) as u32;
-            let part = |role, start| (Segment { role, start, message: Span::AFTER }, 0);
-            if thought > 0 {
-                starts.push(part(Role::Reasoning, prompt_len));
-            }
-            starts.push(part(Role::Output, prompt_len + thought));
-        }
-        None => {
-            let part = |role, start| (Segment { role, start, message: Span::BEFORE }, 0);
-            starts.extend([part(Role::History, 0), part(Role::Output, prompt_len)]);
-        }
-    }
-    let ends: Vec<u32> = starts.iter().skip(1).map(|(next, _)| next.start).chain([len]).collect();
+/// The stretches of a conversation of `len` tokens, from where each begins; neighbours of one role and one wish are one.
+pub fn stretches(starts: impl IntoIterator<Item = (Role, u32, u32)>, len: u32) -> Vec<Stretch> {
     let mut stretches: Vec<Stretch> = Vec::new();
-    for ((segment, wish_ttl_ms), end) in starts.into_iter().zip(ends) {
-        let Segment { role, start, .. } = segment;
+    let mut starts = starts.into_iter().peekable();
+    while let Some((role, start, wish_ttl_ms)) = starts.next() {
+        let end = starts.peek().map_or(len, |(_, next, _)| *next);
         match stretches.last_mut() {
             _ if start >= end => {}
             Some(last) if last.role == role && last.wish_ttl_ms == wish_ttl_ms => {
@@ -124,7 +113,7 @@ fn join_middle(stretches: &mut Vec<Stretch>) {
 
 /// The sessions that a worker served last.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub struct Memory {
     sessions: FxHashMap<u64, Conversation>,
     /// Names that all of them have together.
     names: usize,
@@ -156,7 +145,7 @@ impl Memory {
     }
 
     /// The sessions, who was served longest ago first, with at most so many stretches in all.
-    pub(super) fn oldest(&self, stretches_max: usize) -> Vec<&Conversation> {
+    pub fn oldest(&self, stretches_max: usize) -> Vec<&Conversation> {
         let mut all: Vec<&Conversation> = self.sessions.values().collect();
         all.sort_by_key(|known| (known.used_ms, known.session));
         let mut left = stretches_max;
