@@ -51,8 +51,8 @@ impl Names {
         request: &Request,
         next: &Request,
     ) {
-        let (whole, numbers) = ((request.prompt_tokens / trace.block_tokens) as usize, trace.blocks(next));
-        if !numbers.starts_with(&trace.blocks(request)[..whole]) {
+        let numbers = trace.blocks(next);
+        if !numbers.starts_with(trace.whole_blocks(request)) {
             return;
         }
         let full = (request.prompt_tokens + request.output_tokens) / self.block_tokens;

@@ -87,6 +87,13 @@ impl Trace {
         &self.blocks[request.blocks.clone()]
     }
 
+    /// The blocks of a prompt that are full: what a cache can hold.
+    pub fn whole_blocks(&self, request: &Request) -> &[u32] {
+        let whole = (request.prompt_tokens / self.block_tokens) as usize;
+        let blocks = self.blocks(request);
+        &blocks[..whole.min(blocks.len())]
+    }
+
     /// How many different blocks there are; their numbers lie below.
     pub fn blocks_len(&self) -> u32 {
         self.blocks_len
@@ -110,11 +117,10 @@ impl Trace {
         let mut seen = vec![false; self.blocks_len as usize];
         let mut found = 0u64;
         for request in &self.requests {
-            let whole = (request.prompt_tokens / self.block_tokens) as usize;
-            let blocks = self.blocks(request);
-            let known = blocks.iter().take(whole).take_while(|block| seen[**block as usize]).count();
+            let blocks = self.whole_blocks(request);
+            let known = blocks.iter().take_while(|block| seen[**block as usize]).count();
             found += known as u64 * u64::from(self.block_tokens);
-            blocks.iter().take(whole).for_each(|block| seen[*block as usize] = true);
+            blocks.iter().for_each(|block| seen[*block as usize] = true);
         }
         found as f64 / self.prompt_tokens().max(1) as f64
     }
