@@ -5,11 +5,9 @@
 use std::collections::{BTreeMap, BinaryHeap};
 
 use kv::{BlockName, BlockPool, PageIdx, Retention};
-use retain_expected_reuse::expectation::{Expectation, Turn};
+use retain_expected_reuse::expectation::{Ending, Expectation, Turn};
 use retain_expected_reuse::priority;
-
-use super::BLOCK_TOKENS;
-use super::trace::{Request, Trace};
+use trace::{Request, Stop, Trace};
 
 /// A worker's bounds: how often it asks under pressure, and how many sessions it remembers.
 const ASK_EVERY_MS: u64 = 1000;
@@ -31,26 +29,28 @@ pub(super) enum Room {
     Within,
 }
 
-/// Share of prompt tokens found in a cache of so many blocks.
+/// Share of prompt tokens found in a cache of so many blocks. Requests count as served at once.
 pub(super) fn replay(trace: &Trace, capacity: u32, ranking: Ranking, room: Room) -> f64 {
-    let longest = trace.requests.iter().map(|request| request.blocks.len() as u32).max().unwrap_or(0);
+    let lengths = trace.requests.iter().map(|request| trace.whole_blocks(request).len() as u32);
+    let longest = lengths.max().unwrap_or(0);
     let beside = if room == Room::Beside { longest } else { 0 };
-    let mut pool = BlockPool::new(capacity + beside, BLOCK_TOKENS);
+    let mut pool = BlockPool::new(capacity + beside, trace.block_tokens);
     let mut ranks = Ranks::new(ranking);
     let mut found = 0;
     for request in &trace.requests {
+        let asked = Asked::new(trace, request);
         let mut names: Vec<BlockName> =
-            request.blocks.iter().map(|block| BlockName((*block).into())).collect();
+            trace.whole_blocks(request).iter().map(|block| BlockName((*block).into())).collect();
         // What a cache has no room for is computed, and not kept.
         names.truncate((capacity + beside) as usize);
-        ranks.begin(request);
+        ranks.begin(&asked);
         let mut pages = pool.pin_prefix(&names);
         found += pages.len() as u64;
         // The last one found holds those before it.
         let lent = pages.len().saturating_sub(1);
-        ranks.ask(request.at_ms, &mut pool);
+        ranks.ask(asked.at_ms, &mut pool);
         write(&mut pool, &names, &mut pages);
-        ranks.commit(request, names, &mut pool);
+        ranks.commit(&asked, names, &mut pool);
         pool.release(&pages[lent..]);
         if beside > 0 {
             let room = pool.allocate(beside).expect("nobody holds a page between turns");
@@ -68,6 +68,29 @@ fn write(pool: &mut BlockPool, names: &[BlockName], pages: &mut Vec<PageIdx>) {
     for (at, page) in (found..).zip(fresh) {
         pool.seal(page, names[at], at.checked_sub(1).map(|before| names[before]));
         pages.push(page);
+    }
+}
+
+/// A request as the policy is told of it.
+struct Asked {
+    session: u64,
+    at_ms: u64,
+    turn: Turn,
+}
+
+impl Asked {
+    fn new(trace: &Trace, request: &Request) -> Self {
+        let turn = Turn {
+            prompt_tokens: request.prompt_tokens,
+            output_tokens: request.output_tokens,
+            ending: match request.stop {
+                Stop::Tools => Ending::Tools,
+                Stop::Answer => Ending::Answer,
+                Stop::Unknown => Ending::Unknown,
+            },
+            is_subagent: trace.sessions[request.session as usize].parent.is_some(),
+        };
+        Self { session: request.session.into(), at_ms: request.due_ms as u64, turn }
     }
 }
 
@@ -91,9 +114,9 @@ impl Ranks {
         Self { expectation, conversations: BTreeMap::new(), asked_ms: 0 }
     }
 
-    fn begin(&mut self, request: &Request) {
+    fn begin(&mut self, asked: &Asked) {
         if let Some(expectation) = &mut self.expectation {
-            expectation.begin(request.session, request.at_ms, request.prompt_tokens);
+            expectation.begin(asked.session, asked.at_ms, asked.turn.prompt_tokens);
         }
     }
 
@@ -116,10 +139,10 @@ impl Ranks {
     }
 
     /// A turn is over: its session is ranked, and what it left behind goes first.
-    fn commit(&mut self, request: &Request, names: Vec<BlockName>, pool: &mut BlockPool) {
+    fn commit(&mut self, asked: &Asked, names: Vec<BlockName>, pool: &mut BlockPool) {
         let Some(expectation) = &mut self.expectation else { return };
-        let &Request { session, at_ms, prompt_tokens, output_tokens, ending, is_subagent, .. } = request;
-        expectation.end(session, at_ms, Turn { prompt_tokens, output_tokens, ending, is_subagent }, true);
+        let &Asked { session, at_ms, turn } = asked;
+        expectation.end(session, at_ms, turn, true);
         let priority = expectation.worth(session, at_ms).map_or(0, priority);
         if let Some(before) = self.conversations.remove(&session) {
             let stays = common(&before.names, &names).max(self.shared(&before.names));
@@ -171,20 +194,21 @@ fn common(one: &[BlockName], other: &[BlockName]) -> usize {
 /// Source: L. A. Belady, A study of replacement algorithms, IBM Systems Journal 5 (1966).
 pub(super) fn belady(trace: &Trace, capacity: u32) -> f64 {
     const NEVER: u32 = u32::MAX;
-    let mut last = vec![NEVER; trace.blocks_len()];
+    let mut last = vec![NEVER; trace.blocks_len() as usize];
     let mut next: Vec<Vec<u32>> = Vec::with_capacity(trace.requests.len());
     for (i, request) in trace.requests.iter().enumerate().rev() {
         let replace = |block: &u32| std::mem::replace(&mut last[*block as usize], i as u32);
-        next.push(request.blocks.iter().map(replace).collect());
+        next.push(trace.whole_blocks(request).iter().map(replace).collect());
     }
     next.reverse();
     // Of each block that is there, its next use.
-    let mut there = vec![NEVER; trace.blocks_len()];
+    let mut there = vec![NEVER; trace.blocks_len() as usize];
     let mut leaving = BinaryHeap::new();
     let (mut len, mut found) = (0u32, 0);
     for (request, next) in trace.requests.iter().zip(&next) {
-        found += request.blocks.iter().take_while(|block| there[**block as usize] != NEVER).count() as u64;
-        for (depth, (&block, &use_next)) in request.blocks.iter().zip(next).enumerate() {
+        let blocks = trace.whole_blocks(request);
+        found += blocks.iter().take_while(|block| there[**block as usize] != NEVER).count() as u64;
+        for (depth, (&block, &use_next)) in blocks.iter().zip(next).enumerate() {
             let was = std::mem::replace(&mut there[block as usize], use_next);
             len = len + u32::from(use_next != NEVER) - u32::from(was != NEVER);
             if use_next != NEVER {
@@ -202,18 +226,6 @@ pub(super) fn belady(trace: &Trace, capacity: u32) -> f64 {
     share(trace, found)
 }
 
-/// Share of prompt tokens found where nothing ever leaves.
-pub(super) fn unbounded(trace: &Trace) -> f64 {
-    let mut seen = vec![false; trace.blocks_len()];
-    let mut found = 0;
-    for request in &trace.requests {
-        found += request.blocks.iter().take_while(|block| seen[**block as usize]).count() as u64;
-        request.blocks.iter().for_each(|block| seen[*block as usize] = true);
-    }
-    share(trace, found)
-}
-
 fn share(trace: &Trace, found_blocks: u64) -> f64 {
-    let tokens: u64 = trace.requests.iter().map(|request| u64::from(request.prompt_tokens)).sum();
-    (found_blocks * u64::from(BLOCK_TOKENS)) as f64 / tokens as f64
+    (found_blocks * u64::from(trace.block_tokens)) as f64 / trace.prompt_tokens() as f64
 }
