@@ -6,6 +6,7 @@
 
 #[doc(hidden)]
 pub mod bindings;
+mod bounds;
 mod columns;
 #[doc(hidden)]
 pub mod guest;
@@ -17,6 +18,7 @@ pub mod state;
 pub mod testing;
 mod view;
 
+pub use bounds::within;
 pub use columns::{
     ATTRIBUTE, BUDGET, CACHE, CANDIDATE, Columns, FLEET, OUTCOME, REQUEST, SEGMENT, SEQUENCE, name_id,
 };
