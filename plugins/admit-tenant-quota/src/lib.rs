@@ -1,7 +1,7 @@
 //! Bounds what each tenant may ask: so many requests a minute and at a time. Who is early waits; who would wait
 //! too long is refused.
 
-use pointsman_sdk::{Admit, AdmitView, Columns, Policy, State, Verdict, export, name_id, state};
+use pointsman_sdk::{Admit, AdmitView, Columns, Policy, State, Verdict, export, name_id, state, within};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -64,18 +64,10 @@ impl Policy for TenantQuota {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self, String> {
-        for (name, quota) in config
-            .tenants
-            .iter()
-            .map(|(name, quota)| (name.as_str(), quota))
-            .chain([("default", &config.default)])
-        {
-            if !(0.0..=1e9).contains(&quota.requests_per_minute) {
-                return Err(format!("requests_per_minute of `{name}` lies between 0 and 1,000,000,000"));
-            }
-            if !(1.0..=1e6).contains(&quota.burst) {
-                return Err(format!("burst of `{name}` lies between 1 and 1,000,000"));
-            }
+        let all = config.tenants.iter().map(|(name, quota)| (format!("tenants.{name}"), quota));
+        for (name, quota) in all.chain([("default".to_owned(), &config.default)]) {
+            within(&format!("{name}.requests_per_minute"), quota.requests_per_minute, 0.0..=1e9)?;
+            within(&format!("{name}.burst"), quota.burst, 1.0..=1e6)?;
         }
         let quotas = config.tenants.iter().map(|(name, quota)| (name_id(name), *quota)).collect();
         Ok(Self { config, quotas, buckets: BTreeMap::new() })

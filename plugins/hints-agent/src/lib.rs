@@ -7,7 +7,7 @@ mod turn;
 
 use body::Body;
 use codex::Codex;
-use pointsman_sdk::{Hints, HintsView, Interpret, Policy, export};
+use pointsman_sdk::{Hints, HintsView, Interpret, Policy, export, within};
 use serde::Deserialize;
 
 /// Longest session name taken, in bytes: the contract's bound. `/` joins two shorter ones.
@@ -55,14 +55,10 @@ impl Policy for AgentHints {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        let tiers = [("priority_tier_s", config.priority_tier_s), ("flex_tier_s", config.flex_tier_s)];
-        match tiers.iter().find(|(_, seconds)| !(-3600.0..=3600.0).contains(seconds)) {
-            Some((name, _)) => Err(format!("{name} lies between -3600 and 3600")),
-            None if !(0.0..=1e6).contains(&config.priority_max) => {
-                Err("priority_max lies between 0 and 1,000,000".to_owned())
-            }
-            None => Ok(Self(config)),
-        }
+        within("priority_tier_s", config.priority_tier_s, -3600.0..=3600.0)?;
+        within("flex_tier_s", config.flex_tier_s, -3600.0..=3600.0)?;
+        within("priority_max", config.priority_max, 0.0..=1e6)?;
+        Ok(Self(config))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reads `cache_control` marks, and what says the same of a whole prompt: each is a wish to keep what stands before it
 //! for a while.
 
-use pointsman_sdk::{Hints, HintsView, Interpret, Policy, Value, export};
+use pointsman_sdk::{Hints, HintsView, Interpret, Policy, Value, export, within};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
@@ -34,10 +34,9 @@ impl Policy for CacheControl {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        match config.ttl_seconds.max(config.ttl_seconds_max) <= 1_000_000 {
-            true => Ok(Self(config)),
-            false => Err("ttl_seconds and ttl_seconds_max are at most 1,000,000".to_owned()),
-        }
+        within("ttl_seconds", config.ttl_seconds, 0..=1_000_000)?;
+        within("ttl_seconds_max", config.ttl_seconds_max, 0..=1_000_000)?;
+        Ok(Self(config))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reads hints from two fields that every OpenAI client can set: `metadata` and `service_tier`.
 
-use pointsman_sdk::{Hints, HintsView, Interpret, Policy, Value, export};
+use pointsman_sdk::{Hints, HintsView, Interpret, Policy, Value, export, within};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
@@ -49,16 +49,10 @@ impl Policy for OpenAiMetadata {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        let seconds = [
-            ("priority_tier_s", config.priority_tier_s),
-            ("flex_tier_s", config.flex_tier_s),
-            ("priority_max", config.priority_max),
-        ];
-        match seconds.iter().find(|(_, seconds)| !(-3600.0..=3600.0).contains(seconds)) {
-            Some((name, _)) => Err(format!("{name} lies between -3600 and 3600")),
-            None if config.priority_max < 0.0 => Err("priority_max is at least 0".to_owned()),
-            None => Ok(Self(config)),
-        }
+        within("priority_tier_s", config.priority_tier_s, -3600.0..=3600.0)?;
+        within("flex_tier_s", config.flex_tier_s, -3600.0..=3600.0)?;
+        within("priority_max", config.priority_max, 0.0..=3600.0)?;
+        Ok(Self(config))
     }
 }
 

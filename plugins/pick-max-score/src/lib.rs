@@ -1,6 +1,6 @@
 //! Picks the candidate with the highest score; equals are drawn by the view's seed.
 
-use pointsman_sdk::{Pick, Policy, Random, RouteView, export};
+use pointsman_sdk::{Pick, Policy, Random, RouteView, export, within};
 use serde::Deserialize;
 
 /// Settings.
@@ -19,10 +19,8 @@ impl Policy for MaxScore {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        match (0.0..=1e6).contains(&config.tolerance) {
-            true => Ok(Self(config)),
-            false => Err("tolerance lies between 0 and 1,000,000".to_owned()),
-        }
+        within("tolerance", config.tolerance, 0.0..=1e6)?;
+        Ok(Self(config))
     }
 }
 

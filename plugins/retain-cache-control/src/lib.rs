@@ -1,6 +1,6 @@
 //! Keeps what callers wish to have kept, lets go of what nobody will come for, and orders the rest by what it is.
 
-use pointsman_sdk::{Columns, Keep, Policy, Retain, RetainView, Role, export, name_id};
+use pointsman_sdk::{Columns, Keep, Policy, Retain, RetainView, Role, export, name_id, within};
 use serde::Deserialize;
 
 const SUBAGENT: u64 = name_id("subagent");
@@ -56,10 +56,10 @@ impl Policy for CacheControl {
             ("reuse_gain", config.reuse_gain),
             ("subagent_loss", config.subagent_loss),
         ];
-        match all.iter().find(|(_, value)| *value > 100) {
-            Some((name, _)) => Err(format!("{name} lies between 0 and 100")),
-            None => Ok(Self(config)),
+        for (name, value) in all {
+            within(name, value, 0..=100)?;
         }
+        Ok(Self(config))
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use pointsman_sdk::{
     CacheEvent, Columns, Event, Keep, Observe, ObserveView, Policy, Retain, RetainView, Role, State, export,
-    name_id, state,
+    name_id, state, within,
 };
 use serde::Deserialize;
 
@@ -46,12 +46,8 @@ impl Policy for ExpectedReuse {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self, String> {
-        if !(1..=2048).contains(&config.sessions_max) {
-            return Err("sessions_max lies between 1 and 2,048".to_owned());
-        }
-        if config.unnamed_priority > 100 {
-            return Err("unnamed_priority lies between 0 and 100".to_owned());
-        }
+        within("sessions_max", config.sessions_max, 1..=2048)?;
+        within("unnamed_priority", config.unnamed_priority, 0..=100)?;
         Ok(Self { config, expectation: Expectation::new(config.sessions_max) })
     }
 }

@@ -1,7 +1,7 @@
 //! Takes the worker with the longest prefix while load is balanced, and the least loaded one while it is not: the
 //! cache-aware policy of SGLang's router.
 
-use pointsman_sdk::{Columns, Policy, Random, Route, RouteDecision, RouteView, export};
+use pointsman_sdk::{Columns, Policy, Random, Route, RouteDecision, RouteView, export, within};
 use serde::Deserialize;
 
 /// Settings. Names and defaults are the original's, apart from `unmatched`.
@@ -47,17 +47,10 @@ impl Policy for CacheAware {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        let numbers = [
-            ("cache_threshold", config.cache_threshold, 0.0..=1.0),
-            ("balance_abs_threshold", config.balance_abs_threshold, 0.0..=1e6),
-            ("balance_rel_threshold", config.balance_rel_threshold, 1.0..=1e6),
-        ];
-        match numbers.iter().find(|(_, value, range)| !range.contains(value)) {
-            Some((name, _, range)) => {
-                Err(format!("{name} lies between {} and {}", range.start(), range.end()))
-            }
-            None => Ok(Self(config)),
-        }
+        within("cache_threshold", config.cache_threshold, 0.0..=1.0)?;
+        within("balance_abs_threshold", config.balance_abs_threshold, 0.0..=1e6)?;
+        within("balance_rel_threshold", config.balance_rel_threshold, 1.0..=1e6)?;
+        Ok(Self(config))
     }
 }
 

@@ -3,7 +3,7 @@
 //! **Invariant:** with the published defaults a decision differs from the original's only by what the two know of a
 //! worker; the README says which column stands for which of its inputs.
 
-use pointsman_sdk::{Columns, Policy, Random, Route, RouteDecision, RouteView, export};
+use pointsman_sdk::{Columns, Policy, Random, Route, RouteDecision, RouteView, export, within};
 use serde::Deserialize;
 
 /// Settings. Names and defaults are the original's, apart from `block_tokens` and `overlap_active_share`.
@@ -48,23 +48,14 @@ impl Policy for DynamoCost {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        if !(1.0..=4096.0).contains(&config.block_tokens) {
-            return Err("block_tokens lies between 1 and 4,096".to_owned());
-        }
-        if !(0.0..=1.0).contains(&config.overlap_active_share) {
-            return Err("overlap_active_share lies between 0 and 1".to_owned());
-        }
-        let numbers = [
-            ("overlap_score_credit", config.overlap_score_credit),
-            ("overlap_score_credit_decay", config.overlap_score_credit_decay),
-            ("prefill_load_scale", config.prefill_load_scale),
-            ("decode_active_request_weight", config.decode_active_request_weight),
-            ("router_temperature", config.router_temperature),
-        ];
-        match numbers.iter().find(|(_, value)| !(0.0..=1e6).contains(value)) {
-            Some((name, _)) => Err(format!("{name} lies between 0 and 1,000,000")),
-            None => Ok(Self(config)),
-        }
+        within("block_tokens", config.block_tokens, 1.0..=4096.0)?;
+        within("overlap_active_share", config.overlap_active_share, 0.0..=1.0)?;
+        within("overlap_score_credit", config.overlap_score_credit, 0.0..=1e6)?;
+        within("overlap_score_credit_decay", config.overlap_score_credit_decay, 0.0..=1e6)?;
+        within("prefill_load_scale", config.prefill_load_scale, 0.0..=1e6)?;
+        within("decode_active_request_weight", config.decode_active_request_weight, 0.0..=1e6)?;
+        within("router_temperature", config.router_temperature, 0.0..=1e6)?;
+        Ok(Self(config))
     }
 }
 

@@ -3,7 +3,7 @@
 //! **Invariant:** of the workers whose first token would come within the slack of the earliest, exactly those with the
 //! largest overlap, and of these the fewest active tokens, score 1.
 
-use pointsman_sdk::{Columns, Policy, RouteView, Score, export};
+use pointsman_sdk::{Columns, Policy, RouteView, Score, export, within};
 use serde::Deserialize;
 
 /// What a worker within the slack scores that another one there beats. Chosen: a scorer beside this one has its say
@@ -55,20 +55,15 @@ impl Policy for ExpectedTtft {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        let numbers = [
-            ("prefill_us_per_token", config.prefill_us_per_token, 0.001),
-            ("step_tokens", config.step_tokens, 1.0),
-            ("attention_ns_per_pair", config.attention_ns_per_pair, 0.0),
-            ("step_us", config.step_us, 0.0),
-            ("decode_ns_per_token", config.decode_ns_per_token, 0.0),
-            ("answer_weight", config.answer_weight, 0.0),
-            ("output_tokens", config.output_tokens, 0.0),
-            ("slack_ms", config.slack_ms, 0.0),
-        ];
-        match numbers.iter().find(|(_, value, least)| !(*least..=1e6).contains(value)) {
-            Some((name, _, least)) => Err(format!("{name} lies between {least} and 1,000,000")),
-            None => Ok(Self(config)),
-        }
+        within("prefill_us_per_token", config.prefill_us_per_token, 0.001..=1e6)?;
+        within("step_tokens", config.step_tokens, 1.0..=1e6)?;
+        within("attention_ns_per_pair", config.attention_ns_per_pair, 0.0..=1e6)?;
+        within("step_us", config.step_us, 0.0..=1e6)?;
+        within("decode_ns_per_token", config.decode_ns_per_token, 0.0..=1e6)?;
+        within("answer_weight", config.answer_weight, 0.0..=1e6)?;
+        within("output_tokens", config.output_tokens, 0.0..=1e6)?;
+        within("slack_ms", config.slack_ms, 0.0..=1e6)?;
+        Ok(Self(config))
     }
 }
 

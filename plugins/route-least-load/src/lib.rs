@@ -1,6 +1,6 @@
 //! Scores workers by how little they have to do.
 
-use pointsman_sdk::{Columns, Policy, RouteView, Score, export};
+use pointsman_sdk::{Columns, Policy, RouteView, Score, export, within};
 use serde::Deserialize;
 
 /// Settings: what a token of each kind weighs.
@@ -27,12 +27,9 @@ impl Policy for LeastLoad {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        let weights = [config.queued_weight, config.active_weight];
-        if weights.iter().all(|weight| (0.0..=1e6).contains(weight)) {
-            Ok(Self(config))
-        } else {
-            Err("weights lie between 0 and 1,000,000".to_owned())
-        }
+        within("queued_weight", config.queued_weight, 0.0..=1e6)?;
+        within("active_weight", config.active_weight, 0.0..=1e6)?;
+        Ok(Self(config))
     }
 }
 
@@ -84,8 +81,12 @@ mod tests {
     }
 
     #[test]
-    fn a_negative_weight_is_refused() {
-        assert!(try_policy::<LeastLoad>(r#"{"queued_weight": -1}"#).is_err());
+    fn a_negative_weight_is_refused_by_name() {
+        for name in ["queued_weight", "active_weight"] {
+            let config = format!(r#"{{"{name}": -1}}"#);
+            let refusal = try_policy::<LeastLoad>(&config).err().expect("it is out of range");
+            assert_eq!(refusal, format!("`{name}` is -1; it lies between 0 and 1,000,000"));
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Scores who computes a prompt by how much it delays everybody.
 
-use pointsman_sdk::{Columns, Policy, RouteView, Score, export};
+use pointsman_sdk::{Columns, Policy, RouteView, Score, export, within};
 use serde::Deserialize;
 
 /// Settings: what tokens cost.
@@ -29,16 +29,9 @@ impl Policy for PrefillDelay {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        let Config { prefill_us_per_token, transfer_us_per_token, interruption } = config;
-        if !(0.001..=1e6).contains(&prefill_us_per_token) {
-            return Err("`prefill_us_per_token` lies between 0.001 and 1,000,000".to_owned());
-        }
-        if !(0.0..=1e6).contains(&transfer_us_per_token) || !(0.0..=1e3).contains(&interruption) {
-            return Err(
-                "`transfer_us_per_token` lies between 0 and 1,000,000, `interruption` between 0 and 1,000"
-                    .to_owned(),
-            );
-        }
+        within("prefill_us_per_token", config.prefill_us_per_token, 0.001..=1e6)?;
+        within("transfer_us_per_token", config.transfer_us_per_token, 0.0..=1e6)?;
+        within("interruption", config.interruption, 0.0..=1e3)?;
         Ok(Self(config))
     }
 }

@@ -1,6 +1,6 @@
 //! Scores workers by the share of the prompt whose KV they hold.
 
-use pointsman_sdk::{Columns, Policy, RouteView, Score, export};
+use pointsman_sdk::{Columns, Policy, RouteView, Score, export, within};
 use serde::Deserialize;
 
 /// Settings.
@@ -27,12 +27,8 @@ impl Policy for PrefixAffinity {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        if !(0.0..=1e9).contains(&config.overlap_tokens_min) {
-            return Err("overlap_tokens_min lies between 0 and 1,000,000,000".to_owned());
-        }
-        if !(0.1..=10.0).contains(&config.exponent) {
-            return Err("exponent lies between 0.1 and 10".to_owned());
-        }
+        within("overlap_tokens_min", config.overlap_tokens_min, 0.0..=1e9)?;
+        within("exponent", config.exponent, 0.1..=10.0)?;
         Ok(Self(config))
     }
 }

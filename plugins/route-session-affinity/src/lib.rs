@@ -1,6 +1,8 @@
 //! Scores the worker that served a session before, as learned from outcomes.
 
-use pointsman_sdk::{Columns, Event, Observe, ObserveView, Policy, RouteView, Score, State, export, state};
+use pointsman_sdk::{
+    Columns, Event, Observe, ObserveView, Policy, RouteView, Score, State, export, state, within,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,12 +43,8 @@ impl Policy for SessionAffinity {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self, String> {
-        if !(1..=262_144).contains(&config.sessions_max) {
-            return Err("sessions_max lies between 1 and 262,144".to_owned());
-        }
-        if !(0.0..=1.0).contains(&config.parent_score) {
-            return Err("parent_score lies between 0 and 1".to_owned());
-        }
+        within("sessions_max", config.sessions_max, 1..=262_144)?;
+        within("parent_score", config.parent_score, 0.0..=1.0)?;
         Ok(Self { config, sessions: BTreeMap::new(), by_age: BTreeSet::new() })
     }
 }

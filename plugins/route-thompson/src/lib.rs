@@ -1,7 +1,7 @@
 //! Scores workers by Thompson sampling: each has a chance to answer in time, learned from outcomes.
 
 use pointsman_sdk::{
-    Columns, Event, Observe, ObserveView, Policy, Random, RouteView, Score, State, export, state,
+    Columns, Event, Observe, ObserveView, Policy, Random, RouteView, Score, State, export, state, within,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -44,11 +44,9 @@ impl Policy for Thompson {
 
     fn new(config: Config) -> Result<Self, String> {
         if !(config.ttft_ms_target > 0.0 && config.ttft_ms_target <= 1e7) {
-            return Err("ttft_ms_target lies above 0 and is at most 10,000,000".to_owned());
+            return Err("`ttft_ms_target` lies above 0 and is at most 10,000,000".to_owned());
         }
-        if !(0.0..=0.5).contains(&config.forget) {
-            return Err("forget lies between 0 and 0.5".to_owned());
-        }
+        within("forget", config.forget, 0.0..=0.5)?;
         Ok(Self { config, workers: BTreeMap::new() })
     }
 }

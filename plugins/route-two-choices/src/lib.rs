@@ -1,6 +1,6 @@
 //! Picks the less loaded of two candidates that the view's seed draws.
 
-use pointsman_sdk::{Columns, Pick, Policy, Random, RouteView, export};
+use pointsman_sdk::{Columns, Pick, Policy, Random, RouteView, export, within};
 use serde::Deserialize;
 
 /// Settings.
@@ -31,18 +31,11 @@ impl Policy for TwoChoices {
     const WISHES: &'static [(&'static str, &'static str)] = &[("stateless", "true")];
 
     fn new(config: Config) -> Result<Self, String> {
-        if !(1..=64).contains(&config.choices) {
-            return Err("choices lies between 1 and 64".to_owned());
-        }
-        let numbers = [
-            ("queued_weight", config.queued_weight),
-            ("active_weight", config.active_weight),
-            ("score_tolerance", config.score_tolerance.unwrap_or(0.0)),
-        ];
-        match numbers.iter().find(|(_, value)| !(0.0..=1e6).contains(value)) {
-            Some((name, _)) => Err(format!("{name} lies between 0 and 1,000,000")),
-            None => Ok(Self(config)),
-        }
+        within("choices", config.choices, 1..=64)?;
+        within("queued_weight", config.queued_weight, 0.0..=1e6)?;
+        within("active_weight", config.active_weight, 0.0..=1e6)?;
+        within("score_tolerance", config.score_tolerance.unwrap_or(0.0), 0.0..=1e6)?;
+        Ok(Self(config))
     }
 }
 

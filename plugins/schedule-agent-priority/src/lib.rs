@@ -1,6 +1,6 @@
 //! Orders waiting sequences by strict tier, then by age with a head start for priority and a handicap for size.
 
-use pointsman_sdk::{Columns, Policy, Schedule, ScheduleView, export};
+use pointsman_sdk::{Columns, Policy, Schedule, ScheduleView, export, within};
 use serde::Deserialize;
 
 /// Settings. Times are in milliseconds of waiting.
@@ -44,21 +44,14 @@ impl Policy for AgentPriority {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self, String> {
-        let Config { priority_ms, priority_ms_max, output_token_ms, prefill_token_ms, .. } = config;
-        let Config { size_ms_max, expected_output_tokens, starving_ms, .. } = config;
-        let all = [
-            ("priority_ms", priority_ms),
-            ("priority_ms_max", priority_ms_max),
-            ("output_token_ms", output_token_ms),
-            ("prefill_token_ms", prefill_token_ms),
-            ("size_ms_max", size_ms_max),
-            ("expected_output_tokens", expected_output_tokens),
-            ("starving_ms", starving_ms),
-        ];
-        match all.iter().find(|(_, value)| !(0.0..=1e9).contains(value)) {
-            Some((name, _)) => Err(format!("{name} lies between 0 and 1,000,000,000")),
-            None => Ok(Self(config)),
-        }
+        within("priority_ms", config.priority_ms, 0.0..=1e9)?;
+        within("priority_ms_max", config.priority_ms_max, 0.0..=1e9)?;
+        within("output_token_ms", config.output_token_ms, 0.0..=1e9)?;
+        within("prefill_token_ms", config.prefill_token_ms, 0.0..=1e9)?;
+        within("size_ms_max", config.size_ms_max, 0.0..=1e9)?;
+        within("expected_output_tokens", config.expected_output_tokens, 0.0..=1e9)?;
+        within("starving_ms", config.starving_ms, 0.0..=1e9)?;
+        Ok(Self(config))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Plans a worker's next steps: prompts with priority go first, and the steps that compute them are short.
 
-use pointsman_sdk::{Columns, Plan, Policy, SchedulePlan, ScheduleView, Table, export};
+use pointsman_sdk::{Columns, Plan, Policy, SchedulePlan, ScheduleView, Table, export, within};
 use serde::Deserialize;
 use std::cmp::Ordering;
 
@@ -29,15 +29,10 @@ impl Policy for InteractiveFirst {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self, String> {
-        let bounds = [
-            ("urgent_priority", config.urgent_priority, -1e6, 1e6),
-            ("beside_tokens", config.beside_tokens as f32, 0.0, 1e6),
-            ("starving_ms", config.starving_ms, 0.0, 1e9),
-        ];
-        match bounds.iter().find(|(_, value, least, most)| !(least..=most).contains(&value)) {
-            Some((name, _, least, most)) => Err(format!("{name} lies between {least} and {most}")),
-            None => Ok(Self(config)),
-        }
+        within("urgent_priority", config.urgent_priority, -1e6..=1e6)?;
+        within("beside_tokens", config.beside_tokens, 0..=1_000_000)?;
+        within("starving_ms", config.starving_ms, 0.0..=1e9)?;
+        Ok(Self(config))
     }
 }
 

@@ -55,8 +55,14 @@ fn equals_go_by_age_and_the_least_urgent_gives_way_first() {
 
 #[test]
 fn settings_out_of_range_are_refused() {
-    for config in [r#"{"beside_tokens": 10000000}"#, r#"{"starving_ms": -1}"#, r#"{"chunk": 1}"#] {
-        assert!(try_policy::<InteractiveFirst>(config).is_err(), "{config}");
+    for (config, field) in [
+        (r#"{"urgent_priority": 1e7}"#, "urgent_priority"),
+        (r#"{"beside_tokens": 10000000}"#, "beside_tokens"),
+        (r#"{"starving_ms": -1}"#, "starving_ms"),
+        (r#"{"chunk": 1}"#, "chunk"),
+    ] {
+        let refusal = try_policy::<InteractiveFirst>(config).err().expect("it is out of range");
+        assert!(refusal.contains(field), "{refusal}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Plans a worker's next steps: the least work left goes first, what waits long moves up.
 
-use pointsman_sdk::{Columns, Plan, Policy, SchedulePlan, ScheduleView, Table, export};
+use pointsman_sdk::{Columns, Plan, Policy, SchedulePlan, ScheduleView, Table, export, within};
 use serde::Deserialize;
 use std::cmp::Ordering;
 
@@ -50,21 +50,16 @@ impl Policy for ShortestRemaining {
     type Config = Config;
 
     fn new(config: Config) -> Result<Self, String> {
-        let bounds = [
-            ("prefill_token_ms", config.prefill_token_ms, 0.0, 1e6),
-            ("output_token_ms", config.output_token_ms, 0.0, 1e6),
-            ("expected_output_tokens", config.expected_output_tokens, 0.0, 1e6),
-            ("output_left_min", config.output_left_min, 0.0, 1e6),
-            // Without aging, short work could hold up long work for ever.
-            ("aging", config.aging, 0.01, 1_000.0),
-            ("starving_ms", config.starving_ms, 0.0, 1e9),
-            ("chunk_share", config.chunk_share, 0.0, 1.0),
-            ("chunk_tokens_min", config.chunk_tokens_min as f32, 1.0, 1e6),
-        ];
-        match bounds.iter().find(|(_, value, least, most)| !(least..=most).contains(&value)) {
-            Some((name, _, least, most)) => Err(format!("{name} lies between {least} and {most}")),
-            None => Ok(Self(config)),
-        }
+        within("prefill_token_ms", config.prefill_token_ms, 0.0..=1e6)?;
+        within("output_token_ms", config.output_token_ms, 0.0..=1e6)?;
+        within("expected_output_tokens", config.expected_output_tokens, 0.0..=1e6)?;
+        within("output_left_min", config.output_left_min, 0.0..=1e6)?;
+        // Without aging, short work could hold up long work for ever.
+        within("aging", config.aging, 0.01..=1e3)?;
+        within("starving_ms", config.starving_ms, 0.0..=1e9)?;
+        within("chunk_share", config.chunk_share, 0.0..=1.0)?;
+        within("chunk_tokens_min", config.chunk_tokens_min, 1..=1_000_000)?;
+        Ok(Self(config))
     }
 }
 
