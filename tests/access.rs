@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use crate::process::{refused, run};
 use crate::support::{Heard, Host, post, user, with_model};
 
-fn sha256(key: &str) -> String {
+pub(crate) fn sha256(key: &str) -> String {
     Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::process::{Served, refused, run, serve, signal};
+use crate::access::sha256;
+use crate::process::{Served, command, refused, run, serve, signal};
 
 /// What a run said, and the reports that it wrote.
 struct Ran {
@@ -32,13 +33,18 @@ impl Ran {
 }
 
 fn bench(url: &str, args: &[&str]) -> Ran {
+    bench_with(url, args, &[])
+}
+
+/// The same, with more variables of the environment.
+fn bench_with(url: &str, args: &[&str], variables: &[(&str, &str)]) -> Ran {
     let folder = tempfile::tempdir().expect("there is a place for temporary files");
     let file = |name: &str| folder.path().join(name);
     let text = |path: PathBuf| path.to_str().expect("the path is UTF-8").to_owned();
     let (json, html) = (text(file("report.json")), text(file("report.html")));
     let mut all = vec!["bench", url, "--json", &json, "--html", &html];
     all.extend(args);
-    let output = run(&all);
+    let output = command(&all).envs(variables.iter().copied()).output().expect("the process starts");
     let read = |path: &str| std::fs::read_to_string(Path::new(path)).unwrap_or_default();
     Ran { output, json: serde_json::from_str(&read(&json)).unwrap_or_default(), page: read(&html) }
 }
@@ -102,6 +108,39 @@ fn agents_are_answered_by_every_protocol_and_later_turns_come_from_the_cache() {
         assert!(text.contains("TTFT") && text.contains("20 answered, 0 failed"), "{text}");
         assert!(ran.page.starts_with("<!DOCTYPE html>") && ran.page.contains("<polyline"));
     }
+    stop(served);
+}
+
+#[test]
+fn a_host_that_wants_keys_is_asked_with_one_over_tls() {
+    let certificate = |part: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("support/certificates");
+        folder.join(format!("one.{part}.pem")).to_str().expect("the path is UTF-8").to_owned()
+    };
+    let (cert, key) = (certificate("cert"), certificate("key"));
+    let sha256 = sha256("sk-load");
+    let served = host(&format!(
+        "[listen]\ntls_cert = {cert:?}\ntls_key = {key:?}\n{SIMULATED}\
+         [[auth.keys]]\nsha256 = {sha256:?}\ntenant = \"load\"\n"
+    ));
+    let port = served.api.rsplit(':').next().expect("an address has a port");
+    let url = format!("https://localhost:{port}");
+    let sessions = ["--concurrency", "2", "--sessions", "3", "--model", "tiny-agent"];
+    let with_key = [&SMALL[..], &sessions, &["--api-key-env", "LOAD_KEY"]].concat();
+    let trusted = ("SSL_CERT_FILE", cert.as_str());
+    for api in ["chat", "messages"] {
+        let args = [&with_key[..], &["--api", api]].concat();
+        let ran = bench_with(&url, &args, &[trusted, ("LOAD_KEY", "sk-load")]);
+        assert!(ran.output.status.success(), "{api}: {} {}", ran.table(), ran.errors());
+        assert_eq!((ran.count("succeeded"), ran.count("failed")), (12, 0), "{api}");
+    }
+    let wrong = bench_with(&url, &with_key, &[trusted, ("LOAD_KEY", "sk-other")]);
+    assert_eq!((wrong.count("succeeded"), wrong.output.status.success()), (0, false), "{}", wrong.table());
+    assert!(format!("{}{}", wrong.table(), wrong.errors()).contains("401"), "{}", wrong.table());
+    let untrusted = bench_with(&url, &with_key, &[("LOAD_KEY", "sk-load")]);
+    assert!(!untrusted.output.status.success(), "{}", untrusted.table());
+    let said = format!("{}{}", untrusted.table(), untrusted.errors());
+    assert!(said.contains("certificate"), "{said}");
     stop(served);
 }
 

@@ -71,11 +71,7 @@ pub(crate) fn serve_as(mut command: Command) -> Served {
     let mut address = |name: &str| {
         let line =
             lines.find_map(|l| l.ok().filter(|l| l.starts_with(name))).expect("the addresses are printed");
-        line.split("http://")
-            .nth(1)
-            .and_then(|a| a.split('/').next())
-            .expect("a line has an address")
-            .to_owned()
+        line.split("://").nth(1).and_then(|a| a.split('/').next()).expect("a line has an address").to_owned()
     };
     let (api, admin) = (address("api"), address("admin"));
     Served { child, _stdout: lines, api, admin }
