@@ -34,11 +34,21 @@ pub struct Ready {
 ///
 /// Cost: reads all weights. Errors: those of the model's files, and of devices that are required.
 pub fn open(config: &Config, model: &ServedModel, ctx: &Ctx) -> Result<Vec<Ready>, StartError> {
+    open_first(config, model, ctx, config.engine.workers)
+}
+
+/// As [`open`], for the first so many of the workers alone: each gets what it gets among all of them.
+pub fn open_first(
+    config: &Config,
+    model: &ServedModel,
+    ctx: &Ctx,
+    workers: usize,
+) -> Result<Vec<Ready>, StartError> {
     let mut devices = usable(&config.engine, engine::cuda_devices)?;
     let source = Arc::new(Source::load(config, model, ctx)?);
     // Each turn is the last, or leaves out a device.
     loop {
-        let Failed { device, error } = match all(&source, &devices) {
+        let Failed { device, error } = match first(&source, &devices, workers) {
             Ok(ready) => return Ok(ready),
             Err(failed) => failed,
         };
@@ -97,8 +107,8 @@ fn lack(engine: &Engine, problem: &str, left: &[u32]) -> Result<(), StartError> 
     Ok(())
 }
 
-/// Executors for all workers, which take turns over the devices.
-fn all(source: &Arc<Source>, devices: &[u32]) -> Result<Vec<Ready>, Failed> {
+/// Executors for the first so many workers; all take turns over the devices.
+fn first(source: &Arc<Source>, devices: &[u32], count: usize) -> Result<Vec<Ready>, Failed> {
     let workers = source.engine.workers;
     let ready = |worker: usize| {
         let device = devices.get(worker % devices.len().max(1)).copied();
@@ -112,7 +122,16 @@ fn all(source: &Arc<Source>, devices: &[u32]) -> Result<Vec<Ready>, Failed> {
         let executors = maker.make().map_err(|error| Failed { device, error })?;
         Ok(Ready { executors, make: Box::new(move || maker.make()) })
     };
-    (0..workers).map(ready).collect()
+    (0..count).map(ready).collect()
+}
+
+/// Threads of a worker that computes on this machine's cores.
+pub fn threads_per_worker(engine: &Engine) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match engine.threads_per_worker {
+        0 => (cores / engine.workers).max(1),
+        n => n,
+    }
 }
 
 /// Why there is no executor.
@@ -197,11 +216,7 @@ impl Source {
 
     /// An executor on this machine's cores, whose KV takes so much memory.
     fn cpu(&self, model: &Arc<Model>, kv_mib: u64) -> Result<Box<dyn Executor>, EngineError> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = match self.engine.threads_per_worker {
-            0 => (cores / self.engine.workers).max(1),
-            n => n,
-        };
+        let threads = threads_per_worker(&self.engine);
         let block_tokens = self.kv.block_tokens;
         let pages = (kv_mib << 20) / model.config.page_bytes(block_tokens);
         let cpu = CpuConfig {
