@@ -134,6 +134,86 @@ for_s = 2.0
     assert!(!table.contains(" -"), "nobody is lost: {table}");
 }
 
+/// The lines of a table between the comments before `[costs]` and the blank line behind it.
+fn costs(table: &str) -> String {
+    let begin = table.find("# Steps of ").expect("it says whose steps were timed");
+    let end = table[begin..].find("\n\n").expect("a blank line comes after it");
+    table[begin..begin + end + 1].to_owned()
+}
+
+/// What a simulation gave, without how fast it was simulated and how its costs came.
+fn told(path: &str) -> Value {
+    let text = std::fs::read_to_string(path).expect("it was written");
+    let mut told: Value = serde_json::from_str(&text).expect("it is JSON");
+    told["scenario"]["cost"] = Value::Null;
+    told
+}
+
+#[test]
+fn a_worker_is_timed_and_what_was_found_serves_again_to_the_bit() {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (found, first, second, third) =
+        (path("found.toml"), path("first.json"), path("second.json"), path("third.json"));
+    let asked = &["simulate", "--agents", "3", "--workers", "2"][..];
+    let measured = ["--cost", "measured", "--measure-s", "1.5", "--cost-out", &found, "--json", &first];
+    let output = run(&[asked, &measured].concat());
+    let (table, errors) = said(&output);
+    assert!(output.status.success(), "{errors}");
+    assert!(errors.contains("loading tiny-agent"), "it says what it does meanwhile: {errors}");
+    let written = std::fs::read_to_string(&found).expect("it was written");
+    assert_eq!(costs(&table), written, "what is printed is what is written");
+    assert!(written.starts_with("# Steps of tiny-agent in bf16 on cpu-"), "{written}");
+    let parsed: toml::Table = written.parse().expect("it is TOML");
+    let coefficient = |name: &str| match &parsed["costs"][name] {
+        toml::Value::Array(several) => several.iter().filter_map(toml::Value::as_float).collect(),
+        one => vec![one.as_float().expect("a number")],
+    };
+    for (name, _) in parsed["costs"].as_table().expect("a table") {
+        let values = coefficient(name);
+        assert!(values.iter().all(|value| value.is_finite() && *value >= 0.0), "{name}: {values:?}");
+    }
+    assert!(coefficient("prefill_us")[1] > 0.0, "{written}");
+    let output = run(&[asked, &["--cost", &found, "--json", &second]].concat());
+    assert!(output.status.success(), "{}", said(&output).1);
+    assert_eq!(told(&first), told(&second));
+    // Pasted into a scenario, it says the same; `cost` is not read there.
+    let text = format!("cost = \"measured\"\nworkers = 2\n\n{written}");
+    let scenario = write(folder.path(), "fleet.toml", &text);
+    let output = run(&[asked, &["--scenario", &scenario, "--json", &third]].concat());
+    assert!(output.status.success(), "{}", said(&output).1);
+    assert_eq!(told(&first), told(&third));
+}
+
+#[test]
+fn the_worker_that_is_timed_is_that_of_the_configuration() {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let device = |device: &str, more: &str| {
+        let text = format!("[engine]\ndevice = \"{device}\"\n{more}");
+        write(folder.path(), &format!("{}.toml", device.replace(':', "-")), &text)
+    };
+    let costs_of = "[engine.sim]\nstep_us = 400\nprefill_us_per_token = 3\ndecode_us_per_row = 12\n";
+    let config = device("sim", &format!("workers = 1\n{costs_of}[kv]\nmemory_mib_per_worker = 64\n"));
+    let scenario = write(folder.path(), "fleet.toml", "cost = \"measured\"\n");
+    let args =
+        ["simulate", "--agents", "2", "--scenario", &scenario, "--config", &config, "--measure-s", "1"];
+    let output = run(&args);
+    let (table, errors) = said(&output);
+    assert!(output.status.success(), "{errors}");
+    let found: toml::Table = costs(&table).parse().expect("it is TOML");
+    let near = |value: &toml::Value, right: f64| {
+        let value = value.as_float().expect("a number");
+        assert!((value / right - 1.0).abs() < 0.02, "{value} {right}: {table}");
+    };
+    near(&found["costs"]["base_us"], 400.0);
+    near(&found["costs"]["prefill_us"][1], 3.0);
+    near(&found["costs"]["decode_row_us"], 12.0);
+    let config = device("cuda:97", "");
+    let output = run(&["simulate", "--agents", "2", "--cost", "measured", "--config", &config]);
+    let (_, errors) = said(&output);
+    assert!(!output.status.success() && errors.contains("`engine.device`: "), "{errors}");
+}
+
 #[test]
 fn a_chain_of_a_configuration_reads_headers_minds_the_door_and_keeps_what_returns() {
     let folder = tempfile::tempdir().expect("there is a place for temporary files");
@@ -228,4 +308,14 @@ fn what_cannot_be_simulated_is_told_by_flag_field_or_line() {
         "`workload.0.priority` is 1000000000; it lies between",
     );
     of_scenario(&format!("retain_mark = 2.0\n{workload}"), "`retain_mark` is 2; it is a share");
+    refused(&["--agents", "2", "--cost", "/nowhere.toml"], "cannot read /nowhere.toml");
+    let costs = write(folder.path(), "costs.toml", "[costs]\nbase_us = 5.0\nmoon_us = 7.0\n");
+    refused(&["--agents", "2", "--cost", &costs], "moon_us");
+    refused(
+        &["--agents", "2", "--cost-out", "/tmp/costs.toml"],
+        "`--cost-out` is for costs that are measured",
+    );
+    let seconds = ["--agents", "2", "--cost", "measured", "--measure-s", "0"];
+    refused(&seconds, "`--measure-s` is 0; it lies between 0.1 and 3600");
+    refused(&["--cost", "measured"], "`workload` is empty");
 }

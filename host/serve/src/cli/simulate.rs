@@ -1,5 +1,8 @@
 //! `pointsman simulate`: what chains of policies would do to a fleet, in virtual time.
 
+mod cost;
+mod measure;
+mod shape;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +14,7 @@ use serde_json::json;
 use sim::{ArrivalsKind, Chain, Comparison, Results, Scenario, Setup, Summary, Workload, WorkloadSetting};
 
 use crate::config::{Config, chain_spec};
+use cost::CostArgs;
 
 #[derive(Debug, Args)]
 pub(super) struct SimulateArgs {
@@ -38,9 +42,8 @@ pub(super) struct SimulateArgs {
     /// Tokens of a block; those of the trace if it is not said.
     #[arg(long)]
     block_tokens: Option<u32>,
-    /// What steps cost: `4xh200/llama-70b`, `polynomial`, `fixed:PREFILL_MS,DECODE_MS`, `linear:…`.
-    #[arg(long)]
-    cost: Option<String>,
+    #[command(flatten)]
+    cost: CostArgs,
     /// When requests come in.
     #[arg(long, value_enum)]
     arrivals: Option<ArrivalsArg>,
@@ -95,11 +98,17 @@ pub(super) fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
         sim::BASELINES.iter().for_each(|(name, what)| println!("{name:<16} {what}"));
         return Ok(());
     }
-    let (scenario, folder) = args.scenario()?;
-    let (setup, workloads) = scenario.prepare(&folder)?;
+    let (mut scenario, folder) = args.scenario()?;
+    let measured = args.cost.settle(&mut scenario, &folder)?;
+    let (mut setup, workloads) = scenario.prepare(&folder)?;
     let chains: Vec<Chain> =
         args.chains.iter().map(|name| chain(name, setup.workers)).collect::<anyhow::Result<_>>()?;
     ensure!(!chains.is_empty(), "`--chains` names no chain");
+    if measured {
+        // Last of all, since it takes its time.
+        setup.cost = args.cost.measure(&setup)?;
+        scenario.costs = Some(setup.cost);
+    }
     let runs = run_all(&setup, &workloads, &chains)?;
     let summaries = summaries(&runs, &workloads);
     table::fleet(&setup, &workloads);
@@ -158,9 +167,6 @@ impl SimulateArgs {
         scenario.workers = self.workers.unwrap_or(scenario.workers);
         scenario.blocks = self.blocks.unwrap_or(scenario.blocks);
         scenario.block_tokens = self.block_tokens.unwrap_or(scenario.block_tokens);
-        if let Some(cost) = &self.cost {
-            (scenario.cost, scenario.costs) = (cost.clone(), None);
-        }
         scenario.workload.iter_mut().for_each(|workload| self.overrule(workload));
         Ok((scenario, folder))
     }
