@@ -245,6 +245,8 @@ fn scenarios_say_by_field_what_is_wrong() {
             .starts_with("`workload.0.speedup` is 0;")
     );
     assert!(told(Scenario { cost: "h100".into(), ..with(one.clone()) }).starts_with("`cost` is h100; it is"));
+    let measured = told(Scenario { cost: "measured".into(), ..with(one.clone()) });
+    assert!(measured.starts_with("`cost` is measured;") && measured.contains("`[costs]`"), "{measured}");
     let tier = TierSetting { name: "tape".into(), blocks: 1, gb_per_s: 1.0, latency_us: 0.0 };
     assert!(told(Scenario { tier: vec![tier], ..with(one.clone()) }).starts_with("`tier.0.name` is tape;"));
     let (setup, workloads) = with(one).prepare(std::path::Path::new("")).unwrap();
