@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// Coefficients of a step's time, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default = "CostModel::zero")]
 pub struct CostModel {
     /// Of any step.
     pub base_us: f64,
@@ -195,6 +195,11 @@ impl CostModel {
         decode_context_us: [0.0; 2],
         decode_context_max: 0.0,
     };
+
+    /// What is not named costs nothing.
+    fn zero() -> Self {
+        Self::ZERO
+    }
 
     /// The name of a coefficient that is no cost: not a number, or less than nothing. Only the squared terms may be.
     pub fn wrong(&self) -> Option<&'static str> {
