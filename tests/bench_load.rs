@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::access::sha256;
-use crate::process::{Served, command, refused, run, serve, signal};
+use crate::process::{Served, command, refused, serve, signal};
 
 /// What a run said, and the reports that it wrote.
 struct Ran {

@@ -4,7 +4,7 @@
 //! the scenario gives its callers.
 
 use decide::{Caller, SequenceHints, Wishes};
-use policy::{Frame, Hints, HintsView, Pin, Rejected};
+use policy::{Frame, Generations, Hints, HintsView, Pin, Rejected, Slot, Subject};
 use trace::{Request, Trace};
 
 use crate::workload::{CallerHints, Workload};
@@ -15,12 +15,15 @@ pub(crate) struct Callers<'a> {
     said: &'a CallerHints,
     /// Tells the sessions of one workload from those of another.
     name: &'a str,
+    /// The chain that decides about them.
+    pub(crate) pin: Pin,
+    asks_hints: bool,
     /// For each request whether it is the last one of its session.
     last: Vec<bool>,
 }
 
 impl<'a> Callers<'a> {
-    pub(crate) fn new(workload: &'a Workload) -> Self {
+    pub(crate) fn new(workload: &'a Workload, generations: &Generations) -> Self {
         let Workload { name, trace, hints, .. } = workload;
         let mut last = vec![false; trace.requests.len()];
         if hints.session_final {
@@ -29,17 +32,18 @@ impl<'a> Callers<'a> {
                 *last = !std::mem::replace(&mut seen[request.session as usize], true);
             }
         }
-        Self { trace, said: hints, name, last }
+        let CallerHints { model, tenant, headers, .. } = hints;
+        let pin = generations.pin(&Subject { model, tenant, headers });
+        Self { trace, said: hints, name, asks_hints: pin.asks(Slot::Hints), pin, last }
     }
 
     /// What a request's caller wishes.
     ///
     /// Errors: a plugin failed that may not be replaced.
-    pub(crate) fn wishes(&self, request: u32, frame: Frame, pin: (&Pin, bool)) -> Result<Wishes, Rejected> {
+    pub(crate) fn wishes(&self, request: u32, frame: Frame) -> Result<Wishes, Rejected> {
         let asked = &self.trace.requests[request as usize];
         let known = self.known(request, asked);
-        let (pin, is_asked) = pin;
-        if !is_asked {
+        if !self.asks_hints {
             let numbers = SequenceHints::of(&known, &self.said.tenant);
             return Ok(Wishes { hints: known, numbers, ..Wishes::default() });
         }
@@ -56,7 +60,7 @@ impl<'a> Callers<'a> {
         };
         // A trace says how long an answer became, not how long it could have been.
         let caller = Caller { tenant: &self.said.tenant, output_tokens_max: u32::MAX };
-        decide::interpret(pin, &view, known, caller)
+        decide::interpret(&self.pin, &view, known, caller)
     }
 
     /// What the trace and the scenario know.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use decide::{Asked, Candidate, Outcome, Reading, SequenceHints, candidates};
 use kv::PrefixIndex;
 use policy::{
-    Event as Told, Generations, ObserveView, Pin, ROUTE_CANDIDATE, Rejected, RouteView, Slot, Subject, Table,
+    Event as Told, Generations, ObserveView, Pin, ROUTE_CANDIDATE, Rejected, RouteView, Slot, Table,
 };
 use trace::{Stop, Trace};
 
@@ -82,10 +82,7 @@ pub(crate) struct Fleet<'a> {
     due: Vec<bool>,
     versions: Vec<u32>,
     index: PrefixIndex,
-    pin: Pin,
     door: Door,
-    observes: bool,
-    asks_hints: bool,
     heap: BinaryHeap<Reverse<(Ns, Happening)>>,
     fixed: Vec<(Ns, u32)>,
     next_fixed: usize,
@@ -127,9 +124,8 @@ impl<'a> Fleet<'a> {
         let shapes = |workload: &Workload| {
             if generations.retains() { shape::shapes(&workload.trace) } else { Vec::new() }
         };
-        let pin = generations.pin(&Subject::default());
         Ok(Self {
-            callers: workloads.iter().map(Callers::new).collect(),
+            callers: workloads.iter().map(|workload| Callers::new(workload, generations)).collect(),
             shapes: workloads.iter().map(shapes).collect(),
             nexts: workloads.iter().map(nexts).collect(),
             setup,
@@ -142,9 +138,6 @@ impl<'a> Fleet<'a> {
             versions: vec![0; workers.len()],
             index: PrefixIndex::new(workers.len()),
             door: Door::default(),
-            observes: pin.asks(Slot::Observe),
-            asks_hints: pin.asks(Slot::Hints),
-            pin,
             heap: BinaryHeap::new(),
             fixed: Vec::new(),
             next_fixed: 0,
@@ -236,7 +229,7 @@ impl<'a> Fleet<'a> {
         let tokens = (asked.prompt_tokens, asked.output_tokens);
         let mut s = Sequence::new(call, self.now.moment(), tokens, names);
         let frame = frame(self.now, Question::Hints.about(call));
-        let wishes = self.callers[workload].wishes(request, frame, (&self.pin, self.asks_hints));
+        let wishes = self.callers[workload].wishes(request, frame);
         s.wish(wishes.map_err(|rejected| self.refused(&rejected))?);
         s.shape = self.shapes[workload].get(request as usize).copied().unwrap_or_default();
         let most = u64::from(tokens.0 + tokens.1 - 1).div_ceil(u64::from(self.setup.block_tokens));
@@ -245,6 +238,11 @@ impl<'a> Fleet<'a> {
             return Ok(());
         }
         self.knocks(s)
+    }
+
+    /// The chain that decides about a request.
+    fn pin(&self, call: u32) -> &Pin {
+        &self.callers[self.calls[call as usize].workload as usize].pin
     }
 
     /// A decision failed, and the operator said that nothing stands in for it.
@@ -306,7 +304,7 @@ impl<'a> Fleet<'a> {
         decide::set_waited(&mut request, s.waited);
         let frame = frame(self.now, Question::Route.about(s.call));
         let view = RouteView { frame, request: &request, candidates: &self.candidates };
-        let decision = self.pin.route(&view).map_err(|rejected| self.refused(&rejected))?;
+        let decision = self.pin(s.call).route(&view).map_err(|rejected| self.refused(&rejected))?;
         let worker = self.rows[decision.candidate];
         s.expected_tokens = self.overlap[worker] * block_tokens;
         self.send(s, worker);
@@ -417,7 +415,7 @@ impl<'a> Fleet<'a> {
         event: Told,
         output_tokens: u32,
     ) {
-        if !self.observes {
+        if !self.pin(call).asks(Slot::Observe) {
             return;
         }
         let known = &self.calls[call as usize];
@@ -438,7 +436,7 @@ impl<'a> Fleet<'a> {
             sequence: u64::from(call) + 1,
         };
         let outcomes = decide::outcome(event, &outcome, hints);
-        self.pin.observe(&ObserveView { frame: frame(self.now, u64::from(call)), outcomes: &outcomes });
+        self.pin(call).observe(&ObserveView { frame: frame(self.now, u64::from(call)), outcomes: &outcomes });
     }
 
     fn results(mut self) -> Results {

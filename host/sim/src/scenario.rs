@@ -137,6 +137,8 @@ pub struct WorkloadSetting {
     pub strict_tier: u32,
     /// Class that callers say.
     pub class: String,
+    /// Model that callers name: where a configuration has several chains, one is chosen by model, tenant and headers.
+    pub model: String,
     /// Tenant of the callers.
     pub tenant: String,
     /// Milliseconds from arrival within which an answer is useful, as callers say; 0 for no such bound.
@@ -458,6 +460,7 @@ impl WorkloadSetting {
             priority: seconds,
             strict_tier: self.strict_tier,
             class: self.class.clone(),
+            model: self.model.clone(),
             tenant: self.tenant.clone(),
             deadline_ms: self.deadline_ms,
             expected_output: self.expected_output,

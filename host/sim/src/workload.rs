@@ -31,6 +31,8 @@ pub struct CallerHints {
     pub strict_tier: u32,
     /// Class of all of them; empty for `main` and `subagent`.
     pub class: String,
+    /// The model that they name, by which a chain may be chosen.
+    pub model: String,
     /// Their tenant; empty for none.
     pub tenant: String,
     /// Milliseconds from arrival within which an answer is useful; 0 for no such bound.
@@ -55,6 +57,7 @@ impl Default for CallerHints {
             priority: 0.0,
             strict_tier: 0,
             class: String::new(),
+            model: String::new(),
             tenant: String::new(),
             deadline_ms: 0,
             expected_output: false,

@@ -72,7 +72,7 @@ impl Fleet<'_> {
     /// A request is at the door. Where nobody minds it, it is placed at once.
     pub(super) fn knocks(&mut self, s: Sequence) -> Result<(), SimError> {
         let limits = &self.setup.door;
-        if limits.requests_max == 0 && !self.pin.asks(Slot::Admit) {
+        if limits.requests_max == 0 && !self.pin(s.call).asks(Slot::Admit) {
             return self.place(s);
         }
         if limits.requests_max > 0 && self.door.len() >= limits.requests_max as usize {
@@ -109,7 +109,7 @@ impl Fleet<'_> {
     }
 
     fn ask_to_admit(&mut self, s: &Sequence) -> Result<Verdict, SimError> {
-        if !self.pin.asks(Slot::Admit) {
+        if !self.pin(s.call).asks(Slot::Admit) {
             return Ok(Verdict::Admit);
         }
         self.read_loads();
@@ -129,7 +129,7 @@ impl Fleet<'_> {
         set_waited(&mut request, s.waited);
         let frame = frame(self.now, Question::Admit.about(s.call));
         let view = AdmitView { frame, request: &request, fleet: &fleet };
-        let decision = self.pin.admit(&view).map_err(|rejected| self.refused(&rejected))?;
+        let decision = self.pin(s.call).admit(&view).map_err(|rejected| self.refused(&rejected))?;
         Ok(decision.verdict)
     }
 

@@ -1,6 +1,6 @@
 //! Slots besides `route` and `schedule`: their policies decide in a simulation what they decide in a host.
 
-use policy::{PluginSpec, builtin_plugin};
+use policy::{Match, NamedChain, PluginSpec, builtin_plugin};
 use serde_json::{Value, json};
 
 use super::*;
@@ -81,6 +81,32 @@ fn a_plugin_has_requests_wait_at_the_door_and_sends_them_away() {
     let full = DoorLimits { requests_max: 4, ..DoorLimits::default() };
     let full = run(&Setup { door: full, ..setup(1) }, &w).summary(&w, None);
     assert_eq!((full.answered, full.rejected), (4, 3), "a bound of the house needs no plugin");
+}
+
+#[test]
+fn of_several_chains_that_of_the_caller_decides() {
+    let config = json!({ "default": { "requests_per_minute": 0, "running_max": 1 }, "wait_ms_max": 100_000 });
+    let strict = chain(&[("admit-tenant-quota", config)], |spec| {
+        spec.named.push(NamedChain {
+            name: "strict".into(),
+            matches: Match { tenants: vec!["a*".into()], ..Match::default() },
+            middleware: vec![],
+            hints: vec![],
+            admit: vec!["admit-tenant-quota".into()],
+            filter: vec![],
+            score: vec![],
+            pick: None,
+            route: None,
+        });
+    });
+    let tenant = |name: &str| CallerHints { tenant: name.into(), ..CallerHints::default() };
+    let w = [crowd("a", 3, tenant("acme")), crowd("b", 3, tenant("bolt"))];
+    let results = simulate(&setup(1), &w, &strict).unwrap();
+    let firsts = |workload: u16| {
+        let own = results.calls.iter().filter(move |call| call.workload == workload);
+        own.map(|call| call.first.unwrap()).collect::<std::collections::BTreeSet<_>>().len()
+    };
+    assert_eq!((firsts(0), firsts(1)), (3, 1), "one at a time, and all at once");
 }
 
 /// Conversations that go on for long, and others that never do, in a cache that holds few of them.
