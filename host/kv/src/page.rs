@@ -1,5 +1,7 @@
 //! One page's bookkeeping: who refers to it, what it holds, where it hangs in the tree of prefixes, what it is worth.
 //!
+//! In two parts: walks along a prefix, which has thousands of pages where prompts are long, read the one that is small.
+//!
 //! Called by the pool alone, which keeps the counts of a page and of its parent in step.
 //! **Invariant:** a page holds a name only while it is sealed, and a parent only while it is named.
 
@@ -16,17 +18,9 @@ pub(crate) enum State {
     Sealed,
 }
 
-/// Bookkeeping of one page: one line of a processor's cache.
-#[derive(Clone, Debug)]
-pub(crate) struct Page {
-    /// The block that it holds; means something only while it is sealed.
-    pub(crate) name: BlockName,
-    /// When the wish to keep its block ends; 0 for none.
-    until_ms: u64,
-    /// The pool's clock when a sequence last gave the page back.
-    pub(crate) used: u64,
-    /// Who is charged for keeping it; means something only while it is kept.
-    pub(crate) tenant: u64,
+/// Who holds a page, and where it hangs in the tree.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
     /// Sequences that use the page.
     pub(crate) refs: u32,
     /// Sealed pages whose parent this is.
@@ -35,15 +29,48 @@ pub(crate) struct Page {
     pub(crate) held_children: u32,
     /// The page of the block before this one; [`NO_PARENT`] for a first block.
     parent: u32,
+}
+
+const NO_PARENT: u32 = u32::MAX;
+const _: () = assert!(size_of::<Link>() == 16, "walking a prefix costs a cache line for four pages");
+
+impl Link {
+    /// That of a page that nobody has.
+    pub(crate) const FREE: Self = Self { refs: 0, children: 0, held_children: 0, parent: NO_PARENT };
+
+    /// The page of the block before this one.
+    pub(crate) fn parent(&self) -> Option<u32> {
+        (self.parent != NO_PARENT).then_some(self.parent)
+    }
+
+    pub(crate) fn set_parent(&mut self, parent: Option<u32>) {
+        self.parent = parent.unwrap_or(NO_PARENT);
+    }
+
+    /// Whether a sequence uses the page or one of its descendants.
+    pub(crate) fn held(&self) -> bool {
+        self.refs > 0 || self.held_children > 0
+    }
+}
+
+/// The rest of a page's bookkeeping.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    /// The block that it holds; means something only while it is sealed.
+    pub(crate) name: BlockName,
+    /// When the wish to keep its block ends; 0 for none.
+    until_ms: u64,
+    /// The pool's clock when a sequence last gave the page back. Of a page with children it may be older than theirs, which
+    /// it takes over when they leave.
+    pub(crate) used: u64,
+    /// Who is charged for keeping it; means something only while it is kept.
+    pub(crate) tenant: u64,
     /// How often its block was found again.
     pub(crate) hits: u16,
     pub(crate) state: State,
     priority: u8,
     drop: bool,
 }
-
-const NO_PARENT: u32 = u32::MAX;
-const _: () = assert!(size_of::<Page>() == 64, "walking a prefix costs a cache line a page");
 
 /// Bits of the pool's clock in a rank; the rest is what the block is worth. 2^48 uses are thousands of years.
 const CLOCK_BITS: u32 = 48;
@@ -55,10 +82,6 @@ impl Page {
         until_ms: Retention::ORDINARY.until_ms,
         used: 0,
         tenant: 0,
-        refs: 0,
-        children: 0,
-        held_children: 0,
-        parent: NO_PARENT,
         hits: 0,
         state: State::Free,
         priority: Retention::ORDINARY.priority,
@@ -67,19 +90,13 @@ impl Page {
 
     /// Gives a free page to one sequence.
     pub(crate) fn take(&mut self) {
-        *self = Self { state: State::Writing, refs: 1, ..Self::FREE };
+        *self = Self { state: State::Writing, ..Self::FREE };
     }
 
-    /// Gives the page a name and a place in the tree.
-    pub(crate) fn seal(&mut self, name: BlockName, parent: Option<u32>) {
+    /// Gives the page a name.
+    pub(crate) fn seal(&mut self, name: BlockName) {
         self.state = State::Sealed;
         self.name = name;
-        self.parent = parent.unwrap_or(NO_PARENT);
-    }
-
-    /// The page of the block before this one.
-    pub(crate) fn parent(&self) -> Option<u32> {
-        (self.parent != NO_PARENT).then_some(self.parent)
     }
 
     /// What its block is worth.
@@ -89,16 +106,6 @@ impl Page {
 
     pub(crate) fn set_retention(&mut self, Retention { priority, until_ms, drop }: Retention) {
         (self.priority, self.until_ms, self.drop) = (priority, until_ms, drop);
-    }
-
-    /// Whether a sequence uses the page or one of its descendants.
-    pub(crate) fn held(&self) -> bool {
-        self.refs > 0 || self.held_children > 0
-    }
-
-    /// Whether the page may be evicted now: sealed, held by nobody, parent of nothing.
-    pub(crate) fn evictable_leaf(&self) -> bool {
-        self.state == State::Sealed && !self.held() && self.children == 0
     }
 
     /// Where the page stands among the leaves; the lowest rank leaves first.

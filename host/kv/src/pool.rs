@@ -22,7 +22,7 @@ use hashbrown::HashTable;
 pub use place::{Evicted, Placed};
 use rustc_hash::FxHashMap;
 
-use crate::page::{Page, State};
+use crate::page::{Link, Page, State};
 use crate::{BlockName, KeepBounds, PageIdx, Retention};
 
 /// Why the pool could not do what was asked.
@@ -91,6 +91,8 @@ pub struct PoolStats {
 #[derive(Debug)]
 pub struct BlockPool {
     pages: Vec<Page>,
+    /// Of each page who holds it, and its parent.
+    links: Vec<Link>,
     block_tokens: u32,
     /// Free pages; the last is handed out next.
     free: Vec<u32>,
@@ -105,6 +107,8 @@ pub struct BlockPool {
     keep_bounds: KeepBounds,
     /// Sealed pages that nobody holds.
     evictable: u32,
+    /// Pages whose block was dropped and is still there.
+    dropped: u32,
     clock: u64,
     evictions: u64,
     events: Vec<KvEvent>,
@@ -121,6 +125,7 @@ impl BlockPool {
         assert!(block_tokens > 0, "a block holds at least one token");
         Self {
             pages: vec![Page::FREE; pages as usize],
+            links: vec![Link::FREE; pages as usize],
             block_tokens,
             free: (0..pages).rev().collect(),
             // Growing would look up each page again, in no order.
@@ -130,6 +135,7 @@ impl BlockPool {
             kept_by_tenant: FxHashMap::default(),
             keep_bounds: KeepBounds::NONE,
             evictable: 0,
+            dropped: 0,
             clock: 0,
             evictions: 0,
             events: Vec::new(),
@@ -166,15 +172,22 @@ impl BlockPool {
         for place in pages.iter_mut().rev() {
             let found = this.expect("a resident block's ancestors are resident");
             *place = PageIdx(found);
-            let page = self.page_mut(found);
-            if page.retention().drop {
-                // Somebody came for it after all.
-                page.set_retention(Retention::ORDINARY);
-            }
-            this = page.parent();
+            this = self.link(found).parent();
         }
         assert!(this.is_none(), "a prefix begins with a first block");
+        if self.dropped > 0 {
+            self.take_back(&pages);
+        }
         pages
+    }
+
+    /// Somebody came for blocks that were dropped, after all.
+    fn take_back(&mut self, pages: &[PageIdx]) {
+        for &PageIdx(this) in pages {
+            if self.page(this).retention().drop {
+                self.set_retention(this, Retention::ORDINARY, 0);
+            }
+        }
     }
 
     /// Pins one resident block, and with it all before it; it is released once.
@@ -197,10 +210,10 @@ impl BlockPool {
         }
         let taken = self.free.split_off(self.free.len() - count as usize);
         for &page in &taken {
-            let page = self.page_mut(page);
-            assert!(page.state == State::Free, "a page of the free list is free");
-            assert!(!page.held(), "a free page is held by nobody");
-            page.take();
+            assert!(self.page(page).state == State::Free, "a page of the free list is free");
+            assert!(!self.link(page).held(), "a free page is held by nobody");
+            self.page_mut(page).take();
+            self.link_mut(page).refs = 1;
         }
         Ok(taken.into_iter().rev().map(PageIdx).collect())
     }
@@ -209,7 +222,7 @@ impl BlockPool {
     pub fn seal(&mut self, page: PageIdx, name: BlockName, parent: Option<BlockName>) -> Sealed {
         let this = page.0;
         assert!(self.page(this).state == State::Writing, "a page is sealed once, after it was written");
-        assert!(self.page(this).refs > 0, "a page is sealed by a sequence that has it");
+        assert!(self.link(this).refs > 0, "a page is sealed by a sequence that has it");
         assert!(parent != Some(name), "a block is not its own parent");
         if let Some(other) = self.find(&name) {
             return Sealed::Duplicate(PageIdx(other));
@@ -231,15 +244,15 @@ impl BlockPool {
 
     /// Seals a page, and hangs it into the tree.
     fn enter(&mut self, this: u32, name: BlockName, parent_page: Option<u32>) {
-        self.page_mut(this).seal(name, parent_page);
+        self.page_mut(this).seal(name);
+        self.link_mut(this).set_parent(parent_page);
         let pages = &self.pages;
         self.resident.insert_unique(hash(&name), this, |&other| hash(&pages[other as usize].name));
         if let Some(up) = parent_page {
-            let page = self.page(up);
-            if page.evictable_leaf() {
-                self.leaves.remove(&(page.rank(), up));
+            if self.is_evictable_leaf(up) {
+                self.leaves.remove(&(self.page(up).rank(), up));
             }
-            self.page_mut(up).children += 1;
+            self.link_mut(up).children += 1;
         }
     }
 
@@ -247,17 +260,18 @@ impl BlockPool {
     pub fn release(&mut self, pages: &[PageIdx]) {
         self.clock += 1;
         for &PageIdx(this) in pages {
-            let page = self.page_mut(this);
-            assert!(page.refs > 0, "a page is released once for each pin or allocation");
-            page.refs -= 1;
-            match page.state {
+            let link = self.link_mut(this);
+            assert!(link.refs > 0, "a page is released once for each pin or allocation");
+            link.refs -= 1;
+            if link.held() {
+                continue;
+            }
+            match self.page(this).state {
                 State::Free => unreachable!("a free page has no reference"),
-                State::Writing if page.refs == 0 => {
-                    *page = Page::FREE;
+                State::Writing => {
+                    *self.page_mut(this) = Page::FREE;
                     self.free.push(this);
                 }
-                State::Writing => {}
-                State::Sealed if page.held() => {}
                 State::Sealed => self.let_go(this),
             }
         }
@@ -290,8 +304,8 @@ impl BlockPool {
 
     /// Adds a reference of a sequence.
     fn hold(&mut self, this: u32) {
-        let was_held = self.page(this).held();
-        self.page_mut(this).refs += 1;
+        let was_held = self.link(this).held();
+        self.link_mut(this).refs += 1;
         if !was_held {
             self.take_up(this);
         }
@@ -299,8 +313,8 @@ impl BlockPool {
 
     /// Adds the hold of a child that is held.
     fn hold_for_child(&mut self, this: u32) {
-        let was_held = self.page(this).held();
-        self.page_mut(this).held_children += 1;
+        let was_held = self.link(this).held();
+        self.link_mut(this).held_children += 1;
         if !was_held {
             self.take_up(this);
         }
@@ -310,18 +324,16 @@ impl BlockPool {
     fn take_up(&mut self, first: u32) {
         let mut this = first;
         loop {
-            let page = self.page(this);
-            let parent = page.parent();
+            let link = *self.link(this);
             // One with children is no leaf, and few have none.
-            if page.children == 0 {
-                let rank = page.rank();
-                self.leaves.remove(&(rank, this));
+            if link.children == 0 {
+                self.leaves.remove(&(self.page(this).rank(), this));
             }
             self.evictable -= 1;
-            let Some(up) = parent else { return };
-            let page = self.page_mut(up);
-            let was_held = page.held();
-            page.held_children += 1;
+            let Some(up) = link.parent() else { return };
+            let link = self.link_mut(up);
+            let was_held = link.held();
+            link.held_children += 1;
             if was_held {
                 return;
             }
@@ -331,20 +343,18 @@ impl BlockPool {
 
     /// A sealed page lost its last holder: it, and ancestors held by nobody else, become evictable.
     fn let_go(&mut self, first: u32) {
+        // Those before it were used as well: they learn it when it leaves, since nobody asks before.
+        self.page_mut(first).used = self.clock;
+        if self.is_evictable_leaf(first) {
+            self.leaves.insert((self.page(first).rank(), first));
+        }
         let mut this = first;
-        let clock = self.clock;
         loop {
-            let page = self.page_mut(this);
-            page.used = clock;
-            let (rank, parent, leaf) = (page.rank(), page.parent(), page.evictable_leaf());
             self.evictable += 1;
-            if leaf {
-                self.leaves.insert((rank, this));
-            }
-            let Some(up) = parent else { return };
-            let page = self.page_mut(up);
-            page.held_children -= 1;
-            if page.held() {
+            let Some(up) = self.link(this).parent() else { return };
+            let link = self.link_mut(up);
+            link.held_children -= 1;
+            if link.held() {
                 return;
             }
             this = up;
@@ -360,21 +370,23 @@ impl BlockPool {
 
     /// Frees a leaf that was taken out of the order of eviction; its parent may become one.
     fn free_leaf(&mut self, this: u32) -> Evicted {
+        assert!(self.is_evictable_leaf(this), "a page in the eviction order is an evictable leaf");
         let page = std::mem::replace(self.page_mut(this), Page::FREE);
-        assert!(page.evictable_leaf(), "a page in the eviction order is an evictable leaf");
+        let link = std::mem::replace(self.link_mut(this), Link::FREE);
         let name = page.name;
         let entry = self.resident.find_entry(hash(&name), |&other| other == this);
         entry.expect("a sealed page is resident under its name").remove();
         self.let_expire(this, &page);
+        self.dropped -= u32::from(page.retention().drop);
         self.evictable -= 1;
         self.free.push(this);
-        let parent = page.parent().map(|up| {
+        let parent = link.parent().map(|up| {
+            self.link_mut(up).children -= 1;
             let parent = self.page_mut(up);
-            parent.children -= 1;
             // Whoever used a block used what comes before it.
             parent.used = parent.used.max(page.used);
-            let (rank, leaf, name) = (parent.rank(), parent.evictable_leaf(), parent.name);
-            if leaf {
+            let (rank, name) = (parent.rank(), parent.name);
+            if self.is_evictable_leaf(up) {
                 self.leaves.insert((rank, up));
             }
             name
@@ -392,6 +404,20 @@ impl BlockPool {
     /// The page that holds a block.
     fn find(&self, name: &BlockName) -> Option<u32> {
         self.resident.find(hash(name), |&page| self.page(page).name == *name).copied()
+    }
+
+    /// Whether a page may be evicted now: sealed, held by nobody, parent of nothing.
+    fn is_evictable_leaf(&self, page: u32) -> bool {
+        let link = self.link(page);
+        link.children == 0 && !link.held() && self.page(page).state == State::Sealed
+    }
+
+    fn link(&self, page: u32) -> &Link {
+        &self.links[page as usize]
+    }
+
+    fn link_mut(&mut self, page: u32) -> &mut Link {
+        &mut self.links[page as usize]
     }
 
     fn page(&self, page: u32) -> &Page {

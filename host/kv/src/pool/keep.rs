@@ -101,15 +101,15 @@ impl BlockPool {
     }
 
     pub(super) fn set_retention(&mut self, this: u32, retention: Retention, tenant: u64) {
-        let page = self.page(this);
-        let before = page.retention();
+        let before = self.page(this).retention();
         if before == retention {
             return;
         }
-        let leaf = page.evictable_leaf();
-        let old_rank = page.rank();
+        let old_rank = self.page(this).rank();
+        let leaf = self.is_evictable_leaf(this);
+        self.dropped = self.dropped + u32::from(retention.drop) - u32::from(before.drop);
         if before.until_ms != retention.until_ms {
-            let charged = if before.is_kept() { page.tenant } else { tenant };
+            let charged = if before.is_kept() { self.page(this).tenant } else { tenant };
             self.kept.remove(&(before.until_ms, this));
             self.charge(charged, before.is_kept(), retention.is_kept());
             if retention.is_kept() {

@@ -88,7 +88,7 @@ impl BlockPool {
                 self.set_retention(found, Retention::ORDINARY, 0);
             }
             self.touch(found);
-            this = self.page(found).parent();
+            this = self.link(found).parent();
         }
         pages
     }
@@ -103,11 +103,10 @@ impl BlockPool {
     /// Cost: O(log pages).
     pub fn remove(&mut self, name: &BlockName) -> Option<Evicted> {
         let this = self.find(name)?;
-        let page = self.page(this);
-        if !page.evictable_leaf() {
+        if !self.is_evictable_leaf(this) {
             return None;
         }
-        self.leaves.remove(&(page.rank(), this));
+        self.leaves.remove(&(self.page(this).rank(), this));
         Some(self.free_leaf(this))
     }
 
@@ -125,10 +124,9 @@ impl BlockPool {
     ///
     /// Cost: one visit of each page.
     pub fn names(&self) -> impl Iterator<Item = (BlockName, Option<BlockName>)> + '_ {
-        self.resident.iter().map(|&this| {
-            let page = self.page(this);
-            (page.name, page.parent().map(|up| self.page(up).name))
-        })
+        self.resident
+            .iter()
+            .map(|&this| (self.page(this).name, self.link(this).parent().map(|up| self.page(up).name)))
     }
 
     /// Evicts the first leaf that is not `spared`.
@@ -142,9 +140,9 @@ impl BlockPool {
 
     /// Notes that a page was used.
     fn touch(&mut self, this: u32) {
-        let clock = self.clock;
+        let (clock, leaf) = (self.clock, self.is_evictable_leaf(this));
         let page = self.page_mut(this);
-        let (rank, leaf) = (page.rank(), page.evictable_leaf());
+        let rank = page.rank();
         page.used = clock;
         if leaf {
             let touched = page.rank();

@@ -366,12 +366,18 @@ fn check_laws(pool: &BlockPool, model: &Model) {
     }
     for (idx, page) in pool.pages.iter().enumerate() {
         let refs = model.refs.get(&PageIdx(idx as u32)).copied().unwrap_or(0);
-        assert_eq!(page.refs, refs, "refcounts balance");
+        assert_eq!(pool.links[idx].refs, refs, "refcounts balance");
         let is_leaf = pool.leaves.contains(&(page.rank(), idx as u32));
-        assert_eq!(is_leaf, page.evictable_leaf(), "the eviction order holds exactly the evictable leaves");
+        assert_eq!(
+            is_leaf,
+            pool.is_evictable_leaf(idx as u32),
+            "the eviction order holds exactly the evictable leaves"
+        );
     }
-    let leaves = pool.pages.iter().filter(|page| page.evictable_leaf()).count();
+    let leaves = (0..pool.pages.len() as u32).filter(|page| pool.is_evictable_leaf(*page)).count();
     assert_eq!(pool.leaves.len(), leaves);
+    let dropped = pool.pages.iter().filter(|page| page.retention().drop).count();
+    assert_eq!(pool.dropped as usize, dropped);
 }
 
 proptest! {
