@@ -42,7 +42,7 @@ impl Default for Config {
             decode_ns_per_token: 50.0,
             answer_weight: 0.2,
             output_tokens: 256.0,
-            slack_ms: 200.0,
+            slack_ms: 150.0,
         }
     }
 }
