@@ -6,6 +6,7 @@ use std::process::Output;
 use serde_json::Value;
 
 use crate::process::run;
+use crate::support::component;
 
 fn said(output: &Output) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -271,6 +272,23 @@ agents = { sessions = 4, turns_max = 6, system_tokens = 4000, first_tokens = 800
     assert_eq!(of(5, "answered"), of(2, "answered"), "{table}");
     let ttft = |at: usize| told["summaries"][at]["ttft_ms"]["mean"].as_f64().expect("a number");
     assert!(ttft(5) < ttft(2), "{table}");
+}
+
+#[test]
+fn a_plugin_that_fails_is_named_beside_what_others_decided() {
+    let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    let trace = write(folder.path(), "trace.jsonl", &trace());
+    let source = component("faulty");
+    let chain = format!(
+        "[plugins.faulty]\nsource = {source:?}\nconfig = {{ fault = \"trap\" }}\n[chain]\nscore = [{{ plugin = \"faulty\" }}]\n"
+    );
+    let chain = write(folder.path(), "faulty.toml", &chain);
+    let output = run(&["simulate", "--trace", &trace, "--chains", &format!("builtin,{chain}")]);
+    let (table, errors) = said(&output);
+    assert!(output.status.success(), "{errors}");
+    assert!(table.contains("`faulty` failed in ") && table.contains(" of 10 calls of `score` ("), "{table}");
+    assert!(table.contains(" of 20 calls of `observe` ("), "{table}");
+    assert_eq!(table.matches("remark:").count(), 2, "the built-in did not fail: {table}");
 }
 
 #[test]

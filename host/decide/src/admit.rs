@@ -4,6 +4,11 @@ use policy::{ADMIT_FLEET, Table};
 
 use crate::{Reading, fill_row};
 
+/// Milliseconds for which a policy may have a request wait, unless an operator says otherwise. Chosen: callers wait for longer.
+pub const DEFER_MS_MAX: u64 = 10_000;
+/// Requests that wait so at once, unless an operator says otherwise. Chosen: half of those that a host lets in.
+pub const DEFERRED_MAX: u32 = 128;
+
 /// Requests of a host, without the one that is asked about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct House {

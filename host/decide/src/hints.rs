@@ -45,7 +45,7 @@ pub struct Wishes {
 }
 
 /// Who asks, apart from what it says.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Caller<'a> {
     /// Its tenant, or nothing.
     pub tenant: &'a str,

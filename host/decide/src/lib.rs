@@ -14,13 +14,13 @@ mod row;
 mod sequence;
 mod step;
 
-pub use admit::{House, fleet};
+pub use admit::{DEFER_MS_MAX, DEFERRED_MAX, House, fleet};
 pub use candidate::{Candidate, Reading, candidates};
 pub use hints::{Caller, PRIORITY_SECONDS_MAX, STRICT_TIER_MAX, SequenceHints, Wishes, interpret};
 pub use order::{Order, Planner, Terms, Victim};
 pub use outcome::{Outcome, outcome};
 pub use retain::{
-    Conversation, LowerTiers, Memory, RetainBounds, RetainRules, Retainer, Role, Stretch, With, stretches,
+    Asking, Conversation, LowerTiers, Memory, RetainBounds, RetainRules, Retainer, Role, Stretch, stretches,
 };
 pub use row::{Asked, fill_row, request, set_prefill_stage, set_waited, tenant};
 pub use sequence::Scheduled;

@@ -84,7 +84,7 @@ pub trait LowerTiers {
 }
 
 /// What a question is asked with.
-pub struct With<'a> {
+pub struct Asking<'a> {
     /// The worker's pages.
     pub pool: &'a mut BlockPool,
     /// The tiers below them.
@@ -130,7 +130,7 @@ impl Retainer {
         &mut self,
         conversation: impl FnOnce(u64) -> Conversation,
         found_tokens: u32,
-        with: &mut With<'_>,
+        with: &mut Asking<'_>,
     ) {
         if !self.is_asked(with) {
             return;
@@ -157,7 +157,7 @@ impl Retainer {
     /// Before a step: ends what is over, and asks where the cache is full.
     ///
     /// Cost: nothing where nobody was ever asked; else a look at the pool, and at most one call of the policy a second.
-    pub fn before_step(&mut self, with: &mut With<'_>) {
+    pub fn before_step(&mut self, with: &mut Asking<'_>) {
         if !self.in_force {
             return;
         }
@@ -199,7 +199,7 @@ impl Retainer {
     }
 
     /// Whether anybody decides. Where nobody does any more, the marks of old answers go.
-    fn is_asked(&mut self, with: &mut With<'_>) -> bool {
+    fn is_asked(&mut self, with: &mut Asking<'_>) -> bool {
         let asked = with.generations.retains();
         if self.in_force && !asked {
             with.pool.forget_retention();
@@ -214,7 +214,7 @@ impl Retainer {
         occasion: Occasion,
         conversations: &[&Conversation],
         memory: &Memory,
-        with: &mut With<'_>,
+        with: &mut Asking<'_>,
     ) -> Vec<(u64, Vec<(usize, u8)>)> {
         let now_ms = with.frame.now_ms;
         with.pool.expire(now_ms);

@@ -13,8 +13,8 @@ use crate::workload::{CallerHints, Workload};
 pub(crate) struct Callers<'a> {
     trace: &'a Trace,
     said: &'a CallerHints,
-    /// Tells the sessions of one workload from those of another.
-    name: &'a str,
+    /// The workload's place, which tells its sessions from those of others.
+    at: usize,
     /// The chain that decides about them.
     pub(crate) pin: Pin,
     asks_hints: bool,
@@ -23,8 +23,8 @@ pub(crate) struct Callers<'a> {
 }
 
 impl<'a> Callers<'a> {
-    pub(crate) fn new(workload: &'a Workload, generations: &Generations) -> Self {
-        let Workload { name, trace, hints, .. } = workload;
+    pub(crate) fn new(at: usize, workload: &'a Workload, generations: &Generations) -> Self {
+        let Workload { trace, hints, .. } = workload;
         let mut last = vec![false; trace.requests.len()];
         if hints.session_final {
             let mut seen = vec![false; trace.sessions.len()];
@@ -34,7 +34,7 @@ impl<'a> Callers<'a> {
         }
         let CallerHints { model, tenant, headers, .. } = hints;
         let pin = generations.pin(&Subject { model, tenant, headers });
-        Self { trace, said: hints, name, asks_hints: pin.asks(Slot::Hints), pin, last }
+        Self { trace, said: hints, at, asks_hints: pin.asks(Slot::Hints), pin, last }
     }
 
     /// What a request's caller wishes.
@@ -67,7 +67,7 @@ impl<'a> Callers<'a> {
     fn known(&self, request: u32, asked: &Request) -> Hints {
         let session = &self.trace.sessions[asked.session as usize];
         let is_told = session.is_named || self.said.inferred_sessions;
-        let name = |session: u32| format!("{}/{session}", self.name);
+        let name = |session: u32| format!("{}/{session}", self.at);
         let class = match (self.said.class.as_str(), session.parent) {
             ("", _) if !is_told => None,
             ("", None) => Some("main"),
@@ -109,5 +109,21 @@ mod tests {
         assert_eq!(filled("s={session}", &known).as_deref(), Some("s=w/3"));
         assert_eq!(filled("{session} of {parent}", &known), None);
         assert_eq!(filled("plain", &known).as_deref(), Some("plain"));
+    }
+
+    #[test]
+    fn sessions_of_two_workloads_are_two_whatever_they_are_called() {
+        let chain = crate::Chain::new("builtin", policy::ChainSpec::default(), 1).unwrap();
+        let generations = chain.start(1).unwrap();
+        let trace = trace::Agents { sessions: 1, ..trace::Agents::default() }.trace().unwrap();
+        let (name, hints) = ("w".to_owned(), CallerHints::default());
+        let arrivals = crate::Arrivals::Recorded { speedup: 1.0 };
+        let workload = Workload { name, trace: trace.into(), arrivals, hints };
+        let session = |at| {
+            let callers = Callers::new(at, &workload, &generations);
+            callers.wishes(0, crate::time::frame(crate::time::Ns::default(), 0)).unwrap().numbers.session
+        };
+        assert_eq!(session(0), session(0));
+        assert!(session(0) != session(1) && session(0) != 0);
     }
 }

@@ -15,17 +15,15 @@ use std::sync::Arc;
 
 use decide::{Asked, Candidate, Outcome, Reading, SequenceHints, candidates};
 use kv::PrefixIndex;
-use policy::{
-    Event as Told, Generations, ObserveView, Pin, ROUTE_CANDIDATE, Rejected, RouteView, Slot, Table,
-};
+use policy::{Event as Told, Generations, ObserveView, Pin, ROUTE_CANDIDATE, RouteView, Slot, Table};
 use trace::{Stop, Trace};
 
 use crate::caller::Callers;
 use crate::names::Names;
+use crate::parts::{PromptParts, parts_of};
 use crate::results::{Call, Gaps, Results, Status, WorkerResult};
 use crate::sequence::Sequence;
 use crate::setup::{Setup, SimError};
-use crate::shape::{self, Shape};
 use crate::tier::Tiers;
 use crate::time::{Ns, frame};
 use crate::worker::{Kind, News, Worker};
@@ -71,8 +69,8 @@ pub(crate) struct Fleet<'a> {
     chain: &'a str,
     names: Vec<Names>,
     callers: Vec<Callers<'a>>,
-    /// For each workload the shape of each prompt; empty where no policy retains.
-    shapes: Vec<Vec<Shape>>,
+    /// For each workload the parts of each prompt; empty where no policy retains.
+    parts: Vec<Vec<PromptParts>>,
     /// For each workload the next turn of each request; empty where answers do not return.
     nexts: Vec<Vec<Option<u32>>>,
     sources: Vec<Source>,
@@ -83,6 +81,8 @@ pub(crate) struct Fleet<'a> {
     versions: Vec<u32>,
     index: PrefixIndex,
     door: Door,
+    /// Whether anybody is asked who comes in.
+    minds_door: bool,
     heap: BinaryHeap<Reverse<(Ns, Happening)>>,
     fixed: Vec<(Ns, u32)>,
     next_fixed: usize,
@@ -119,14 +119,17 @@ impl<'a> Fleet<'a> {
             calls.extend((0..trace.requests.len() as u32).map(|request| Call::new(at as u16, request)));
         }
         let workers = workers(setup, generations);
+        let callers = workloads.iter().enumerate().map(|(at, one)| Callers::new(at, one, generations));
+        let callers: Vec<Callers<'_>> = callers.collect();
+        let minds_door = setup.door.requests_max > 0 || callers.iter().any(|one| one.pin.asks(Slot::Admit));
         let nexts =
             |workload: &Workload| if setup.answers_return { nexts(&workload.trace) } else { Vec::new() };
-        let shapes = |workload: &Workload| {
-            if generations.retains() { shape::shapes(&workload.trace) } else { Vec::new() }
+        let parts = |workload: &Workload| {
+            if generations.retains() { parts_of(&workload.trace) } else { Vec::new() }
         };
         Ok(Self {
-            callers: workloads.iter().map(|workload| Callers::new(workload, generations)).collect(),
-            shapes: workloads.iter().map(shapes).collect(),
+            callers,
+            parts: workloads.iter().map(parts).collect(),
             nexts: workloads.iter().map(nexts).collect(),
             setup,
             workloads,
@@ -138,6 +141,7 @@ impl<'a> Fleet<'a> {
             versions: vec![0; workers.len()],
             index: PrefixIndex::new(workers.len()),
             door: Door::default(),
+            minds_door,
             heap: BinaryHeap::new(),
             fixed: Vec::new(),
             next_fixed: 0,
@@ -154,19 +158,19 @@ impl<'a> Fleet<'a> {
     }
 
     /// Runs until nothing happens any more.
-    pub(crate) fn run(mut self) -> Result<Results, SimError> {
+    pub(crate) fn run(mut self) -> Results {
         self.begin();
         while let Some((now, happening)) = self.next() {
             self.now = now;
             match happening {
-                Happening::Trouble { fault, begins } => self.trouble(fault as usize, begins)?,
+                Happening::Trouble { fault, begins } => self.trouble(fault as usize, begins),
                 Happening::StepEnds { worker, version } => {
                     if self.versions[worker as usize] == version {
                         self.step_ends(worker as usize);
                     }
                 }
-                Happening::Arrives { call } => self.arrives(call)?,
-                Happening::Knocks { call } => self.knocks_again(call)?,
+                Happening::Arrives { call } => self.arrives(call),
+                Happening::Knocks { call } => self.knocks_again(call),
                 Happening::Wakes { worker } => {
                     let end = self.workers[worker as usize].wake(now);
                     self.cut_or_wake(worker as usize, end);
@@ -174,7 +178,7 @@ impl<'a> Fleet<'a> {
                 Happening::StepBegins { worker } => self.step_begins(worker as usize),
             }
         }
-        Ok(self.results())
+        self.results()
     }
 
     fn begin(&mut self) {
@@ -216,7 +220,7 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    fn arrives(&mut self, call: u32) -> Result<(), SimError> {
+    fn arrives(&mut self, call: u32) {
         let Call { workload, request, .. } = self.calls[call as usize];
         let workload = workload as usize;
         let trace = Arc::clone(&self.workloads[workload].trace);
@@ -228,26 +232,25 @@ impl<'a> Fleet<'a> {
         }
         let tokens = (asked.prompt_tokens, asked.output_tokens);
         let mut s = Sequence::new(call, self.now.moment(), tokens, names);
-        let frame = frame(self.now, Question::Hints.about(call));
-        let wishes = self.callers[workload].wishes(request, frame);
-        s.wish(wishes.map_err(|rejected| self.refused(&rejected))?);
-        s.shape = self.shapes[workload].get(request as usize).copied().unwrap_or_default();
-        let most = u64::from(tokens.0 + tokens.1 - 1).div_ceil(u64::from(self.setup.block_tokens));
-        if most > u64::from(self.setup.blocks) {
-            self.over(call, Status::TooLong);
-            return Ok(());
+        if self.is_house_full() {
+            return self.over(call, Status::Rejected);
         }
-        self.knocks(s)
+        let frame = frame(self.now, Question::Hints.about(call));
+        let Ok(wishes) = self.callers[workload].wishes(request, frame) else {
+            return self.over(call, Status::Rejected);
+        };
+        s.wish(wishes);
+        s.parts = self.parts[workload].get(request as usize).copied().unwrap_or_default();
+        let most = u64::from(tokens.0 + tokens.1 - 1).div_ceil(u64::from(self.setup.block_tokens));
+        match most > u64::from(self.setup.blocks) {
+            true => self.over(call, Status::TooLong),
+            false => self.knocks(s),
+        }
     }
 
     /// The chain that decides about a request.
     fn pin(&self, call: u32) -> &Pin {
         &self.callers[self.calls[call as usize].workload as usize].pin
-    }
-
-    /// A decision failed, and the operator said that nothing stands in for it.
-    fn refused(&self, rejected: &Rejected) -> SimError {
-        SimError::Refused { chain: self.chain.to_owned(), reason: rejected.to_string() }
     }
 
     /// The load of each worker that can be reached.
@@ -273,11 +276,10 @@ impl<'a> Fleet<'a> {
     }
 
     /// Has the chain choose a worker for a sequence, and sends it there.
-    fn place(&mut self, mut s: Sequence) -> Result<(), SimError> {
+    fn place(&mut self, mut s: Sequence) {
         self.read_loads();
         if self.rows.is_empty() {
-            self.stranded.push(s);
-            return Ok(());
+            return self.stranded.push(s);
         }
         // What their steps up to now have changed is known before anybody is asked.
         for &at in &self.rows {
@@ -304,11 +306,13 @@ impl<'a> Fleet<'a> {
         decide::set_waited(&mut request, s.waited);
         let frame = frame(self.now, Question::Route.about(s.call));
         let view = RouteView { frame, request: &request, candidates: &self.candidates };
-        let decision = self.pin(s.call).route(&view).map_err(|rejected| self.refused(&rejected))?;
+        // A policy failed that nothing stands in for.
+        let Ok(decision) = self.pin(s.call).route(&view) else {
+            return self.over(s.call, Status::Rejected);
+        };
         let worker = self.rows[decision.candidate];
         s.expected_tokens = self.overlap[worker] * block_tokens;
         self.send(s, worker);
-        Ok(())
     }
 
     fn send(&mut self, s: Sequence, worker: usize) {
@@ -452,6 +456,7 @@ impl<'a> Fleet<'a> {
         };
         Results {
             chain: self.chain.to_owned(),
+            failures: Vec::new(),
             workers: self.workers.iter().map(worker).collect(),
             end: self.now,
             calls: self.calls,

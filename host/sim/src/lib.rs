@@ -13,13 +13,13 @@ mod fit;
 mod fleet;
 mod log;
 mod names;
+mod parts;
 mod plot;
 mod results;
 mod scenario;
 mod sequence;
 mod series;
 mod setup;
-mod shape;
 mod tier;
 mod time;
 mod worker;
@@ -35,7 +35,7 @@ pub use cost::{Batch, CostModel, Device, ModelShape};
 pub use fault::{Fault, FaultKind};
 pub use fit::{Fit, FitError, TimedStep};
 pub use plot::plot;
-pub use results::{Results, Status, Summary, Times, WorkerResult};
+pub use results::{Failures, Results, Status, Summary, Times, WorkerResult};
 pub use scenario::{AgentsSetting, ArrivalsKind, PromptsSetting, Scenario, TierSetting, WorkloadSetting};
 pub use series::Bin;
 pub use setup::{DoorLimits, Setup, SimError, WORKERS_MAX};
@@ -85,7 +85,8 @@ impl Chain {
 pub fn simulate(setup: &Setup, workloads: &[Workload], chain: &Chain) -> Result<Results, SimError> {
     setup.check()?;
     let generations = chain.start(setup.workers)?;
-    fleet::Fleet::new(setup, workloads, (&chain.name, &generations))?.run()
+    let results = fleet::Fleet::new(setup, workloads, (&chain.name, &generations))?.run();
+    Ok(Results { failures: results::Failures::of(&generations), ..results })
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! What came of a simulation: every request, and what is said of all of them.
 
+use std::collections::BTreeMap;
+
+use policy::{CallReport, Generations, Outcome, Slot};
 use serde::Serialize;
 
 use crate::time::Ns;
@@ -118,6 +121,43 @@ pub struct WorkerResult {
     pub fetched_tokens: u64,
 }
 
+/// Calls of a plugin in one slot, of which some came to nothing: the built-in policy of the slot decided in its place, or
+/// nobody did, as its `on_failure` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failures {
+    /// Its name in the chain.
+    pub plugin: String,
+    /// The slot.
+    pub slot: Slot,
+    /// All of its calls.
+    pub calls: u64,
+    /// How many failed, by what became of them.
+    pub failed: BTreeMap<Outcome, u64>,
+}
+
+impl Failures {
+    /// Those of all plugins of a chain.
+    pub(crate) fn of(generations: &Generations) -> Vec<Self> {
+        let of_slot = |plugin: &str, slot: Slot, report: CallReport| {
+            let calls = report.outcomes.values().sum();
+            let is_failure = |outcome: &Outcome| !matches!(outcome, Outcome::Ok | Outcome::Abstained);
+            let failed: BTreeMap<Outcome, u64> = report
+                .outcomes
+                .into_iter()
+                .filter(|(outcome, count)| is_failure(outcome) && *count > 0)
+                .collect();
+            (!failed.is_empty()).then(|| Self { plugin: plugin.to_owned(), slot, calls, failed })
+        };
+        let mut all = Vec::new();
+        for plugin in generations.plugins() {
+            all.extend(
+                plugin.calls.into_iter().filter_map(|(slot, report)| of_slot(&plugin.name, slot, report)),
+            );
+        }
+        all
+    }
+}
+
 /// All that came of a simulation.
 #[derive(Clone, Debug)]
 pub struct Results {
@@ -125,6 +165,8 @@ pub struct Results {
     pub chain: String,
     /// What each worker did.
     pub workers: Vec<WorkerResult>,
+    /// Plugins that failed.
+    pub failures: Vec<Failures>,
     pub(crate) end: Ns,
     pub(crate) calls: Vec<Call>,
     pub(crate) gaps: Gaps,

@@ -34,7 +34,8 @@ pub struct Scenario {
     /// Who waited longer goes first, whatever a policy says.
     pub starvation_ms_max: u64,
     /// What steps cost: `h100/llama-8b`, `4xh200/llama-70b`, `polynomial`, `fixed:PREFILL_MS,DECODE_MS`,
-    /// `linear:STEP_US,PREFILL_US_PER_TOKEN,DECODE_US_PER_ROW`; `measured`, where somebody can time a worker and gives `costs`.
+    /// `linear:STEP_US,PREFILL_US_PER_TOKEN,DECODE_US_PER_ROW`; and, where somebody reads or times them and gives `costs`, a
+    /// `FILE.toml` or `measured`.
     pub cost: String,
     /// The coefficients, where they are given one by one; `cost` is not read then.
     pub costs: Option<CostModel>,
@@ -354,8 +355,9 @@ impl Scenario {
                          prints the `[costs]` to give instead";
             return Err(SimError::setting("cost", text, right));
         }
-        let right = "it is [COUNTx]h100|h200|a100/llama-8b|llama-70b|qwen3-30b-a3b, polynomial, measured, \
-                     fixed:PREFILL_MS,DECODE_MS or linear:STEP_US,PREFILL_US_PER_TOKEN,DECODE_US_PER_ROW";
+        let right = "it is [COUNTx]h100|h200|a100/llama-8b|llama-70b|qwen3-30b-a3b, polynomial, \
+                     fixed:PREFILL_MS,DECODE_MS, linear:STEP_US,PREFILL_US_PER_TOKEN,DECODE_US_PER_ROW, \
+                     a FILE.toml with `[costs]`, or measured";
         model.ok_or_else(|| SimError::setting("cost", text, right))
     }
 

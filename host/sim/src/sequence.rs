@@ -7,7 +7,7 @@ use kv::{BlockName, BlockPool, PageIdx, Sealed};
 use policy::Attributes;
 
 use crate::names;
-use crate::shape::Shape;
+use crate::parts::PromptParts;
 
 /// A sequence that waits or runs.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(crate) struct Sequence {
     /// How long it waited at the door.
     pub(crate) waited: Duration,
     /// What its prompt is made of.
-    pub(crate) shape: Shape,
+    pub(crate) parts: PromptParts,
     chunk_tokens: Option<u32>,
     pub(crate) preemptions: u32,
     preemptions_planned: u32,
@@ -70,7 +70,7 @@ impl Sequence {
             attributes: Attributes::default(),
             speculative_prefill: None,
             waited: Duration::ZERO,
-            shape: Shape::default(),
+            parts: PromptParts::default(),
             chunk_tokens: None,
             preemptions: 0,
             preemptions_planned: 0,
@@ -99,7 +99,7 @@ impl Sequence {
             wish_priority: 0,
             attributes: self.attributes.clone(),
             names: self.sealed_names().to_vec(),
-            stretches: self.shape.stretches(self.prompt_tokens, self.len()),
+            stretches: self.parts.stretches(self.prompt_tokens, self.len()),
             priorities: Vec::new(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use decide::RetainBounds;
+use decide::{DEFER_MS_MAX, DEFERRED_MAX, RetainBounds};
 
 use crate::cost::CostModel;
 use crate::fault::Fault;
@@ -75,7 +75,7 @@ pub struct DoorLimits {
 
 impl Default for DoorLimits {
     fn default() -> Self {
-        Self { requests_max: 0, deferred_max: 128, defer_ms_max: 10_000 }
+        Self { requests_max: 0, deferred_max: DEFERRED_MAX, defer_ms_max: DEFER_MS_MAX }
     }
 }
 
@@ -108,14 +108,6 @@ pub enum SimError {
         chain: String,
         /// Why it cannot decide.
         source: policy::PrepareError,
-    },
-    /// A decision that a policy refused by failing, where the operator said so.
-    #[error("chain `{chain}`: {reason}")]
-    Refused {
-        /// Its name.
-        chain: String,
-        /// What failed.
-        reason: String,
     },
 }
 
@@ -150,15 +142,12 @@ impl Setup {
                 return Err(SimError::setting(field, share, "it is a share, from 0 to 1"));
             }
         }
-        for (field, seconds) in
-            [("ttl_seconds_max", u64::from(ttl_seconds_max)), ("defer_ms_max", self.door.defer_ms_max / 1000)]
-        {
-            if seconds > SECONDS_MAX {
-                return Err(SimError::setting(
-                    field,
-                    seconds,
-                    format!("it is at most {SECONDS_MAX} seconds"),
-                ));
+        for (field, value, most) in [
+            ("ttl_seconds_max", u64::from(ttl_seconds_max), SECONDS_MAX),
+            ("defer_ms_max", self.door.defer_ms_max, SECONDS_MAX * 1000),
+        ] {
+            if value > most {
+                return Err(SimError::setting(field, value, format!("it is at most {most}")));
             }
         }
         if let Some(field) = self.cost.wrong() {

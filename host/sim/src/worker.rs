@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use decide::{
-    LowerTiers, Order, Reading, RetainBounds, Retainer, Scheduled as _, SequenceHints, StepBudget, Terms,
-    With,
+    Asking, LowerTiers, Order, Reading, RetainBounds, Retainer, Scheduled as _, SequenceHints, StepBudget,
+    Terms,
 };
 use kv::{BlockPool, KvEvent};
 use policy::{Frame, Generations};
@@ -76,6 +76,12 @@ pub(crate) struct Worker {
     pub(crate) steps: u64,
     pub(crate) preemptions: u64,
 }
+
+/// What a policy of the worker is asked about.
+const PLAN: u64 = 0;
+const PRESSURE: u64 = 1;
+/// And the call.
+const TURN: u64 = 1 << 32;
 
 enum Doing {
     Nothing,
@@ -220,7 +226,7 @@ impl Worker {
         }
         let terms = Terms {
             now: now.moment(),
-            frame: self.frame(now),
+            frame: self.frame(now, PLAN),
             tokens: self.kind.step_tokens_max,
             pages: self.pool.available(),
             rows: self.kind.step_rows_max.saturating_sub(self.running.len() as u32),
@@ -229,8 +235,9 @@ impl Worker {
         self.order.decide(&*self.planner, (&mut self.waiting, &mut self.running), &terms);
     }
 
-    fn frame(&self, now: Ns) -> Frame {
-        frame(now, self.id ^ self.steps)
+    /// `about`: tells questions of one step from each other.
+    fn frame(&self, now: Ns, about: u64) -> Frame {
+        frame(now, (self.id ^ self.steps).wrapping_add(trace::mix(about)))
     }
 
     /// What a step computes. The last token of a prompt is part of it, alone or not.
@@ -287,9 +294,9 @@ impl Worker {
 
     /// A turn is over: its blocks are saved, and worth what the `retain` slot says.
     fn commit(&mut self, s: &Sequence, now: Ns) {
-        let frame = self.frame(now);
+        let frame = self.frame(now, TURN | u64::from(s.call));
         self.tiers.save(s, frame.now_ms);
-        let mut with = With {
+        let mut with = Asking {
             pool: &mut self.pool,
             tiers: (!self.tiers.is_empty()).then_some(&mut self.tiers as &mut dyn LowerTiers),
             generations: &self.planner,
@@ -302,9 +309,9 @@ impl Worker {
         if !self.retainer.in_force() {
             return;
         }
-        let frame = self.frame(now);
+        let frame = self.frame(now, PRESSURE);
         let tiers = (!self.tiers.is_empty()).then_some(&mut self.tiers as &mut dyn LowerTiers);
-        let mut with = With { pool: &mut self.pool, tiers, generations: &self.planner, frame };
+        let mut with = Asking { pool: &mut self.pool, tiers, generations: &self.planner, frame };
         self.retainer.before_step(&mut with);
     }
 

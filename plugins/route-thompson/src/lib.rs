@@ -44,7 +44,8 @@ impl Policy for Thompson {
 
     fn new(config: Config) -> Result<Self, String> {
         if !(config.ttft_ms_target > 0.0 && config.ttft_ms_target <= 1e7) {
-            return Err("`ttft_ms_target` lies above 0 and is at most 10,000,000".to_owned());
+            let target = config.ttft_ms_target;
+            return Err(format!("`ttft_ms_target` is {target}; it lies above 0 and is at most 10,000,000"));
         }
         within("forget", config.forget, 0.0..=0.5)?;
         Ok(Self { config, workers: BTreeMap::new() })

@@ -113,6 +113,7 @@ pub(super) fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
     let summaries = summaries(&runs, &workloads);
     table::fleet(&setup, &workloads);
     table::summaries(&summaries);
+    runs.iter().for_each(|run| table::failures(&run.results));
     let (base, others) = runs.split_first().context("there is a chain")?;
     let comparisons: Vec<Comparison> =
         others.iter().map(|run| sim::compare((&base.results, &run.results), &workloads)).collect();
@@ -128,6 +129,7 @@ pub(super) fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
     }
     if let Some(path) = &args.json {
         let workers = |run: &Run| json!({ "chain": run.results.chain, "workers": run.results.workers });
+        let failures = |run: &Run| json!({ "chain": run.results.chain, "plugins": run.results.failures });
         let over_time = |(chain, bins): &(&str, Vec<sim::Bin>)| json!({ "chain": chain, "bins": bins });
         let told = json!({
             "version": 1,
@@ -135,6 +137,7 @@ pub(super) fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
             "summaries": summaries,
             "comparisons": comparisons,
             "workers": runs.iter().map(workers).collect::<Vec<_>>(),
+            "failures": runs.iter().map(failures).collect::<Vec<_>>(),
             "over_time": series.iter().map(over_time).collect::<Vec<_>>(),
         });
         write(path, &serde_json::to_string_pretty(&told)?)?;
@@ -188,7 +191,7 @@ impl SimulateArgs {
     }
 }
 
-/// A chain with a name, or the default chain of a configuration file.
+/// A chain with a name, or the chains of a configuration file.
 fn chain(name: &str, workers: usize) -> anyhow::Result<Chain> {
     let spec = match name.ends_with(".toml") {
         true => chain_spec(&Config::load(Path::new(name))?)?,

@@ -57,8 +57,8 @@ impl Default for Limits {
             json_depth_max: 100,
             choices_max: 8,
             drain_seconds: 30,
-            defer_ms_max: 10_000,
-            deferred_max: 128,
+            defer_ms_max: decide::DEFER_MS_MAX,
+            deferred_max: decide::DEFERRED_MAX as usize,
         }
     }
 }

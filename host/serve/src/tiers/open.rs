@@ -7,7 +7,7 @@ use engine::Caps;
 use kv::cost::{CostModel, Priors};
 use kv::disk::{self, DiskTier};
 use kv::remote::{self, Remote};
-use kv::{Geometry, HostTier, KeepBounds};
+use kv::{Geometry, HostTier};
 use parking_lot::Mutex;
 
 use super::Tiers;
@@ -81,11 +81,7 @@ fn host(kv: &config::Kv, geometry: Geometry, pages: u32) -> Result<HostTier, Tie
     let in_flight = (blocks / IN_FLIGHT_SHARE).clamp(*IN_FLIGHT.start(), *IN_FLIGHT.end());
     let bytes = geometry.block_bytes;
     let host = HostTier::new(blocks, bytes, geometry.block_tokens, in_flight).map_err(TiersError::Host)?;
-    let share = |share: f64| (share * f64::from(blocks)) as u32;
-    host.set_keep_bounds(KeepBounds {
-        pages_max: share(kv.pinned_share_max),
-        tenant_pages_max: share(kv.tenant_share_max),
-    });
+    host.set_keep_bounds(kv.retain_bounds().keep(blocks));
     Ok(host)
 }
 

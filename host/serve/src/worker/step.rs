@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use decide::{LowerTiers, Order, Planner, Retainer, StepBudget, Terms, With};
+use decide::{Asking, LowerTiers, Order, Planner, Retainer, StepBudget, Terms};
 use engine::EngineError;
 use kv::BlockPool;
 use policy::Frame;
@@ -359,7 +359,7 @@ impl StepLoop {
         }
         // What the tiers keep of a prompt is decided when it was answered.
         let mut tiers = self.mover.as_ref().map(Mover::tiers).filter(|_| s.giver.is_none());
-        let mut with = With {
+        let mut with = Asking {
             pool: &mut self.pool,
             tiers: tiers.as_mut().map(|tiers| tiers as &mut dyn LowerTiers),
             generations: &self.parts.generations,
@@ -382,7 +382,8 @@ impl StepLoop {
             let frame = frame(&self.parts.ctx);
             let mut tiers = self.mover.as_ref().map(Mover::tiers);
             let tiers = tiers.as_mut().map(|tiers| tiers as &mut dyn LowerTiers);
-            let mut with = With { pool: &mut self.pool, tiers, generations: &self.parts.generations, frame };
+            let mut with =
+                Asking { pool: &mut self.pool, tiers, generations: &self.parts.generations, frame };
             self.retainer.before_step(&mut with);
         }
     }

@@ -4,13 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use decide::{House, set_waited};
+use decide::{House, Reading, set_waited};
 use policy::{AdmitView, Slot, Verdict};
 
 use super::{Fleet, Happening, Question};
 use crate::results::Status;
 use crate::sequence::Sequence;
-use crate::setup::SimError;
 use crate::time::{Ns, frame};
 
 /// Who is where.
@@ -69,50 +68,45 @@ impl Door {
 }
 
 impl Fleet<'_> {
-    /// A request is at the door. Where nobody minds it, it is placed at once.
-    pub(super) fn knocks(&mut self, s: Sequence) -> Result<(), SimError> {
-        let limits = &self.setup.door;
-        if limits.requests_max == 0 && !self.pin(s.call).asks(Slot::Admit) {
-            return self.place(s);
+    /// Whether one more request is refused before anybody is asked.
+    pub(super) fn is_house_full(&self) -> bool {
+        let max = self.setup.door.requests_max as usize;
+        max > 0 && self.door.len() >= max
+    }
+
+    /// A request is at the door. Where nobody ever minds it, it is placed at once.
+    pub(super) fn knocks(&mut self, s: Sequence) {
+        match self.minds_door {
+            true => self.decide_entry(s),
+            false => self.place(s),
         }
-        if limits.requests_max > 0 && self.door.len() >= limits.requests_max as usize {
-            self.over(s.call, Status::Rejected);
-            return Ok(());
-        }
-        self.decide_entry(s, false)
     }
 
     /// Somebody who waits is asked about again.
-    pub(super) fn knocks_again(&mut self, call: u32) -> Result<(), SimError> {
-        match self.door.take(call) {
-            Some(s) => self.decide_entry(s, true),
-            None => Ok(()),
+    pub(super) fn knocks_again(&mut self, call: u32) {
+        if let Some(s) = self.door.take(call) {
+            self.decide_entry(s);
         }
     }
 
-    fn decide_entry(&mut self, mut s: Sequence, has_waited: bool) -> Result<(), SimError> {
+    fn decide_entry(&mut self, mut s: Sequence) {
         s.waited = self.now.moment().saturating_sub(s.arrived);
-        match self.ask_to_admit(&s)? {
+        match self.ask_to_admit(&s) {
             Verdict::Admit => {
                 self.door.enter(s.call, s.hints.tenant);
-                self.place(s)
+                self.place(s);
             }
-            Verdict::Reject { .. } => {
-                self.over(s.call, Status::Rejected);
-                Ok(())
-            }
-            Verdict::DeferUntil(until_ms) => {
-                self.defer(s, until_ms, has_waited);
-                Ok(())
-            }
+            Verdict::Reject { .. } => self.over(s.call, Status::Rejected),
+            Verdict::DeferUntil(until_ms) => self.defer(s, until_ms),
         }
     }
 
-    fn ask_to_admit(&mut self, s: &Sequence) -> Result<Verdict, SimError> {
+    fn ask_to_admit(&mut self, s: &Sequence) -> Verdict {
         if !self.pin(s.call).asks(Slot::Admit) {
-            return Ok(Verdict::Admit);
+            return Verdict::Admit;
         }
-        self.read_loads();
+        let now = self.now;
+        let loads: Vec<Reading> = self.workers.iter_mut().map(|worker| worker.read(now)).collect();
         let own = self.door.tenants.get(&s.hints.tenant).copied().unwrap_or_default();
         let house = House {
             running: self.door.inside.len() as u32,
@@ -124,18 +118,22 @@ impl Fleet<'_> {
             tenant_running: own[INSIDE],
             tenant_deferred: own[WAITING],
         };
-        let fleet = decide::fleet(&house, &self.loads);
+        let fleet = decide::fleet(&house, &loads);
         let mut request = self.request_row(s);
         set_waited(&mut request, s.waited);
-        let frame = frame(self.now, Question::Admit.about(s.call));
+        let frame = frame(now, Question::Admit.about(s.call));
         let view = AdmitView { frame, request: &request, fleet: &fleet };
-        let decision = self.pin(s.call).admit(&view).map_err(|rejected| self.refused(&rejected))?;
-        Ok(decision.verdict)
+        match self.pin(s.call).admit(&view) {
+            Ok(decision) => decision.verdict,
+            // A policy failed that nothing stands in for.
+            Err(rejected) => Verdict::Reject { retry_after_ms: 0, reason: rejected.to_string() },
+        }
     }
 
-    fn defer(&mut self, s: Sequence, until_ms: u64, has_waited: bool) {
+    fn defer(&mut self, s: Sequence, until_ms: u64) {
         let limits = &self.setup.door;
-        let is_full = !has_waited && self.door.waiting.len() >= limits.deferred_max as usize;
+        // Who waits already has a place.
+        let is_full = s.waited.is_zero() && self.door.waiting.len() >= limits.deferred_max as usize;
         let left_ns = limits.defer_ms_max as f64 * 1e6 - s.waited.as_nanos() as f64;
         if is_full || left_ns <= 0.0 {
             return self.over(s.call, Status::Rejected);

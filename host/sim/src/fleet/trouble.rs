@@ -3,7 +3,6 @@
 use super::Fleet;
 use crate::fault::FaultKind;
 use crate::sequence::Sequence;
-use crate::setup::SimError;
 
 /// What ails a worker: how many faults of each kind are under way.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,7 +23,7 @@ impl State {
 
 impl Fleet<'_> {
     /// A fault begins or ends.
-    pub(super) fn trouble(&mut self, fault: usize, begins: bool) -> Result<(), SimError> {
+    pub(super) fn trouble(&mut self, fault: usize, begins: bool) {
         let fault = self.setup.faults[fault];
         let worker = fault.worker;
         match (fault.kind, begins) {
@@ -36,15 +35,14 @@ impl Fleet<'_> {
             }
             (FaultKind::Crash, false) => {
                 self.states[worker].crashes -= 1;
-                self.unite(worker)?;
+                self.unite(worker);
             }
             (FaultKind::Partition, true) => self.states[worker].partitions += 1,
             (FaultKind::Partition, false) => {
                 self.states[worker].partitions -= 1;
-                self.unite(worker)?;
+                self.unite(worker);
             }
         }
-        Ok(())
     }
 
     /// A worker's cache is gone, and its sequences go on with whoever has the least to do.
@@ -76,15 +74,14 @@ impl Fleet<'_> {
     }
 
     /// A worker is back, or can be reached again: what it has to tell is heard, and who waited for anybody is placed.
-    fn unite(&mut self, worker: usize) -> Result<(), SimError> {
+    fn unite(&mut self, worker: usize) {
         if !self.states[worker].is_reachable() {
-            return Ok(());
+            return;
         }
         self.hear(worker);
         self.may_begin(worker);
         for s in std::mem::take(&mut self.stranded) {
-            self.place(s)?;
+            self.place(s);
         }
-        Ok(())
     }
 }

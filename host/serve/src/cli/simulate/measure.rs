@@ -122,8 +122,8 @@ impl Stepper<'_> {
     }
 
     /// Copies the first pages, which are written, over those behind them: a page that was never written may be read faster.
-    fn fill_pages(&mut self, written: u32, pages: u32) -> Result<(), EngineError> {
-        let copies: Vec<(u32, u32)> = (written..pages).map(|to| (to % written, to)).collect();
+    fn fill_pages(&mut self, blocks_written: u32, pages: u32) -> Result<(), EngineError> {
+        let copies: Vec<(u32, u32)> = (blocks_written..pages).map(|to| (to % blocks_written, to)).collect();
         for some in copies.chunks(COPIES) {
             let copy = |(from, to): &(u32, u32)| Xfer::Copy { from: PageIdx(*from), to: PageIdx(*to) };
             let fence = self.executor.transfer(some.iter().map(copy).collect(), Fence(0))?;

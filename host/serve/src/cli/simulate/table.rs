@@ -1,6 +1,6 @@
 //! The tables that `pointsman simulate` prints.
 
-use sim::{Comparison, Difference, Setup, Summary, Workload};
+use sim::{Comparison, Difference, Results, Setup, Summary, Workload};
 
 /// What is simulated.
 pub(super) fn fleet(setup: &Setup, workloads: &[Workload]) {
@@ -53,6 +53,22 @@ pub(super) fn summaries(all: &[Summary]) {
             one.e2e_ms.mean / 1e3,
             100.0 * one.busy,
             one.imbalance,
+        );
+    }
+}
+
+/// Plugins that failed, whose chain is then not what was compared.
+pub(super) fn failures(of: &Results) {
+    for one in &of.failures {
+        let kinds: Vec<String> = one.failed.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        println!(
+            "remark: {}: `{}` failed in {} of {} calls of `{}` ({})",
+            of.chain,
+            one.plugin,
+            one.failed.values().sum::<u64>(),
+            one.calls,
+            one.slot,
+            kinds.join(", ")
         );
     }
 }

@@ -313,7 +313,8 @@ impl Fast {
                     Piece::Added(id) => tokens.push(id),
                     Piece::Text(text) => {
                         let text = if marked { unguarded(text) } else { Cow::Borrowed(text) };
-                        self.stretches.encode(&text, &mut tokens, |tokens| self.bpe.encode(&text, tokens));
+                        self.stretches
+                            .encode(&text, &mut tokens, |part, tokens| self.bpe.encode(part, tokens));
                     }
                 });
             }

@@ -49,6 +49,16 @@ impl Splitter {
     }
 }
 
+/// The first place from byte `from` on, if any, at which a text can be cut: its parts have the words of the whole, whichever
+/// pattern it is.
+///
+/// That is before a space that follows a letter. No alternative has one after the other, and none looks ahead to it.
+pub(super) fn cut(text: &str, from: usize) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let mut spaces = memchr::memchr_iter(b' ', bytes.get(from..)?).map(|at| from + at);
+    spaces.find(|&at| at > 0 && bytes[at - 1].is_ascii_alphabetic())
+}
+
 fn gpt2(text: &str, at: usize) -> usize {
     let (first, len) = kind_at(text, at, false).expect("a word starts before the end");
     if let Some(end) = contraction(text, at, false) {

@@ -2,7 +2,8 @@
 //! every turn.
 //!
 //! A turn of an agent repeats its whole history. Comparing a message with what was kept is some twenty times
-//! cheaper than taking it apart into words.
+//! cheaper than taking it apart into words. Long messages are kept in parts, since some agents have all of a history in
+//! one, and end it differently each time.
 //! **Invariant:** memory is bounded; an answer is given only for equal text, never for an equal hash.
 
 use std::hash::Hasher;
@@ -11,8 +12,13 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use rustc_hash::{FxHashMap, FxHasher};
 
+use super::split::cut;
+
 /// Shortest stretch that is kept. Chosen: below it, the word cache takes about as long as two look-ups here.
 const BYTES_MIN: usize = 256;
+/// Bytes of a part of a longer text, about. Chosen: the last part is encoded anew, in some 100 us, and each costs two
+/// look-ups.
+const PART_BYTES: usize = 8 << 10;
 /// Most bytes of one generation, texts and tokens together. Chosen: two of them hold the messages of some
 /// thirty conversations of 400 kB, at 64 MiB.
 const GENERATION_BYTES_MAX: usize = 32 << 20;
@@ -43,10 +49,25 @@ impl Stretches {
         Self { kept: RwLock::default(), generation_bytes_max: GENERATION_BYTES_MAX }
     }
 
-    /// Appends the tokens of `text`, which `encode` finds if they are not kept.
-    pub(super) fn encode(&self, text: &str, out: &mut Vec<u32>, encode: impl FnOnce(&mut Vec<u32>)) {
+    /// Appends the tokens of `text`, which `encode` finds of what is not kept.
+    pub(super) fn encode(&self, text: &str, out: &mut Vec<u32>, encode: impl Fn(&str, &mut Vec<u32>)) {
+        if text.len() > self.generation_bytes_max / 4 {
+            // It would leave no room for others.
+            return encode(text, out);
+        }
+        // Where it is cut depends on what stands before, so that texts which begin alike have parts in common.
+        let mut rest = text;
+        while let Some(at) = cut(rest, PART_BYTES) {
+            let (part, behind) = rest.split_at(at);
+            self.encode_part(part, out, &encode);
+            rest = behind;
+        }
+        self.encode_part(rest, out, &encode);
+    }
+
+    fn encode_part(&self, text: &str, out: &mut Vec<u32>, encode: impl Fn(&str, &mut Vec<u32>)) {
         if text.len() < BYTES_MIN {
-            return encode(out);
+            return encode(text, out);
         }
         let mut hasher = FxHasher::default();
         hasher.write(text.as_bytes());
@@ -59,7 +80,7 @@ impl Stretches {
             }
             None => {
                 let first = out.len();
-                encode(out);
+                encode(text, out);
                 Arc::new(Kept { text: text.into(), tokens: out[first..].into() })
             }
         };
@@ -81,6 +102,7 @@ impl Stretches {
     fn keep(&self, hash: u64, stretch: Arc<Kept>) {
         let bytes = stretch.text.len() + size_of_val(&*stretch.tokens);
         if bytes > self.generation_bytes_max / 4 {
+            // A part that could not be cut.
             return;
         }
         let Some(mut kept) = self.kept.try_write() else { return };
@@ -108,13 +130,32 @@ mod tests {
 
     /// Asks for the letter's stretch; whether it had to be encoded.
     fn ask(stretches: &Stretches, letter: &str, len: usize) -> bool {
-        let (mut out, mut encoded) = (vec![7], false);
-        stretches.encode(&letter.repeat(len), &mut out, |out| {
-            encoded = true;
+        let (mut out, encoded) = (vec![7], std::cell::Cell::new(false));
+        stretches.encode(&letter.repeat(len), &mut out, |_, out| {
+            encoded.set(true);
             out.push(letter.as_bytes()[0].into());
         });
         assert_eq!(out, [7, letter.as_bytes()[0].into()]);
-        encoded
+        encoded.get()
+    }
+
+    #[test]
+    fn of_a_long_text_that_ends_differently_the_last_part_alone_is_encoded() {
+        let stretches = Stretches::new();
+        let history: String = (0..4000).map(|cat| format!("so cat {cat} sat on the mat ")).collect();
+        let encoded = |end: &str| {
+            let (text, bytes) = (format!("{history}{end}"), std::cell::Cell::new(0));
+            let mut out = Vec::new();
+            stretches.encode(&text, &mut out, |part, out| {
+                bytes.set(bytes.get() + part.len());
+                out.extend(part.bytes().map(u32::from));
+            });
+            assert!(out.iter().copied().eq(text.bytes().map(u32::from)));
+            bytes.get()
+        };
+        assert_eq!(encoded("and slept"), history.len() + 9);
+        assert!(encoded("and woke up") <= PART_BYTES + 64);
+        assert_eq!(encoded("and slept"), 0);
     }
 
     #[test]

@@ -142,6 +142,25 @@ fn any_text() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    /// Wherever a text may be cut, its parts have the tokens of the whole.
+    #[test]
+    fn parts_have_the_tokens_of_the_whole(text in "[aZs'tlre 0-9\\n\\t.,!\u{301}\u{e9}\u{4e00}_-]{0,40}( the [a-z' ]{0,12}){0,3}") {
+        for Pair { ours, .. } in PAIRS.iter() {
+            let Encoder::Fast(fast) = &ours.encoder else { continue };
+            let encode = |text: &str| {
+                let mut tokens = Vec::new();
+                fast.bpe.encode(text, &mut tokens);
+                tokens
+            };
+            let whole = encode(&text);
+            let cuts = (0..text.len()).filter_map(|from| split::cut(&text, from));
+            for at in cuts {
+                let (part, rest) = text.split_at(at);
+                prop_assert_eq!([encode(part), encode(rest)].concat(), whole.clone(), "cut at {} of {:?}", at, text);
+            }
+        }
+    }
+
     /// For any text and every kind of tokenizer, the tokens are those of the reference.
     #[test]
     fn the_fast_path_matches_the_reference(texts in vec(any_text(), 1..4)) {

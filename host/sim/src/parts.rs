@@ -5,7 +5,7 @@ use trace::{Stop, Trace};
 
 /// The parts of a request's prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub(crate) struct PromptParts {
     /// Leading tokens that conversations share that have nothing else to do with each other: tools, and a system prompt.
     system_tokens: u32,
     /// Leading tokens that the session's request before this one had, or was answered.
@@ -14,7 +14,7 @@ pub(crate) struct Shape {
     after_tools: bool,
 }
 
-impl Shape {
+impl PromptParts {
     /// The stretches of a prompt of so many tokens, and of its answer up to `len`.
     pub(crate) fn stretches(self, prompt_tokens: u32, len: u32) -> Vec<Stretch> {
         let rest = if self.after_tools { Role::ToolResult } else { Role::History };
@@ -28,10 +28,10 @@ impl Shape {
     }
 }
 
-/// The shape of each request.
+/// The parts of each prompt.
 ///
 /// Cost: a look at each block of each prompt.
-pub(crate) fn shapes(trace: &Trace) -> Vec<Shape> {
+pub(crate) fn parts_of(trace: &Trace) -> Vec<PromptParts> {
     let mut owner: Vec<Option<u32>> = vec![None; trace.blocks_len() as usize];
     let mut is_shared = vec![false; owner.len()];
     for request in &trace.requests {
@@ -42,19 +42,19 @@ pub(crate) fn shapes(trace: &Trace) -> Vec<Shape> {
         }
     }
     let mut latest: Vec<Option<usize>> = vec![None; trace.sessions.len()];
-    let mut shapes = Vec::with_capacity(trace.requests.len());
+    let mut all = Vec::with_capacity(trace.requests.len());
     for (at, request) in trace.requests.iter().enumerate() {
         let shared = trace.blocks(request).iter().take_while(|block| is_shared[**block as usize]).count();
         let system_tokens = (shared as u32 * trace.block_tokens).min(request.prompt_tokens);
         let before = latest[request.session as usize].replace(at).map(|before| &trace.requests[before]);
         let known = before.map_or(0, |before| before.prompt_tokens + before.output_tokens);
-        shapes.push(Shape {
+        all.push(PromptParts {
             system_tokens,
             known_tokens: known.clamp(system_tokens, request.prompt_tokens),
             after_tools: before.is_some_and(|before| before.stop == Stop::Tools),
         });
     }
-    shapes
+    all
 }
 
 #[cfg(test)]
@@ -77,15 +77,15 @@ mod tests {
         builder.request(entry(0, 0.0, 25, Stop::Tools), [1, 2, 3].into_iter());
         builder.request(entry(1, 1.0, 20, Stop::Answer), [1, 9].into_iter());
         builder.request(entry(0, 2.0, 45, Stop::Answer), [1, 2, 4, 5, 6].into_iter());
-        let shapes = shapes(&builder.finish());
-        let told = |shape: Shape, prompt, len| -> Vec<(Role, u32, u32)> {
-            let all = shape.stretches(prompt, len);
+        let parts = parts_of(&builder.finish());
+        let told = |parts: PromptParts, prompt, len| -> Vec<(Role, u32, u32)> {
+            let all = parts.stretches(prompt, len);
             all.into_iter().map(|part| (part.role, part.start, part.tokens)).collect()
         };
         use Role::{History, Output, System, ToolResult};
-        assert_eq!(told(shapes[0], 25, 30), [(System, 0, 10), (History, 10, 15), (Output, 25, 5)]);
-        assert_eq!(told(shapes[1], 20, 24), [(System, 0, 10), (History, 10, 10), (Output, 20, 4)]);
+        assert_eq!(told(parts[0], 25, 30), [(System, 0, 10), (History, 10, 15), (Output, 25, 5)]);
+        assert_eq!(told(parts[1], 20, 24), [(System, 0, 10), (History, 10, 10), (Output, 20, 4)]);
         let last = [(System, 0, 10), (History, 10, 20), (ToolResult, 30, 15), (Output, 45, 5)];
-        assert_eq!(told(shapes[2], 45, 50), last);
+        assert_eq!(told(parts[2], 45, 50), last);
     }
 }
