@@ -181,6 +181,17 @@ impl Retainer {
         self.memory = memory;
     }
 
+    /// Until when, in Unix milliseconds, [`Retainer::before_step`] does nothing, if at most so many pages more are in use by then.
+    pub fn quiet_until(&self, pool: &BlockPool, pages: u32) -> u64 {
+        if !self.in_force {
+            return u64::MAX;
+        }
+        let stats = pool.stats();
+        let may_press = stats.pages - stats.free + pages >= self.rules.mark_pages;
+        let asks_ms = if may_press { self.pressed_ms + PRESSURE_EVERY_MS } else { u64::MAX };
+        pool.kept_until().map_or(asks_ms, |until_ms| until_ms.min(asks_ms))
+    }
+
     /// Whether anything was ever asked, so that there is something to see to before a step.
     pub fn in_force(&self) -> bool {
         self.in_force

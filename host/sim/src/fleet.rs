@@ -475,8 +475,7 @@ fn workers(setup: &Setup, generations: &Arc<Generations>) -> Vec<Worker> {
         starvation: setup.starvation,
         cost: setup.cost,
         retain: setup.retain,
-        // A full cache is looked at before each step.
-        walks: setup.walks || generations.retains(),
+        walks: setup.walks,
     });
     let block = (setup.block_tokens, setup.token_bytes);
     let tiers = || Tiers::new(&setup.tiers, block, setup.cost.prefill_us[1], setup.retain);

@@ -275,12 +275,15 @@ fn a_chain_is_no_better_than_itself_and_plots_are_whole() {
 }
 
 /// The same fleet and requests, by runs and step by step.
-fn both(seed: u64, workers: usize, blocks: u32) -> (Results, Results) {
+///
+/// A policy that retains has longer between requests, sessions to remember, and steps of whole microseconds: it is told the
+/// time to a millisecond, which must not differ by what is rounded.
+fn both(seed: u64, (workers, blocks): (usize, u32), retains: bool) -> (Results, Results) {
     let mut draw = trace::Draw::new(seed);
     let mut at = 0.0;
     let mut rows = Vec::new();
     for _ in 0..30 {
-        at += draw.exponential(15.0);
+        at += draw.exponential(if retains { 120.0 } else { 15.0 });
         let (prompt, output) = (1 + draw.below(120) as u32, 1 + draw.below(60) as u32);
         let family = draw.below(4);
         rows.push((
@@ -291,10 +294,14 @@ fn both(seed: u64, workers: usize, blocks: u32) -> (Results, Results) {
         ));
     }
     let rows: Vec<_> = rows.iter().map(|(at, p, o, blocks)| (*at, *p, *o, blocks.as_slice())).collect();
-    let w = [workload(trace(&rows), RECORDED)];
-    let cost = CostModel { decode_context_us: [3.0, 0.001], ..CostModel::linear(700.0, 60.0, 90.0) };
+    let hints = CallerHints { inferred_sessions: retains, ..CallerHints::default() };
+    let w = [Workload { hints, ..workload(trace(&rows), RECORDED) }];
+    let whole = CostModel::linear(700.0, 60.0, 90.0);
+    let cost = if retains { whole } else { CostModel { decode_context_us: [3.0, 0.001], ..whole } };
+    let chain = if retains { &*slots::RETAINS } else { &*BUILTIN };
     let base = Setup { blocks, cost, ..setup(workers) };
-    (run(&base, &w), run(&Setup { walks: true, ..base.clone() }, &w))
+    let run = |walks: bool| simulate(&Setup { walks, ..base.clone() }, &w, chain).unwrap();
+    (run(false), run(true))
 }
 
 proptest! {
@@ -302,8 +309,8 @@ proptest! {
 
     /// Steps that are taken together give what they give one by one: the same cache, and times to a nanosecond a step.
     #[test]
-    fn runs_are_the_same_as_walking(seed in 0u64..1_000_000, workers in 1usize..4, blocks in 12u32..60) {
-        let (runs, walks) = both(seed, workers, blocks);
+    fn runs_are_the_same_as_walking(seed in 0u64..1_000_000, workers in 1usize..4, blocks in 12u32..60, retains: bool) {
+        let (runs, walks) = both(seed, (workers, blocks), retains);
         for (one, other) in runs.calls.iter().zip(&walks.calls) {
             prop_assert_eq!((one.worker, one.cached, one.preemptions), (other.worker, other.cached, other.preemptions));
             prop_assert!(one.done.0.abs_diff(other.done.0) < 5_000, "{} {}", one.done.0, other.done.0);

@@ -58,6 +58,11 @@ impl BlockPool {
         (before - self.kept.len()) as u32
     }
 
+    /// When the first of what is kept for a time ends; `None` if nothing is.
+    pub fn kept_until(&self) -> Option<u64> {
+        self.kept.first().map(|(until_ms, _)| *until_ms)
+    }
+
     /// What is kept for a time: what each block is worth, and who is charged for it.
     pub fn kept(&self) -> impl Iterator<Item = (Retention, u64)> + '_ {
         self.kept.iter().map(|&(_, this)| {

@@ -16,6 +16,13 @@ fn chain(plugins: &[(&str, Value)], place: impl FnOnce(&mut ChainSpec)) -> Chain
     Chain::new("tried", spec, 8).unwrap()
 }
 
+/// One that says what is worth keeping.
+pub(super) static RETAINS: LazyLock<Chain> = LazyLock::new(|| {
+    chain(&[("retain-expected-reuse", Value::Null)], |spec| {
+        spec.retain = Some("retain-expected-reuse".into())
+    })
+});
+
 /// A workload of so many requests that all come at once and share nothing.
 fn crowd(name: &str, requests: u32, hints: CallerHints) -> Workload {
     let rows: Vec<(f64, u32, u32, &[u64])> = (0..requests).map(|_| (0.0, 160, 4, &[] as &[u64])).collect();
@@ -148,19 +155,17 @@ fn returning() -> [Workload; 1] {
 #[test]
 fn a_plugin_says_what_of_a_cache_is_worth_keeping() {
     let w = returning();
-    let retains = chain(&[("retain-expected-reuse", Value::Null)], |spec| {
-        spec.retain = Some("retain-expected-reuse".into());
-    });
+    let retains = &*RETAINS;
     let reuse = |setup: &Setup, chain: &Chain| simulate(setup, &w, chain).unwrap().summary(&w, None).reuse;
     let small = Setup { blocks: 70, ..setup(1) };
-    let (recent, kept) = (reuse(&small, &BUILTIN), reuse(&small, &retains));
+    let (recent, kept) = (reuse(&small, &BUILTIN), reuse(&small, retains));
     assert_eq!(recent, 0.0, "three visitors push everybody out");
     assert!(kept > 0.3, "those who said that they are done go first: {kept}");
     // A host tier is told, too.
     let host = TierKind { tier: Tier::Host, blocks: 70, bytes_per_s: 25e9, latency_us: 20.0 };
     let cost = CostModel::linear(0.0, 1000.0, 10.0);
     let tiny = Setup { blocks: 25, tiers: vec![host], cost, ..small };
-    let (recent, kept) = (reuse(&tiny, &BUILTIN), reuse(&tiny, &retains));
+    let (recent, kept) = (reuse(&tiny, &BUILTIN), reuse(&tiny, retains));
     assert!(kept > recent + 0.05, "{recent} {kept}");
-    assert_eq!(kept, reuse(&tiny, &retains), "to the bit");
+    assert_eq!(kept, reuse(&tiny, retains), "to the bit");
 }

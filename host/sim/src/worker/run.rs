@@ -29,6 +29,15 @@ impl Run {
         self.begun.after(cost.run_ns(self.size, f64::from(steps)) * self.slowness)
     }
 
+    /// Steps up to the first one that ends at a time or after it; all of them if there is none.
+    fn steps_until(&self, cost: &CostModel, time: Ns) -> u32 {
+        let before = |steps: u32| self.at(cost, steps) < time;
+        match before(1) {
+            true => (last(self.steps, before) + 1).min(self.steps),
+            false => 1,
+        }
+    }
+
     /// Steps that are over by `now`.
     fn over(&self, cost: &CostModel, now: Ns) -> u32 {
         if now >= self.end {
@@ -53,6 +62,19 @@ impl Run {
     }
 }
 
+/// The largest of 1 to `most` for which something holds that holds up to some number; 1 if there is none.
+fn last(most: u32, holds: impl Fn(u32) -> bool) -> u32 {
+    if holds(most) {
+        return most;
+    }
+    let (mut low, mut high) = (1, most);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if holds(middle) { low = middle } else { high = middle - 1 }
+    }
+    low
+}
+
 impl Worker {
     /// The run that begins with these rows, if they are answers alone.
     pub(super) fn run_of(&self, rows: &[usize], now: Ns) -> Option<Run> {
@@ -69,31 +91,27 @@ impl Worker {
         let context = self.running.iter().map(|s| f64::from(s.len())).sum();
         let size = (self.running.len() as f64, context);
         let mut run = Run { begun: now, end: now, steps, done: 0, size, slowness: self.slowness };
-        run.end = run.at(&self.kind.cost, steps);
+        let quiet = self.retainer.quiet_until(&self.pool, self.pages_wanted(steps) as u32);
+        run.steps = run.steps_until(&self.kind.cost, Ns::of_unix_ms(quiet));
+        run.end = run.at(&self.kind.cost, run.steps);
         Some(run)
+    }
+
+    /// Pages that so many steps take.
+    fn pages_wanted(&self, steps: u32) -> usize {
+        let block_tokens = self.kind.block_tokens as usize;
+        let pages = |s: &crate::sequence::Sequence| {
+            pages_for((s.computed + steps) as usize, block_tokens).saturating_sub(s.pages.len())
+        };
+        self.running.iter().map(pages).sum()
     }
 
     /// Steps until pages run out; one has its pages.
     fn steps_with_pages(&self, steps: u32) -> u32 {
-        let block_tokens = self.kind.block_tokens as usize;
         // What a block is copied from cannot be evicted once a block behind it is sealed.
         let has_copies = self.running.iter().any(|s| s.has_copies);
         let available = if has_copies { self.pool.stats().free } else { self.pool.available() } as usize;
-        let wanted = |steps: u32| -> usize {
-            let pages = |s: &crate::sequence::Sequence| {
-                pages_for((s.computed + steps) as usize, block_tokens).saturating_sub(s.pages.len())
-            };
-            self.running.iter().map(pages).sum()
-        };
-        if wanted(steps) <= available {
-            return steps;
-        }
-        let (mut low, mut high) = (1, steps);
-        while low < high {
-            let middle = low + (high - low).div_ceil(2);
-            if wanted(middle) <= available { low = middle } else { high = middle - 1 }
-        }
-        low
+        last(steps, |steps| self.pages_wanted(steps) <= available)
     }
 
     /// Does what the steps have done that are over.
