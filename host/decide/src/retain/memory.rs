@@ -73,10 +73,16 @@ pub struct Conversation {
 impl Conversation {
     /// Leading blocks that are those of another, too.
     pub(super) fn shares_with(&self, other: &Self) -> usize {
-        let both = self.names.len().min(other.names.len());
         // Equal names mean equal prefixes: from the first that differs on, all do.
-        let indices: Vec<usize> = (0..both).collect();
-        indices.partition_point(|&i| self.names[i] == other.names[i])
+        let (mut shared, mut end) = (0, self.names.len().min(other.names.len()));
+        while shared < end {
+            let middle = shared + (end - shared) / 2;
+            match self.names[middle] == other.names[middle] {
+                true => shared = middle + 1,
+                false => end = middle,
+            }
+        }
+        shared
     }
 }
 
