@@ -13,6 +13,7 @@ use policy::{
     BUILTIN, Clip, Frame, Generations, Keep, RETAIN_CACHE, RETAIN_SEGMENT, RetainView, Table, Tier,
 };
 
+use crate::fill_row;
 pub use memory::{Conversation, Memory, Role, Stretch, stretches};
 
 /// Chosen: what is worth keeping changes with turns; under pressure the answer of a moment ago still holds.
@@ -268,11 +269,7 @@ impl Retainer {
             (stats.pages - stats.free) as f32 / pages,
             stats.kept as f32 / pages,
         ];
-        assert_eq!(numbers.len(), RETAIN_CACHE.numbers.len(), "one value for each column of the contract");
-        for (column, value) in numbers.into_iter().enumerate() {
-            self.cache.numbers_mut(column)[0] = value;
-        }
-        self.cache.ids_mut(0)[0] = self.worker_id;
+        fill_row(&mut self.cache, &numbers, &[self.worker_id]);
     }
 
     fn fill_segments(&mut self, conversations: &[&Conversation], pool: &BlockPool, now_ms: u64) {

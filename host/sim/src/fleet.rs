@@ -226,15 +226,15 @@ impl<'a> Fleet<'a> {
         let trace = Arc::clone(&self.workloads[workload].trace);
         let asked = &trace.requests[request as usize];
         self.calls[call as usize].arrived = self.now;
+        if self.is_house_full() {
+            return self.over(call, Status::Rejected);
+        }
         let mut names = self.names[workload].of_prompt(&trace, asked);
         if let Some(next) = self.nexts[workload].get(request as usize).copied().flatten() {
             self.names[workload].extend(&mut names, &trace, asked, &trace.requests[next as usize]);
         }
         let tokens = (asked.prompt_tokens, asked.output_tokens);
         let mut s = Sequence::new(call, self.now.moment(), tokens, names);
-        if self.is_house_full() {
-            return self.over(call, Status::Rejected);
-        }
         let frame = frame(self.now, Question::Hints.about(call));
         let Ok(wishes) = self.callers[workload].wishes(request, frame) else {
             return self.over(call, Status::Rejected);
@@ -265,14 +265,16 @@ impl<'a> Fleet<'a> {
 
     /// A sequence as the one row that says to every slot what it is.
     fn request_row(&self, s: &Sequence) -> Table {
-        decide::request(&Asked {
+        let mut row = decide::request(&Asked {
             prompt_tokens: s.prompt_tokens,
             prompt_blocks: s.prompt_tokens / self.setup.block_tokens,
             output_tokens_max: 0,
             speculative_prefill: s.speculative_prefill,
             hints: s.hints,
             attributes: s.attributes.clone(),
-        })
+        });
+        decide::set_waited(&mut row, s.waited);
+        row
     }
 
     /// Has the chain choose a worker for a sequence, and sends it there.
@@ -302,8 +304,7 @@ impl<'a> Fleet<'a> {
             }
         });
         candidates(&mut self.candidates, shown);
-        let mut request = self.request_row(&s);
-        decide::set_waited(&mut request, s.waited);
+        let request = self.request_row(&s);
         let frame = frame(self.now, Question::Route.about(s.call));
         let view = RouteView { frame, request: &request, candidates: &self.candidates };
         // A policy failed that nothing stands in for.

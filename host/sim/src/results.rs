@@ -21,7 +21,7 @@ pub enum Status {
     TooLong,
     /// There was no worker.
     NoWorker,
-    /// It was sent away at the door.
+    /// It was sent away: at the door, or since a policy failed that nothing stands in for.
     Rejected,
 }
 
@@ -211,7 +211,7 @@ pub struct Summary {
     pub requests: u64,
     /// Those that were answered.
     pub answered: u64,
-    /// Those that were sent away at the door.
+    /// Those that were sent away.
     pub rejected: u64,
     /// Share of prompt tokens that were found in a cache.
     pub reuse: f64,

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use decide::{House, Reading, set_waited};
+use decide::{House, Reading};
 use policy::{AdmitView, Slot, Verdict};
 
 use super::{Fleet, Happening, Question};
@@ -119,8 +119,7 @@ impl Fleet<'_> {
             tenant_deferred: own[WAITING],
         };
         let fleet = decide::fleet(&house, &loads);
-        let mut request = self.request_row(s);
-        set_waited(&mut request, s.waited);
+        let request = self.request_row(s);
         let frame = frame(now, Question::Admit.about(s.call));
         let view = AdmitView { frame, request: &request, fleet: &fleet };
         match self.pin(s.call).admit(&view) {
